@@ -1,0 +1,137 @@
+//! An agent: the routing key, and what belongs to it: settings, breaker, retry budget.
+
+use crate::id::{AgentId, TaskId};
+use crate::settings::{AgentOverrides, Settings, Violation};
+use crate::store::{AgentRow, BreakerRow, BudgetRow, Counts};
+use crate::task::State;
+use crate::time::{Now, Timestamp};
+use breaker_core::Breaker;
+use retry_core::{Bucket, Limits};
+use std::sync::Arc;
+
+/// An agent in memory. Its rows are written in the batch that changes them.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    /// Its number.
+    pub id: AgentId,
+    /// Its name.
+    pub name: Arc<str>,
+    /// When it was first seen.
+    pub created_at: Timestamp,
+    /// What its tasks go by.
+    pub settings: Arc<Settings>,
+    /// Whether its workers are tried at all.
+    pub breaker: Breaker,
+    /// Task that was its last probe: the next is another, so that one bad task cannot hold an agent down.
+    pub last_probe: Option<TaskId>,
+    /// What its retries are paid from.
+    pub budget: Bucket,
+    /// Tasks by state.
+    pub counts: Counts,
+    /// Of those BLOCKED, how many its breaker holds back.
+    pub gated: u64,
+}
+
+/// Whether a name can be an agent's: `[a-z0-9][a-z0-9._-]{0,62}`.
+#[must_use]
+pub fn is_agent_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = name.as_bytes();
+    bytes.first().is_some_and(|first| plain(*first))
+        && bytes.len() <= crate::limits::AGENT_BYTES
+        && bytes.iter().all(|byte| plain(*byte) || matches!(byte, b'.' | b'_' | b'-'))
+}
+
+impl Agent {
+    /// A new agent with default settings, a closed breaker and a full budget.
+    #[must_use]
+    pub fn new(id: AgentId, name: Arc<str>, now: Now) -> Self {
+        let settings = Settings::default();
+        Self {
+            id,
+            name,
+            created_at: now.at,
+            breaker: closed(&settings),
+            last_probe: None,
+            budget: Bucket::full(limits(&settings), now.at.since_epoch()),
+            settings: Arc::new(settings),
+            counts: Counts::default(),
+            gated: 0,
+        }
+    }
+
+    /// An agent as its rows say. Settings that a newer rule refuses fall back to defaults.
+    #[must_use]
+    pub fn restore(
+        row: AgentRow,
+        breaker: Option<BreakerRow>,
+        budget: Option<BudgetRow>,
+        counts: Counts,
+        now: Now,
+    ) -> Self {
+        let settings = Settings::of(row.given).unwrap_or_default();
+        let mut agent = Self { created_at: row.created_at, ..Self::new(row.id, row.name, now) };
+        if let Some(row) = breaker {
+            agent.last_probe = row.last_probe;
+            agent.breaker = Breaker::restore(row.snapshot, settings.breaker, now.at.since_epoch())
+                .unwrap_or_else(|_| closed(&settings));
+        } else {
+            agent.breaker = closed(&settings);
+        }
+        agent.budget = match budget {
+            Some(row) => Bucket::restore(limits(&settings), row.level),
+            None => Bucket::full(limits(&settings), now.at.since_epoch()),
+        };
+        agent.settings = Arc::new(settings);
+        agent.counts = counts;
+        agent
+    }
+
+    /// Changes what `change` sets.
+    ///
+    /// # Errors
+    /// Everything that breaks a rule; nothing changed.
+    pub fn configure(&mut self, change: AgentOverrides, now: Now) -> Result<(), Vec<Violation>> {
+        let settings = Settings::of(change.or(self.settings.given))?;
+        self.budget.resize(limits(&settings), now.at.since_epoch());
+        // Settings::of validated it: an error here could only be the same one again.
+        let _ = self.breaker.set_config(settings.breaker, now.at.since_epoch());
+        self.settings = Arc::new(settings);
+        Ok(())
+    }
+
+    /// Tasks that wait: QUEUED, RETRY, BLOCKED.
+    #[must_use]
+    pub fn waiting(&self) -> u64 {
+        [State::Queued, State::Retry, State::Blocked]
+            .iter()
+            .map(|state| self.counts[usize::from(state.code())])
+            .sum()
+    }
+
+    /// Its row.
+    #[must_use]
+    pub fn row(&self) -> AgentRow {
+        AgentRow { id: self.id, name: Arc::clone(&self.name), given: self.settings.given, created_at: self.created_at }
+    }
+
+    /// Its breaker's row.
+    #[must_use]
+    pub fn breaker_row(&self) -> BreakerRow {
+        BreakerRow { agent: self.id, snapshot: self.breaker.snapshot(), last_probe: self.last_probe }
+    }
+
+    /// Its budget's row.
+    #[must_use]
+    pub fn budget_row(&self) -> BudgetRow {
+        BudgetRow { agent: Some(self.id), level: self.budget.level() }
+    }
+}
+
+fn limits(settings: &Settings) -> Limits {
+    settings.budget.build().unwrap_or_default()
+}
+
+fn closed(settings: &Settings) -> Breaker {
+    Breaker::new(settings.breaker).expect("settings are made by Settings::of, which validates the breaker's")
+}

@@ -1,0 +1,84 @@
+//! The choice of whom to assign: sessions take turns, and so do the agents of a session.
+//!
+//! The store offered tasks in order; here each finds a session. Pure.
+
+use crate::id::{AgentId, SessionId};
+use crate::session::Session;
+use crate::task::{Reason, Task};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+/// Sessions that ask for the same tasks: one agent, the same types.
+pub type Group = (AgentId, Option<Arc<[Arc<str>]>>);
+
+/// Hands offered tasks to sessions with room: one task a turn, sessions in order, each going round its agents.
+///
+/// A task that was lost goes to another worker than the one that lost it, where another with room exists. Cursors of
+/// sessions move on; `held` is not touched: the caller does that with the claim. Returns pairs in the order made.
+pub fn choose(
+    sessions: &mut [&mut Session],
+    offers: &mut HashMap<Group, VecDeque<Task>>,
+) -> Vec<(SessionId, Task)> {
+    let mut chosen = Vec::new();
+    let mut taken = HashSet::new();
+    let mut room: Vec<usize> = sessions.iter().map(|session| session.room()).collect();
+    loop {
+        let mut progress = false;
+        for at in 0..sessions.len() {
+            if room[at] == 0 {
+                continue;
+            }
+            if let Some(task) = next_for(sessions, at, &room, offers, &mut taken) {
+                room[at] -= 1;
+                progress = true;
+                chosen.push((sessions[at].id, task));
+            }
+        }
+        if !progress {
+            return chosen;
+        }
+    }
+}
+
+fn next_for(
+    sessions: &mut [&mut Session],
+    at: usize,
+    room: &[usize],
+    offers: &mut HashMap<Group, VecDeque<Task>>,
+    taken: &mut HashSet<crate::id::TaskId>,
+) -> Option<Task> {
+    let agents = sessions[at].agents.len();
+    for turn in 0..agents {
+        let index = (sessions[at].cursor + turn) % agents;
+        let group = (sessions[at].agents[index], sessions[at].types.clone());
+        let Some(queue) = offers.get_mut(&group) else { continue };
+        // Two groups of one agent may have been offered the same task.
+        while queue.front().is_some_and(|task| taken.contains(&task.id)) {
+            queue.pop_front();
+        }
+        let found = queue
+            .iter()
+            .position(|task| !taken.contains(&task.id) && !another_is_better(task, sessions, at, room));
+        if let Some(task) = found.and_then(|found| queue.remove(found)) {
+            taken.insert(task.id);
+            sessions[at].cursor = index + 1;
+            return Some(task);
+        }
+    }
+    None
+}
+
+/// Whether this task was lost by the worker at `at`, and another worker with room takes it.
+fn another_is_better(task: &Task, sessions: &[&mut Session], at: usize, room: &[usize]) -> bool {
+    let lost_by = match &task.holder {
+        Some(holder) if task.reason == Reason::Lost => &holder.worker,
+        _ => return false,
+    };
+    *lost_by == sessions[at].worker
+        && sessions.iter().zip(room).any(|(other, room)| {
+            *room > 0
+                && other.worker != *lost_by
+                && other.agents.contains(&task.spec.agent)
+                && other.takes(&task.spec.task_type)
+        })
+}

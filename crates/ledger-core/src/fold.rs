@@ -1,0 +1,139 @@
+//! The history is the truth: folding a task's rows yields its state.
+//!
+//! Written apart from the transition table on purpose, so that each checks the other. Needs no policy: rows carry the
+//! results of decisions. Soft fields (lease end, progress) and the breaker's permit are not in the history.
+
+use crate::event::{Fact, Record};
+use crate::task::{EventKind, Reason, State, StopCause};
+use crate::time::Timestamp;
+use std::sync::Arc;
+
+/// What the history says of a task.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Folded {
+    /// Where it is; none before the first row.
+    pub state: Option<State>,
+    /// Finer meaning; none before the first row.
+    pub reason: Option<Reason>,
+    /// Transitions so far.
+    pub version: u64,
+    /// Newest claim.
+    pub fence: u64,
+    /// Claims made.
+    pub delivery: u32,
+    /// Executions that began.
+    pub attempt: u32,
+    /// Failures that led to a retry.
+    pub retry_count: u32,
+    /// Leases of acknowledged tasks that ran out.
+    pub losses: u32,
+    /// Deliveries since the last attempt that ended in complete, fail or block.
+    pub idle_deliveries: u32,
+    /// Times it made room.
+    pub preemptions: u32,
+    /// Times it was redriven.
+    pub redrives: u32,
+    /// Failed probes that did not count.
+    pub probe_failures: u32,
+    /// Who holds it.
+    pub worker: Option<Arc<str>>,
+    /// A stop that was asked for.
+    pub stop: Option<(StopCause, Timestamp)>,
+    /// Its dead letter was discarded.
+    pub discarded: bool,
+}
+
+/// Why a row cannot follow the ones before it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("history row {version}: {what}")]
+pub struct Broken {
+    /// Of the row.
+    pub version: u64,
+    /// What is wrong.
+    pub what: &'static str,
+}
+
+impl Folded {
+    /// Folds rows, oldest first.
+    ///
+    /// # Errors
+    /// The first row that cannot follow those before it.
+    pub fn of<'a>(rows: impl IntoIterator<Item = &'a Record>) -> Result<Self, Broken> {
+        let mut folded = Self::default();
+        let mut last = Timestamp::from_millis(i64::MIN);
+        for row in rows {
+            folded.step(row)?;
+            if row.at < last {
+                return Err(Broken { version: row.version, what: "time runs backwards" });
+            }
+            last = row.at;
+        }
+        Ok(folded)
+    }
+
+    fn step(&mut self, row: &Record) -> Result<(), Broken> {
+        let broken = |what| Err(Broken { version: row.version, what });
+        if row.version != self.version + 1 {
+            return broken("versions have a gap");
+        }
+        if row.from != self.state {
+            return broken("it starts from another state");
+        }
+        if row.fence < self.fence {
+            return broken("the fence fell");
+        }
+        if row.attempt < self.attempt {
+            return broken("the attempt fell");
+        }
+        let ends_attempt = matches!(row.kind, EventKind::Completed | EventKind::Failed | EventKind::Blocked);
+        match row.kind {
+            EventKind::Assigned => {
+                self.delivery += 1;
+                self.idle_deliveries += 1;
+                self.worker = row.worker.clone();
+            }
+            EventKind::Redriven => {
+                self.redrives += 1;
+                self.retry_count = 0;
+                self.losses = 0;
+                self.idle_deliveries = 0;
+                self.preemptions = 0;
+                self.probe_failures = 0;
+            }
+            EventKind::Lost if row.to == State::Retry && row.reason == Reason::Lost => self.losses += 1,
+            EventKind::Lost if row.to == State::Failed && row.fact(Fact::Cause).is_none() => self.losses += 1,
+            EventKind::StopRequested => {
+                let cause = StopCause::ALL.iter().find(|cause| row.fact(Fact::Cause) == Some(cause.as_str()));
+                let (Some(cause), Some(until)) = (cause, row.until) else { return broken("a stop without cause") };
+                self.stop = Some((*cause, until));
+            }
+            EventKind::Discarded => self.discarded = true,
+            _ => {}
+        }
+        let retried = row.to == State::Retry && matches!(row.reason, Reason::Backoff | Reason::Budget);
+        if retried && row.kind != EventKind::BudgetGranted {
+            match row.fact(Fact::Uncounted) {
+                Some(_) => self.probe_failures += 1,
+                None => self.retry_count += 1,
+            }
+        }
+        // An end that a stop turned into a failed attempt ends the run of idle deliveries, as a worker's own word does.
+        let timed_out = row.error.is_some() || retried;
+        if ends_attempt && !matches!(row.reason, Reason::User | Reason::Deadline) || timed_out && row.kind != EventKind::BudgetGranted {
+            self.idle_deliveries = 0;
+        }
+        if row.to == State::Queued && matches!(row.reason, Reason::Drain | Reason::Preempted) && row.kind != EventKind::Ungated {
+            self.idle_deliveries = self.idle_deliveries.saturating_sub(1);
+            self.preemptions += u32::from(row.reason == Reason::Preempted);
+        }
+        if row.to != State::Running {
+            self.stop = None;
+        }
+        self.state = Some(row.to);
+        self.reason = Some(row.reason);
+        self.version = row.version;
+        self.fence = row.fence;
+        self.attempt = row.attempt;
+        Ok(())
+    }
+}

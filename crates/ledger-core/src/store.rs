@@ -1,0 +1,493 @@
+//! The seam to a store, written for both: SQLite, where one process owns everything, and PostgreSQL, where a replica may
+//! be overtaken by another.
+//!
+//! A batch goes: [`Store::begin`] reads what its commands name, [`Store::write`] takes what was decided,
+//! [`Store::offer`] names tasks that can be claimed, the claims are written, [`Store::commit`] makes all of it durable.
+//! Any task of a write may come back overtaken: somebody else changed it since it was read; it is read again and decided
+//! anew. ledger-core picks sessions; the store offers tasks.
+//!
+//! No async runtime is named here: a future is a boxed one.
+
+use crate::event::Record;
+use crate::id::{AgentId, SessionId, TaskId};
+use crate::settings::AgentOverrides;
+use crate::task::{Reason, State, Task, TaskError};
+use crate::time::{Now, Timestamp};
+use bytes::Bytes;
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+/// What a store's methods return.
+pub type Fut<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// Why a store did not do what it was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// One statement was refused and the batch rolled back; a bug, or data that no check caught.
+    #[error("a statement failed: {0}")]
+    Statement(String),
+    /// The disk is full; the batch is rolled back.
+    #[error("the disk is full")]
+    Full,
+    /// The store cannot be reached; nothing was written.
+    #[error("the store is unavailable: {0}")]
+    Unavailable(String),
+    /// Whether the batch was written is not known.
+    #[error("the fate of a commit is unclear: {0}")]
+    Unknown(String),
+    /// What is stored cannot be right.
+    #[error("the store is corrupt: {0}")]
+    Corrupt(String),
+}
+
+/// What a producer gave that no decision needs.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TaskData {
+    /// The input.
+    pub payload: Bytes,
+    /// Free labels, by key.
+    pub labels: Vec<(String, String)>,
+    /// W3C trace context; may be empty.
+    pub traceparent: String,
+    /// W3C trace state; may be empty.
+    pub tracestate: String,
+    /// The user's own key; may be empty.
+    pub key: String,
+    /// Digest of what must be the same when the key comes again.
+    pub digest: u64,
+}
+
+/// What a worker last said about its attempt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProgressNote {
+    /// Share done, 0 to 1.
+    pub fraction: f64,
+    /// A note for people.
+    pub note: String,
+    /// When it came.
+    pub at: Timestamp,
+}
+
+/// What is known beside a task, kept out of its narrow row. None: unchanged.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Notes {
+    /// The last failure.
+    pub error: Option<Arc<TaskError>>,
+    /// What the next attempt goes on from.
+    pub checkpoint: Option<Bytes>,
+    /// The last progress.
+    pub progress: Option<ProgressNote>,
+    /// What a block waits for.
+    pub question: Option<Arc<str>>,
+}
+
+/// The record of a FAILED task.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeadLetter {
+    /// The task.
+    pub task: TaskId,
+    /// Its agent.
+    pub agent: AgentId,
+    /// Its type.
+    pub task_type: Arc<str>,
+    /// Why it failed.
+    pub reason: Reason,
+    /// Its last error.
+    pub error: Option<Arc<TaskError>>,
+    /// The same for errors alike.
+    pub fingerprint: u64,
+    /// When it failed.
+    pub failed_at: Timestamp,
+    /// Executions that began.
+    pub attempt: u32,
+    /// Times it was redriven before.
+    pub redrives: u32,
+    /// When and why it was discarded.
+    pub discarded: Option<(Timestamp, Arc<str>)>,
+}
+
+/// An agent as stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AgentRow {
+    /// Its number.
+    pub id: AgentId,
+    /// Its name.
+    pub name: Arc<str>,
+    /// What was set.
+    pub given: AgentOverrides,
+    /// When it was first seen.
+    pub created_at: Timestamp,
+}
+
+/// A breaker as stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BreakerRow {
+    /// Whose.
+    pub agent: AgentId,
+    /// Its state.
+    pub snapshot: breaker_core::Snapshot,
+    /// The task that was its last probe.
+    pub last_probe: Option<TaskId>,
+}
+
+/// A retry budget as stored; the global one has no agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BudgetRow {
+    /// Whose.
+    pub agent: Option<AgentId>,
+    /// What is in it.
+    pub level: retry_core::Level,
+}
+
+/// A worker's stream as stored, one row per worker_id: its last.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SessionRow {
+    /// The worker.
+    pub worker: Arc<str>,
+    /// Its process.
+    pub incarnation: u64,
+    /// The stream.
+    pub session: SessionId,
+    /// When it was opened.
+    pub connected_at: Timestamp,
+    /// Its last beat.
+    pub beat_at: Timestamp,
+    /// Whether it is still open.
+    pub open: bool,
+}
+
+/// An answer remembered under a request id.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RequestRow {
+    /// The id.
+    pub id: Arc<str>,
+    /// Digest of the request.
+    pub digest: u64,
+    /// The answer, in the ledger's own encoding.
+    pub answer: Bytes,
+    /// When it was given.
+    pub at: Timestamp,
+}
+
+/// A task that is written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Changed {
+    /// As it is now.
+    pub task: Task,
+    /// Version that was read; 0 for a new task.
+    pub expected: u64,
+    /// State that was read; none for a new task.
+    pub was: Option<State>,
+}
+
+/// Everything a batch writes. One row image per task, whatever happened to it in the batch.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// Row images.
+    pub tasks: Vec<Changed>,
+    /// Data of new tasks.
+    pub data: Vec<(TaskId, Arc<TaskData>)>,
+    /// Transitions, in order.
+    pub history: Vec<Record>,
+    /// Results of completed tasks.
+    pub results: Vec<(TaskId, Bytes)>,
+    /// Results of refused outcomes, for salvage: task, fence, result.
+    pub salvage: Vec<(TaskId, u64, Bytes)>,
+    /// What is known beside tasks.
+    pub notes: Vec<(TaskId, Notes)>,
+    /// New or changed dead letters.
+    pub dead_letters: Vec<DeadLetter>,
+    /// Dead letters that are none any more.
+    pub redriven: Vec<TaskId>,
+    /// Idempotency keys that are free again.
+    pub freed_keys: Vec<TaskId>,
+    /// Answers to remember.
+    pub requests: Vec<RequestRow>,
+    /// New or changed agents.
+    pub agents: Vec<AgentRow>,
+    /// Changed breakers.
+    pub breakers: Vec<BreakerRow>,
+    /// Changed budgets.
+    pub budgets: Vec<BudgetRow>,
+    /// New or changed sessions.
+    pub sessions: Vec<SessionRow>,
+}
+
+impl Changes {
+    /// Whether there is nothing to write.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
+            && self.data.is_empty()
+            && self.history.is_empty()
+            && self.results.is_empty()
+            && self.salvage.is_empty()
+            && self.notes.is_empty()
+            && self.dead_letters.is_empty()
+            && self.redriven.is_empty()
+            && self.freed_keys.is_empty()
+            && self.requests.is_empty()
+            && self.agents.is_empty()
+            && self.breakers.is_empty()
+            && self.budgets.is_empty()
+            && self.sessions.is_empty()
+    }
+}
+
+/// What the commands of a batch name.
+#[derive(Clone, Debug, Default)]
+pub struct Want {
+    /// Tasks.
+    pub tasks: Vec<TaskId>,
+    /// Idempotency keys.
+    pub keys: Vec<(AgentId, Arc<str>)>,
+    /// Request ids.
+    pub requests: Vec<Arc<str>>,
+}
+
+/// Who holds an idempotency key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyHolder {
+    /// The task.
+    pub task: TaskId,
+    /// Digest of its content.
+    pub digest: u64,
+}
+
+/// What is stored of that. What is absent does not exist.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// Tasks.
+    pub tasks: HashMap<TaskId, Task>,
+    /// Holders of keys.
+    pub keys: HashMap<(AgentId, Arc<str>), KeyHolder>,
+    /// Remembered answers.
+    pub requests: HashMap<Arc<str>, RequestRow>,
+}
+
+/// A question for claimable tasks.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// Of this agent.
+    pub agent: AgentId,
+    /// Of these types; none: all.
+    pub types: Option<Arc<[Arc<str>]>>,
+    /// At most so many.
+    pub limit: usize,
+    /// Those that the agent's open breaker holds back too (for the choice of a probe).
+    pub gated: bool,
+}
+
+/// Numbers of tasks of one agent, indexed by [`State::code`].
+pub type Counts = [u64; 8];
+
+/// What a ledger starts from.
+#[derive(Clone, Debug, Default)]
+pub struct Recovered {
+    /// Seed of all keyed draws, made once per ledger.
+    pub seed: u64,
+    /// Agents.
+    pub agents: Vec<AgentRow>,
+    /// Breakers that are not in their first state.
+    pub breakers: Vec<BreakerRow>,
+    /// Budgets that were used.
+    pub budgets: Vec<BudgetRow>,
+    /// Last session of each worker.
+    pub sessions: Vec<SessionRow>,
+    /// Tasks stored, by agent.
+    pub counts: HashMap<AgentId, Counts>,
+    /// Highest session number given.
+    pub last_session: u64,
+    /// Transitions ever made.
+    pub transitions: u64,
+    /// Every task that has not ended and has a timer or a holder: RUNNING, BLOCKED, RETRY (BUDGET), and those
+    /// with a deadline or a queue_timeout of their own or of their agent.
+    pub timed: Vec<Task>,
+}
+
+/// The writing half of a store. One caller, one batch at a time.
+pub trait Store: Send {
+    /// What only a commit can make; replies need it.
+    type Proof: Send;
+
+    /// Reads what a ledger starts from, anew after a failed commit as well.
+    ///
+    /// # Errors
+    /// Any; the ledger cannot serve then.
+    fn recover(&mut self, now: Now) -> Fut<'_, Recovered>;
+
+    /// Numbers for `n` new tasks: the first of a run.
+    ///
+    /// # Errors
+    /// Where numbers come from a server, that it is away.
+    fn ids(&mut self, n: usize) -> Fut<'_, u64>;
+
+    /// Opens a batch and reads what its commands name.
+    ///
+    /// # Errors
+    /// Nothing was written.
+    fn begin<'a>(&'a mut self, want: &'a Want) -> Fut<'a, Known>;
+
+    /// The rows that settled these (task, fence) pairs, in order.
+    ///
+    /// # Errors
+    /// Nothing was written.
+    fn settled<'a>(&'a mut self, leases: &'a [(TaskId, u64)]) -> Fut<'a, Vec<Option<Record>>>;
+
+    /// For each question its claimable tasks that are due, in the order priority, run_at, id; those written in this
+    /// batch included.
+    ///
+    /// # Errors
+    /// Nothing was written.
+    fn offer<'a>(&'a mut self, asks: &'a [Ask], now: Now) -> Fut<'a, Vec<Vec<Task>>>;
+
+    /// Tasks of this agent that its open breaker holds back.
+    ///
+    /// # Errors
+    /// Nothing was written.
+    fn gated(&mut self, agent: AgentId) -> Fut<'_, Vec<Task>>;
+
+    /// Takes what was decided. Returns the tasks that somebody else changed since they were read: nothing was written
+    /// of those, neither rows nor history.
+    ///
+    /// # Errors
+    /// The batch is rolled back.
+    fn write(&mut self, changes: Changes) -> Fut<'_, Vec<TaskId>>;
+
+    /// Makes the batch durable.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] when it may have been; otherwise the batch is rolled back, and so is what the store
+    /// remembers: the caller recovers.
+    fn commit(&mut self) -> Fut<'_, Self::Proof>;
+
+    /// The earliest time after `now` at which a waiting task becomes due, on the steady clock.
+    fn next_due(&self, now: Now) -> Option<Timestamp>;
+}
+
+/// A task with what is known beside it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TaskView {
+    /// The task.
+    pub task: Task,
+    /// Its agent's name.
+    pub agent: Arc<str>,
+    /// Its data; the payload is empty unless asked for.
+    pub data: TaskData,
+    /// Size of the payload.
+    pub payload_bytes: u64,
+    /// Size of the result.
+    pub result_bytes: u64,
+    /// The result, when asked for.
+    pub result: Option<Bytes>,
+    /// What is known beside it.
+    pub notes: Notes,
+}
+
+/// A history row with its number in the ledger.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HistoryView {
+    /// Its number.
+    pub seq: u64,
+    /// The row.
+    pub record: Record,
+}
+
+/// Which tasks to list. None and empty do not filter.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TaskFilter {
+    /// Of this agent.
+    pub agent: Option<AgentId>,
+    /// In one of these states.
+    pub states: Vec<State>,
+    /// Of this type.
+    pub task_type: Option<String>,
+    /// Of this priority.
+    pub priority: Option<u8>,
+    /// With all of these labels.
+    pub labels: Vec<(String, String)>,
+    /// Enqueued then or later.
+    pub created_after: Option<Timestamp>,
+    /// Enqueued before.
+    pub created_before: Option<Timestamp>,
+}
+
+/// Which dead letters to list. None does not filter.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DeadLetterFilter {
+    /// Of this agent.
+    pub agent: Option<AgentId>,
+    /// Of this type.
+    pub task_type: Option<String>,
+    /// With this reason.
+    pub reason: Option<Reason>,
+    /// With this fingerprint.
+    pub fingerprint: Option<u64>,
+    /// Failed then or later.
+    pub failed_after: Option<Timestamp>,
+    /// Failed before.
+    pub failed_before: Option<Timestamp>,
+    /// Discarded ones too.
+    pub discarded: bool,
+}
+
+/// A page of a list, newest first.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Page<T> {
+    /// What was found.
+    pub items: Vec<T>,
+    /// Where to go on: only rows older than this; none when that was all.
+    pub before: Option<u64>,
+}
+
+/// The reading half of a store: committed rows only, any number of callers, never in the writer's way.
+pub trait Reader: Send + Sync {
+    /// One task.
+    ///
+    /// # Errors
+    /// That the store cannot be read.
+    fn task(&self, id: TaskId, with_data: bool) -> Fut<'_, Option<TaskView>>;
+
+    /// Tasks newest first, older than `before`. Looks at a bounded number of rows.
+    ///
+    /// # Errors
+    /// That the store cannot be read.
+    fn tasks<'a>(&'a self, filter: &'a TaskFilter, before: Option<u64>, limit: usize) -> Fut<'a, Page<TaskView>>;
+
+    /// A task's history, oldest first; none for an unknown task.
+    ///
+    /// # Errors
+    /// That the store cannot be read.
+    fn history(&self, id: TaskId) -> Fut<'_, Option<Vec<HistoryView>>>;
+
+    /// One dead letter.
+    ///
+    /// # Errors
+    /// That the store cannot be read.
+    fn dead_letter(&self, id: TaskId) -> Fut<'_, Option<DeadLetter>>;
+
+    /// Dead letters newest first (by task), older than `before`.
+    ///
+    /// # Errors
+    /// That the store cannot be read.
+    fn dead_letters<'a>(
+        &'a self,
+        filter: &'a DeadLetterFilter,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Fut<'a, Page<DeadLetter>>;
+
+    /// What the workers of these tasks need: data, and notes of those that were delivered before. In the order asked.
+    ///
+    /// # Errors
+    /// That the store cannot be read.
+    fn for_workers<'a>(&'a self, ids: &'a [(TaskId, bool)]) -> Fut<'a, Vec<(Arc<TaskData>, Notes)>>;
+
+    /// Dead letters that are not discarded, and bytes stored.
+    ///
+    /// # Errors
+    /// That the store cannot be read.
+    fn sizes(&self) -> Fut<'_, (u64, u64)>;
+}

@@ -1,0 +1,64 @@
+//! The only reader of the clocks and of entropy.
+//!
+//! Steady time starts as wall time and then follows the monotonic clock: whatever is done to the wall clock, a lease is
+//! as long as it says. Where the two drift apart by more than 2 s, [`Now::skew`] says by how much, and only times that
+//! users named go by the wall clock anew.
+
+use ledger_core::{Now, Timestamp};
+use std::hash::{BuildHasher, RandomState};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Below this, wall and steady time are held to agree.
+const SLACK_MS: i64 = 2_000;
+
+/// A clock that was started once.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    wall: Timestamp,
+    started: Instant,
+}
+
+impl Clock {
+    /// Starts a clock at what the wall clock shows now.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads clocks")]
+    pub fn start() -> Self {
+        Self { wall: wall(), started: Instant::now() }
+    }
+
+    /// The time.
+    #[must_use]
+    pub fn now(&self) -> Now {
+        let at = self.wall.after(Duration::from_millis(
+            u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        ));
+        let skew = wall().millis().saturating_sub(at.millis());
+        Now { at, skew: if skew.abs() > SLACK_MS { skew } else { 0 } }
+    }
+
+    /// The instant of the async runtime at which steady time reaches `at`.
+    #[must_use]
+    pub fn instant(&self, at: Timestamp) -> tokio::time::Instant {
+        let ahead = at.since(self.now().at);
+        // A year is longer than any process waits for one timer, and adding it never overflows.
+        tokio::time::Instant::now() + ahead.min(Duration::from_secs(366 * 24 * 3_600))
+    }
+
+    /// Since the clock was started.
+    #[must_use]
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+/// A random number, for the seed of a new ledger.
+#[must_use]
+pub fn entropy() -> u64 {
+    RandomState::new().hash_one(0x6c65_6467_6572_u64)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place that reads clocks")]
+fn wall() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_millis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}

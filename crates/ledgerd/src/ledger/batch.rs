@@ -1,0 +1,460 @@
+//! One batch: what was read for it, what was decided, what is written, and what will be said once it is durable.
+//!
+//! Nothing here speaks. Replies and frames wait in [`Batch`] until the store has made a [`Committed`].
+
+use super::command::{Answer, LeaseVerdict, LedgerError, Receipt, ToWorker, Verdict};
+use super::memory::Memory;
+use crate::store::{Committed, DynStore};
+use ledger_core::store::{Changed, Changes, DeadLetter, Known, Notes, Reader};
+use ledger_core::{
+    AgentId, Applied, Context, Event, EventKind, Now, Reason, Record, Refusal, SessionId, State, Task, TaskError,
+    TaskId,
+};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+/// A task that the batch has read.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) task: Task,
+    /// Version and state as read; 0 and none for a new one.
+    expected: u64,
+    was: Option<State>,
+    /// Its row is to be written.
+    dirty: bool,
+}
+
+/// A claim to be told to its session.
+#[derive(Debug)]
+pub(super) struct Claimed {
+    pub(super) session: SessionId,
+    pub(super) task: Task,
+}
+
+/// One batch of the ledger loop.
+pub(super) struct Batch<'a> {
+    pub(super) memory: &'a mut Memory,
+    pub(super) store: &'a mut DynStore,
+    pub(super) reader: &'a Arc<dyn Reader>,
+    pub(super) now: Now,
+    pub(super) known: Known,
+    pub(super) open: HashMap<TaskId, Open>,
+    pub(super) changes: Changes,
+    /// Outcomes settled in this batch, not yet in the store.
+    settled: HashMap<(TaskId, u64), Record>,
+    breakers: BTreeSet<AgentId>,
+    budgets: BTreeSet<Option<AgentId>>,
+    pub(super) configured: BTreeSet<AgentId>,
+    pub(super) beaten_sessions: BTreeSet<SessionId>,
+    /// Agents whose breaker closed: what it held back goes on.
+    pub(super) ungate: BTreeSet<AgentId>,
+    pub(super) said: Said,
+}
+
+/// What will be said once the batch is durable.
+#[derive(Debug, Default)]
+pub(super) struct Said {
+    pub(super) replies: Vec<(oneshot::Sender<Result<Answer, LedgerError>>, Result<Answer, LedgerError>)>,
+    pub(super) receipts: HashMap<SessionId, Vec<Receipt>>,
+    pub(super) frames: Vec<(SessionId, ToWorker)>,
+    pub(super) claimed: Vec<Claimed>,
+    pub(super) ended: Vec<TaskId>,
+    pub(super) new_agents: Vec<(Arc<str>, AgentId)>,
+    pub(super) closed: Vec<SessionId>,
+}
+
+impl<'a> Batch<'a> {
+    pub(super) fn new(
+        memory: &'a mut Memory,
+        store: &'a mut DynStore,
+        reader: &'a Arc<dyn Reader>,
+        now: Now,
+    ) -> Self {
+        Self {
+            memory,
+            store,
+            reader,
+            now,
+            known: Known::default(),
+            open: HashMap::new(),
+            changes: Changes::default(),
+            settled: HashMap::new(),
+            breakers: BTreeSet::new(),
+            budgets: BTreeSet::new(),
+            configured: BTreeSet::new(),
+            beaten_sessions: BTreeSet::new(),
+            ungate: BTreeSet::new(),
+            said: Said::default(),
+        }
+    }
+
+    /// Takes what the store knows of what the commands name.
+    pub(super) fn know(&mut self, mut known: Known) {
+        for (id, task) in known.tasks.drain() {
+            self.take_up(id, task);
+        }
+        self.known = known;
+    }
+
+    /// Takes up a task that the store offered or read.
+    pub(super) fn take_up(&mut self, id: TaskId, task: Task) {
+        self.open.entry(id).or_insert_with(|| Open {
+            expected: task.version,
+            was: Some(task.state),
+            dirty: false,
+            task,
+        });
+    }
+
+    /// Takes up a new task.
+    pub(super) fn create(&mut self, task: Task, record: Record) {
+        if let Some(agent) = self.memory.agents.get_mut(&task.spec.agent) {
+            agent.counts[usize::from(task.state.code())] += 1;
+        }
+        self.memory.transitions += 1;
+        self.changes.history.push(record);
+        self.open.insert(task.id, Open { task, expected: 0, was: None, dirty: true });
+    }
+
+    /// Applies `event` to a task and does in memory what goes with it.
+    pub(super) fn apply(&mut self, id: TaskId, event: &Event, digest: u64) -> Result<Applied, LedgerError> {
+        let open = self.open.get_mut(&id).ok_or(LedgerError::UnknownTask(id))?;
+        let agent_id = open.task.spec.agent;
+        let agent = self.memory.agents.get_mut(&agent_id).ok_or(LedgerError::UnknownTask(id))?;
+        let now = self.now.at.since_epoch();
+        let was_gated = open.task.is_gated();
+        let had = open.task.holder.clone();
+        let from = open.task.state;
+        let settings = Arc::clone(&agent.settings);
+        let draw =
+            retry_core::draw(self.memory.seed, id.0, u64::from(open.task.delivery) << 8 | u64::from(event_key(event)));
+        let enough = u64::from(1_000_u32);
+        let (own, shared) = (agent.budget.available(now), self.memory.budget.available(now));
+        let affords = |tokens: u32| own.min(shared) >= u64::from(tokens) * enough;
+        let cx = Context { now: self.now, settings: &settings, draw, affords: &affords, digest };
+        let mut applied = open.task.apply(event, &cx).map_err(LedgerError::Refused)?;
+        let Some(record) = applied.record.take() else { return Ok(applied) };
+        open.dirty = true;
+        let to = open.task.state;
+        agent.counts[usize::from(from.code())] = agent.counts[usize::from(from.code())].saturating_sub(1);
+        agent.counts[usize::from(to.code())] += 1;
+        match (was_gated, open.task.is_gated()) {
+            (false, true) => agent.gated += 1,
+            (true, false) => agent.gated = agent.gated.saturating_sub(1),
+            _ => {}
+        }
+        let effects = applied.effects;
+        if effects.reserve > 0 {
+            // Both were asked a moment ago, under the same `now`.
+            let _ = retry_core::reserve_both(&mut agent.budget, &mut self.memory.budget, now, effects.reserve);
+        }
+        if effects.refund > 0 {
+            agent.budget.refund(effects.refund);
+            self.memory.budget.refund(effects.refund);
+        }
+        let deposited = effects.deposit && {
+            let own = agent.budget.deposit(now);
+            self.memory.budget.deposit(now) || own
+        };
+        if effects.reserve > 0 || effects.refund > 0 || deposited {
+            self.budgets.insert(Some(agent_id));
+            self.budgets.insert(None);
+        }
+        self.mind_holder(id, had.as_ref(), to, &effects);
+        if let Some((permit, sample)) = effects.sample {
+            self.tell_breaker(agent_id, permit, sample, draw);
+        }
+        self.keep(id, record, to);
+        if to == State::Queued && self.open.get(&id).is_some_and(|open| open.task.idle_deliveries >= ledger_core::limits::IDLE_DELIVERIES)
+        {
+            self.apply(id, &Event::Undeliverable, 0)?;
+        }
+        Ok(applied)
+    }
+
+    /// Keeps the books on who holds what, and pushes a stop to whoever does.
+    fn mind_holder(
+        &mut self,
+        id: TaskId,
+        had: Option<&ledger_core::Holder>,
+        to: State,
+        effects: &ledger_core::Effects,
+    ) {
+        let Some(open) = self.open.get(&id) else { return };
+        let has = open.task.holder.clone();
+        if let Some(worker) = had.and_then(|had| self.memory.workers.get_mut(&had.worker)) {
+            if to != State::Running {
+                worker.tasks.remove(&id);
+            }
+            // What was merely lost goes on taking room until a beat omits it.
+            let gone = has.is_none();
+            if gone && let Some(session) = worker.session.and_then(|s| self.memory.sessions.get_mut(&s)) {
+                session.held.remove(&id);
+            }
+        }
+        if to == State::Running
+            && let Some(worker) = has.as_ref().and_then(|holder| self.memory.workers.get_mut(&holder.worker))
+        {
+            worker.tasks.insert(id);
+            if let Some(session) = worker.session {
+                if let Some(session) = self.memory.sessions.get_mut(&session) {
+                    session.held.insert(id);
+                }
+                if let Some(stop) = effects.stop {
+                    let verdict = Verdict::Stop(stop, stop.until.since(self.now.at));
+                    let verdict = LeaseVerdict { task: id, fence: open.task.fence, verdict };
+                    self.said.frames.push((session, ToWorker::Stop(vec![verdict])));
+                }
+            }
+        }
+    }
+
+    /// Tells a breaker how a permitted delivery ended, and notes what that changed.
+    pub(super) fn tell_breaker(
+        &mut self,
+        id: AgentId,
+        permit: breaker_core::Permit,
+        sample: breaker_core::Sample,
+        draw: u64,
+    ) {
+        let Some(agent) = self.memory.agents.get_mut(&id) else { return };
+        let before = (agent.breaker.run(), agent.breaker.successes(), agent.breaker.probes_in_flight());
+        let recorded = agent.breaker.record(permit, sample, self.now.at.since_epoch(), draw);
+        let after = (agent.breaker.run(), agent.breaker.successes(), agent.breaker.probes_in_flight());
+        if let Some(transition) = recorded.transition {
+            tracing::info!(agent = %agent.name, from = %transition.from, to = %transition.to, cause = transition.cause.as_str(), epoch = transition.epoch, "breaker");
+            if transition.to == breaker_core::State::Closed {
+                self.ungate.insert(id);
+            }
+        }
+        // A clean success in a closed breaker changes nothing and writes nothing.
+        if recorded.transition.is_some() || before != after {
+            self.breakers.insert(id);
+        }
+    }
+
+    /// Marks a breaker's row as changed.
+    pub(super) fn breaker_changed(&mut self, id: AgentId) {
+        self.breakers.insert(id);
+    }
+
+    /// Marks a budget's row as changed.
+    pub(super) fn budget_changed(&mut self, id: AgentId) {
+        self.budgets.insert(Some(id));
+        self.budgets.insert(None);
+    }
+
+    /// Keeps a history row and what else a transition writes.
+    fn keep(&mut self, id: TaskId, record: Record, to: State) {
+        let Some(open) = self.open.get(&id) else { return };
+        let task = &open.task;
+        if let Some(error) = &record.error {
+            self.changes.notes.push((id, Notes { error: Some(Arc::clone(error)), ..Notes::default() }));
+        }
+        if let Some((_, question)) =
+            record.facts.iter().find(|(fact, _)| *fact == ledger_core::Fact::Question)
+        {
+            self.changes.notes.push((id, Notes { question: Some(Arc::clone(question)), ..Notes::default() }));
+        }
+        if to == State::Failed && record.from != Some(State::Failed) {
+            self.changes.dead_letters.push(dead_letter(task, &record));
+        }
+        if record.kind == EventKind::Redriven {
+            self.changes.redriven.push(id);
+        }
+        if to.is_terminal() && record.from.is_none_or(|from| !from.is_terminal()) {
+            self.said.ended.push(id);
+            if task.spec.frees_key {
+                self.changes.freed_keys.push(id);
+            }
+        }
+        if record.from == Some(State::Retry) && (to != State::Retry || record.kind == EventKind::BudgetGranted) {
+            self.leave_budget_queue(id);
+        }
+        if record.digest.is_some() {
+            self.settled.insert((id, record.fence), record.clone());
+        }
+        self.memory.transitions += 1;
+        self.changes.history.push(record);
+    }
+
+    fn leave_budget_queue(&mut self, id: TaskId) {
+        let Some(open) = self.open.get(&id) else { return };
+        let agent = open.task.spec.agent;
+        if let Some(queue) = self.memory.budget_queue.get_mut(&agent) {
+            queue.retain(|(_, _, queued, _)| *queued != id);
+            if queue.is_empty() {
+                self.memory.budget_queue.remove(&agent);
+            }
+        }
+    }
+
+    /// Puts a task's row among what is written although it has no new history row.
+    pub(super) fn touch(&mut self, id: TaskId) {
+        if let Some(open) = self.open.get_mut(&id) {
+            open.dirty = true;
+        }
+    }
+
+    /// The row that settled this fence, in this batch or before.
+    pub(super) async fn settlement(&mut self, id: TaskId, fence: u64) -> Result<Option<Record>, LedgerError> {
+        if let Some(record) = self.settled.get(&(id, fence)) {
+            return Ok(Some(record.clone()));
+        }
+        let found = self.store.settled(&[(id, fence)]).await.map_err(LedgerError::Store)?;
+        Ok(found.into_iter().next().flatten())
+    }
+
+    /// Hands everything decided so far to the store.
+    pub(super) async fn write(&mut self) -> Result<(), ledger_core::store::StoreError> {
+        let mut changes = std::mem::take(&mut self.changes);
+        for open in self.open.values_mut().filter(|open| open.dirty) {
+            changes.tasks.push(Changed { task: open.task.clone(), expected: open.expected, was: open.was });
+            open.dirty = false;
+            open.expected = open.task.version;
+            open.was = Some(open.task.state);
+            self.memory.watch(&open.task, self.now);
+        }
+        for id in std::mem::take(&mut self.configured) {
+            changes.agents.extend(self.memory.agents.get(&id).map(ledger_core::Agent::row));
+        }
+        for id in std::mem::take(&mut self.breakers) {
+            changes.breakers.extend(self.memory.agents.get(&id).map(ledger_core::Agent::breaker_row));
+        }
+        for id in std::mem::take(&mut self.budgets) {
+            match id {
+                Some(id) => changes.budgets.extend(self.memory.agents.get(&id).map(ledger_core::Agent::budget_row)),
+                None => changes
+                    .budgets
+                    .push(ledger_core::store::BudgetRow { agent: None, level: self.memory.budget.level() }),
+            }
+        }
+        for id in std::mem::take(&mut self.beaten_sessions) {
+            changes.sessions.extend(self.memory.session_row(id, true));
+        }
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let overtaken = self.store.write(changes).await?;
+        match overtaken.first() {
+            None => Ok(()),
+            // Somebody else was faster with a task of this batch: all of it is read and decided anew, command by
+            // command, so that only what still collides waits.
+            Some(task) => {
+                Err(ledger_core::store::StoreError::Statement(format!("task {task} was overtaken")))
+            }
+        }
+    }
+
+    /// The receipt of a repeated outcome, or why it is none.
+    pub(super) fn replay(record: &Record, worker: &str, digest: u64) -> Result<super::command::Recorded, LedgerError> {
+        if record.worker.as_deref() != Some(worker) {
+            return Err(LedgerError::Refused(Refusal::NotHolder));
+        }
+        if record.digest != Some(digest) {
+            return Err(LedgerError::Refused(Refusal::OutcomeConflict));
+        }
+        Ok(recorded(record))
+    }
+}
+
+/// What a history row says in a receipt: the same words when it is said again.
+pub(super) fn recorded(record: &Record) -> super::command::Recorded {
+    super::command::Recorded {
+        state: record.to,
+        reason: record.reason,
+        version: record.version,
+        run_at: record.until.filter(|_| matches!(record.to, State::Retry | State::Queued | State::Blocked)),
+    }
+}
+
+/// Tells apart the draws of one delivery.
+fn event_key(event: &Event) -> u8 {
+    match event {
+        Event::Settle(..) => 1,
+        Event::LeaseOver | Event::TakenBack { .. } => 2,
+        Event::GraceOver => 3,
+        _ => 0,
+    }
+}
+
+fn dead_letter(task: &Task, record: &Record) -> DeadLetter {
+    DeadLetter {
+        task: task.id,
+        agent: task.spec.agent,
+        task_type: Arc::clone(&task.spec.task_type),
+        reason: task.reason,
+        error: record.error.clone(),
+        fingerprint: fingerprint(task.reason, record.error.as_deref()),
+        failed_at: record.at,
+        attempt: task.attempt,
+        redrives: task.redrives,
+        discarded: None,
+    }
+}
+
+/// The same for failures alike: reason, class, code, and the message without its digits (FNV-1a, 64 bits).
+fn fingerprint(reason: Reason, error: Option<&TaskError>) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut mix = |bytes: &[u8]| {
+        for byte in bytes.iter().filter(|byte| !byte.is_ascii_digit()) {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+        hash = (hash ^ 0xff).wrapping_mul(0x0000_0100_0000_01b3);
+    };
+    mix(reason.as_str().as_bytes());
+    if let Some(error) = error {
+        mix(error.class.as_str().as_bytes());
+        mix(error.code.as_bytes());
+        mix(error.message.as_bytes());
+    }
+    hash
+}
+
+/// Says everything, now that it is durable.
+pub(super) fn speak(
+    said: Said,
+    memory: &mut Memory,
+    shared: &super::handle::Shared,
+    assignments: Vec<(SessionId, ToWorker)>,
+    _proof: &Committed,
+) {
+    if !said.new_agents.is_empty() {
+        let mut names = shared.names.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        names.extend(said.new_agents);
+    }
+    for (reply, answer) in said.replies {
+        let _ = reply.send(answer);
+    }
+    let send = |session: SessionId, frame: ToWorker| {
+        if let Some(outbox) = memory.outboxes.get(&session) {
+            // A stream that is gone says so itself.
+            let _ = outbox.send(frame);
+        }
+    };
+    for (session, receipts) in said.receipts {
+        send(session, ToWorker::Receipts(receipts));
+    }
+    for (session, frame) in assignments {
+        send(session, frame);
+    }
+    for (session, frame) in said.frames {
+        send(session, frame);
+    }
+    for session in said.closed {
+        memory.outboxes.remove(&session);
+    }
+    if !said.ended.is_empty() {
+        let mut waiters = shared.waiters.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !waiters.is_empty() {
+            let ended: HashSet<TaskId> = said.ended.into_iter().collect();
+            for task in ended {
+                for waiter in waiters.remove(&task).into_iter().flatten() {
+                    let _ = waiter.send(());
+                }
+            }
+        }
+    }
+}
+

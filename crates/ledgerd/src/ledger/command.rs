@@ -1,0 +1,424 @@
+//! What the ledger can be told, and what it answers. Plain values in the ledger's own words; the wire has its own.
+
+use bytes::Bytes;
+use ledger_core::session::{Hello, Unsent};
+use ledger_core::settings::{AgentOverrides, Settings, Violation};
+use ledger_core::store::{Counts, StoreError, TaskData};
+use ledger_core::{Outcome, Overrides, Reason, Refusal, SessionId, State, Stop, TaskError, TaskId, Timestamp};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Why the ledger did not do what it was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// Fields that break rules.
+    #[error("{}", describe(.0))]
+    Invalid(Vec<Violation>),
+    /// No such task.
+    #[error("there is no task {0}")]
+    UnknownTask(TaskId),
+    /// No such agent.
+    #[error("there is no agent {0:?}; enqueue a task for it, connect a worker, or configure it")]
+    UnknownAgent(Arc<str>),
+    /// The table of §3 does not have this.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// The same key with other content.
+    #[error("the idempotency key belongs to task {0}, which has other content; use another key")]
+    KeyConflict(TaskId),
+    /// The same request id with another body.
+    #[error("the request id was used for another request; use a new one")]
+    RequestConflict,
+    /// The queue of commands, or of the agent's waiting tasks, is full.
+    #[error("{what} is full; try again later")]
+    Exhausted {
+        /// What.
+        what: &'static str,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// A worker of that name is connected and alive.
+    #[error("worker id {0:?} is in use by a process that is alive; use another id, or stop that process")]
+    WorkerIdInUse(Arc<str>),
+    /// A newer process of that worker has been here.
+    #[error("a newer process of worker {0:?} has taken over; this one must end")]
+    WorkerSuperseded(Arc<str>),
+    /// The session is not open any more.
+    #[error("the session has ended; open a new stream with Hello")]
+    SessionEnded,
+    /// The daemon is going away.
+    #[error("the daemon is shutting down; connect again")]
+    Draining,
+    /// The store failed.
+    #[error("{0}")]
+    Store(StoreError),
+}
+
+fn describe(violations: &[Violation]) -> String {
+    match violations {
+        [one] => format!("{}: {}", one.field, one.rule),
+        [first, rest @ ..] => format!("{}: {} (and {} more)", first.field, first.rule, rest.len()),
+        [] => "a field breaks a rule".to_owned(),
+    }
+}
+
+/// A task to be, checked against the limits of one task already.
+#[derive(Clone, Debug)]
+pub struct NewTask {
+    /// The agent's name.
+    pub agent: Arc<str>,
+    /// What is to be done.
+    pub task_type: Arc<str>,
+    /// 0 to 9.
+    pub priority: u8,
+    /// Not to be started before.
+    pub run_at: Option<Timestamp>,
+    /// To be ended by.
+    pub deadline: Option<Timestamp>,
+    /// Settings that differ.
+    pub policy: Overrides,
+    /// Its key is free again when it ends.
+    pub frees_key: bool,
+    /// Payload, labels, trace, key and digest.
+    pub data: Arc<TaskData>,
+}
+
+/// What an error of one item does to the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BatchMode {
+    /// Nothing.
+    PerItem,
+    /// All fail.
+    Atomic,
+}
+
+/// A request id with the digest of its request.
+#[derive(Clone, Debug)]
+pub struct RequestKey {
+    /// The id.
+    pub id: Arc<str>,
+    /// Digest of what it was used for.
+    pub digest: u64,
+}
+
+/// Answer for one new task.
+#[derive(Clone, Debug)]
+pub enum Enqueued {
+    /// It was created.
+    Created(TaskId),
+    /// Its key was known: the task that holds it.
+    Existing(TaskId),
+    /// It was refused.
+    Refused(LedgerError),
+}
+
+/// An outcome with what goes with it.
+#[derive(Clone, Debug)]
+pub struct Settlement {
+    /// The task.
+    pub task: TaskId,
+    /// The fence it was assigned with.
+    pub fence: u64,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Result of a completion.
+    pub result: Option<Bytes>,
+    /// Checkpoint for the next attempt.
+    pub checkpoint: Option<Bytes>,
+    /// Digest over all of that, to recognise a repetition.
+    pub digest: u64,
+}
+
+/// One task in a beat.
+#[derive(Clone, Debug)]
+pub struct HeldTask {
+    /// The task.
+    pub task: TaskId,
+    /// Its fence.
+    pub fence: u64,
+    /// Progress, where it changed: fraction and note.
+    pub progress: Option<(f64, String)>,
+    /// Checkpoint, where it changed.
+    pub checkpoint: Option<Bytes>,
+}
+
+/// The durable answer to an ack or outcome.
+#[derive(Clone, Debug)]
+pub struct Receipt {
+    /// The task.
+    pub task: TaskId,
+    /// The fence that was named.
+    pub fence: u64,
+    /// An ack's, rather than an outcome's.
+    pub is_ack: bool,
+    /// What was recorded, or the refusal.
+    pub result: Result<Recorded, LedgerError>,
+}
+
+/// Where a task was after a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    /// Its state.
+    pub state: State,
+    /// Finer meaning.
+    pub reason: Reason,
+    /// Its version.
+    pub version: u64,
+    /// When it is tried again.
+    pub run_at: Option<Timestamp>,
+}
+
+/// The ledger's view of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes on.
+    Extended,
+    /// It goes on, but the task is to end: why, and the time left.
+    Stop(Stop, Duration),
+    /// It is gone.
+    Lost,
+}
+
+/// A verdict with its lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseVerdict {
+    /// The task.
+    pub task: TaskId,
+    /// The fence.
+    pub fence: u64,
+    /// How it stands.
+    pub verdict: Verdict,
+}
+
+/// A task handed to a session, with its data.
+#[derive(Clone, Debug)]
+pub struct Assignment {
+    /// The task.
+    pub task: TaskId,
+    /// The fence of this claim.
+    pub fence: u64,
+    /// The agent's name.
+    pub agent: Arc<str>,
+    /// What is to be done.
+    pub task_type: Arc<str>,
+    /// Claims made.
+    pub delivery: u32,
+    /// Number that this execution will have.
+    pub attempt: u32,
+    /// Priority.
+    pub priority: u8,
+    /// Time left to acknowledge.
+    pub ack_timeout: Duration,
+    /// Time left to run.
+    pub time_left: Option<Duration>,
+    /// Beats must not be further apart.
+    pub lease_duration: Duration,
+    /// Payload, labels, trace.
+    pub data: Arc<TaskData>,
+    /// Checkpoint of the previous attempt.
+    pub checkpoint: Option<Bytes>,
+    /// Failure of the previous attempt.
+    pub last_error: Option<Arc<TaskError>>,
+}
+
+/// What a worker says on its stream, after Hello.
+#[derive(Clone, Debug)]
+pub enum FromWorker {
+    /// New capacity.
+    Capacity(u32),
+    /// Tasks that start: task, fence.
+    Acks(Vec<(TaskId, u64)>),
+    /// Everything held, and the number of the beat.
+    Beat(Vec<HeldTask>, u64),
+    /// Tasks that ended.
+    Outcomes(Vec<Settlement>),
+    /// It leaves; what it holds is released.
+    Goodbye,
+    /// The stream ended. Means nothing but that it is gone.
+    Closed,
+}
+
+/// What a session is sent.
+#[derive(Debug)]
+pub enum ToWorker {
+    /// Tasks to run. Already counted as unsent bytes; the stream takes them off when it hands them to the transport.
+    Assignments(Vec<Assignment>),
+    /// Durable answers.
+    Receipts(Vec<Receipt>),
+    /// Answer to a beat.
+    HeartbeatAck(Vec<LeaseVerdict>, u64),
+    /// Tasks to end.
+    Stop(Vec<LeaseVerdict>),
+    /// The daemon is going away after this time.
+    Drain(Duration),
+    /// The session is over; the stream ends with this error.
+    End(LedgerError),
+}
+
+/// An open session, as its stream holds it.
+#[derive(Debug)]
+pub struct Opened {
+    /// Its number.
+    pub session: SessionId,
+    /// Verdicts for what Hello named as held.
+    pub verdicts: Vec<LeaseVerdict>,
+    /// Send a beat this often: a third of the shortest lease of its agents.
+    pub heartbeat_interval: Duration,
+    /// A frame goes out at least this often: min(15 s, a quarter of the shortest lease).
+    pub idle_interval: Duration,
+    /// An ack may be held back for so long: a tenth of the shortest ack timeout.
+    pub ack_delay_max: Duration,
+    /// What it is sent. Unbounded in number, bounded by room: assignments stop while too many bytes are unsent, and
+    /// everything else answers a frame of the worker's own, of which the stream reads the next only when the last was taken.
+    pub outbox: mpsc::UnboundedReceiver<ToWorker>,
+    /// Bytes that wait to be sent.
+    pub unsent: Unsent,
+}
+
+/// An agent as it is now.
+#[derive(Clone, Debug)]
+pub struct AgentView {
+    /// Its name.
+    pub name: Arc<str>,
+    /// What its tasks go by.
+    pub settings: Arc<Settings>,
+    /// Tasks by state code.
+    pub counts: Counts,
+    /// Its breaker.
+    pub breaker: breaker_core::Snapshot,
+    /// Tasks its breaker holds back.
+    pub gated: u64,
+    /// Millitokens in its budget.
+    pub budget_millitokens: u64,
+    /// Sessions that serve it.
+    pub sessions: u32,
+    /// When it was first seen.
+    pub created_at: Timestamp,
+}
+
+/// A session as it is now.
+#[derive(Clone, Debug)]
+pub struct WorkerView {
+    /// The worker's name.
+    pub worker: Arc<str>,
+    /// Its process.
+    pub incarnation: u64,
+    /// Its session.
+    pub session: SessionId,
+    /// Agents it works for.
+    pub agents: Vec<Arc<str>>,
+    /// Types it takes; empty: all.
+    pub types: Vec<Arc<str>>,
+    /// How many tasks it may hold.
+    pub capacity: u32,
+    /// How many it holds.
+    pub held: u32,
+    /// Labels it showed.
+    pub labels: Vec<(String, String)>,
+    /// Its library.
+    pub sdk: String,
+    /// When it connected.
+    pub connected_at: Timestamp,
+    /// Its last beat.
+    pub beat_at: Timestamp,
+}
+
+/// Counts of the whole ledger.
+#[derive(Clone, Debug, Default)]
+pub struct Stats {
+    /// Tasks stored, by state code.
+    pub counts: Counts,
+    /// Open sessions.
+    pub sessions: u32,
+    /// Agents known.
+    pub agents: u32,
+    /// Transitions since the ledger began.
+    pub transitions: u64,
+    /// Millitokens in the global budget.
+    pub budget_millitokens: u64,
+    /// Commits since the daemon started.
+    pub commits: u64,
+}
+
+/// A command: what is to be decided, without where the answer goes, so that it can be decided again.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Enqueue tasks; an item that was refused before stays refused in its place.
+    Enqueue {
+        /// The tasks.
+        tasks: Vec<Result<NewTask, LedgerError>>,
+        /// What an error of one does to the others.
+        mode: BatchMode,
+        /// Its request id.
+        request: Option<RequestKey>,
+    },
+    /// Cancel a task.
+    Cancel {
+        /// The task.
+        task: TaskId,
+        /// Who and why.
+        note: Arc<str>,
+        /// Its request id.
+        request: Option<RequestKey>,
+    },
+    /// Open a session.
+    Hello(Box<Hello>, Unsent, mpsc::UnboundedSender<ToWorker>),
+    /// A frame of a session.
+    Frame(SessionId, FromWorker),
+    /// Outcomes outside of a session.
+    Settle(Arc<str>, Vec<Settlement>),
+    /// Change settings of an agent, which may be new.
+    Configure(Arc<str>, Box<AgentOverrides>),
+    /// Close a breaker.
+    ResetBreaker(Arc<str>),
+    /// Put dead letters back.
+    Redrive {
+        /// The tasks.
+        tasks: Vec<TaskId>,
+        /// A new deadline.
+        deadline: Option<Timestamp>,
+        /// Its request id.
+        request: Option<RequestKey>,
+    },
+    /// Hide dead letters.
+    Discard {
+        /// The tasks.
+        tasks: Vec<TaskId>,
+        /// Why.
+        note: Arc<str>,
+        /// Its request id.
+        request: Option<RequestKey>,
+    },
+    /// All agents.
+    Agents,
+    /// Open sessions.
+    Workers,
+    /// Counts.
+    Stats,
+    /// Tell every session that the daemon goes away after this time, and assign no more.
+    Drain(Duration),
+    /// Answers when everything before it is committed.
+    Flush,
+}
+
+/// What a command is answered with.
+#[derive(Debug)]
+pub enum Answer {
+    /// To Enqueue, in its order.
+    Enqueued(Vec<Enqueued>),
+    /// To Hello.
+    Opened(SessionId, Vec<LeaseVerdict>, [Duration; 3]),
+    /// To Settle, in its order.
+    Receipts(Vec<Receipt>),
+    /// To Redrive and Discard, in its order.
+    Each(Vec<Result<(), LedgerError>>),
+    /// To Agents.
+    Agents(Vec<AgentView>),
+    /// To Workers.
+    Workers(Vec<WorkerView>),
+    /// To Stats.
+    Stats(Box<Stats>),
+    /// To all others.
+    Done,
+}

@@ -1,0 +1,285 @@
+//! How everybody else speaks to the ledger: send a command, await its answer.
+//!
+//! A caller that is dropped undoes nothing: the command is in the ledger's hands, and the ledger answers nobody.
+
+use super::command::{
+    AgentView, Answer, BatchMode, Command, Enqueued, FromWorker, LedgerError, NewTask, Opened, Receipt, RequestKey,
+    Settlement, Stats, WorkerView,
+};
+use crate::clock::Clock;
+use ledger_core::session::{Hello, Unsent};
+use ledger_core::settings::AgentOverrides;
+use ledger_core::store::Reader;
+use ledger_core::{AgentId, SessionId, TaskId, Timestamp};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// A command with the place its answer goes to.
+#[derive(Debug)]
+pub(super) struct Order {
+    pub(super) command: Command,
+    pub(super) reply: Option<oneshot::Sender<Result<Answer, LedgerError>>>,
+}
+
+/// The ledger, as seen from outside. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    /// Enqueues, reads of memory, operators: refused when full.
+    pub(super) calls: mpsc::Sender<Order>,
+    /// Workers' frames: never refused; a full lane slows the reading of streams.
+    pub(super) frames: mpsc::Sender<Order>,
+    pub(super) shared: Arc<Shared>,
+}
+
+/// What loop and callers both look at.
+pub(super) struct Shared {
+    pub(super) clock: Clock,
+    pub(super) reader: Arc<dyn Reader>,
+    /// Agents by name; only committed ones.
+    pub(super) names: RwLock<HashMap<Arc<str>, AgentId>>,
+    /// Who waits for the end of which task.
+    pub(super) waiters: Mutex<HashMap<TaskId, Vec<oneshot::Sender<()>>>>,
+}
+
+impl Handle {
+    /// Enqueues tasks in one commit.
+    ///
+    /// # Errors
+    /// Of the whole call; refusals of items are in the answer.
+    pub async fn enqueue(
+        &self,
+        tasks: Vec<Result<NewTask, LedgerError>>,
+        mode: BatchMode,
+        request: Option<RequestKey>,
+    ) -> Result<Vec<Enqueued>, LedgerError> {
+        match self.call(Command::Enqueue { tasks, mode, request }).await? {
+            Answer::Enqueued(items) => Ok(items),
+            _ => Err(LedgerError::SessionEnded),
+        }
+    }
+
+    /// Cancels a waiting task, or asks for the end of a running one.
+    ///
+    /// # Errors
+    /// UnknownTask, or TaskTerminal for one that is DONE or FAILED.
+    pub async fn cancel(
+        &self,
+        task: TaskId,
+        note: Arc<str>,
+        request: Option<RequestKey>,
+    ) -> Result<(), LedgerError> {
+        self.call(Command::Cancel { task, note, request }).await.map(drop)
+    }
+
+    /// Waits until the task has ended, or `timeout` is over. Look at the task to know which.
+    ///
+    /// # Errors
+    /// UnknownTask; Store when it cannot be read.
+    pub async fn wait(&self, task: TaskId, timeout: Duration) -> Result<(), LedgerError> {
+        let (ended, wait) = oneshot::channel();
+        {
+            let mut waiters = self.shared.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+            let list = waiters.entry(task).or_default();
+            // Callers that left stay until here; so a task that never ends keeps no crowd of them.
+            list.retain(|waiter| !waiter.is_closed());
+            list.push(ended);
+        }
+        let view = self.reader().task(task, false).await.map_err(LedgerError::Store)?;
+        match view {
+            None => {
+                self.shared.waiters.lock().unwrap_or_else(PoisonError::into_inner).remove(&task);
+                Err(LedgerError::UnknownTask(task))
+            }
+            Some(view) if view.task.state.is_terminal() => Ok(()),
+            Some(_) => {
+                let _ = tokio::time::timeout(timeout, wait).await;
+                Ok(())
+            }
+        }
+    }
+
+    /// Committed rows.
+    #[must_use]
+    pub fn reader(&self) -> &dyn Reader {
+        &*self.shared.reader
+    }
+
+    /// The clock the ledger goes by.
+    #[must_use]
+    pub fn clock(&self) -> Clock {
+        self.shared.clock
+    }
+
+    /// The number of an agent.
+    #[must_use]
+    pub fn agent_id(&self, name: &str) -> Option<AgentId> {
+        self.shared.names.read().unwrap_or_else(PoisonError::into_inner).get(name).copied()
+    }
+
+    /// The name of an agent.
+    #[must_use]
+    pub fn agent_name(&self, id: AgentId) -> Option<Arc<str>> {
+        let names = self.shared.names.read().unwrap_or_else(PoisonError::into_inner);
+        names.iter().find(|(_, known)| **known == id).map(|(name, _)| Arc::clone(name))
+    }
+
+    /// Opens a session.
+    ///
+    /// # Errors
+    /// WorkerIdInUse, WorkerSuperseded, UnknownAgent, Draining.
+    pub async fn hello(&self, hello: Hello) -> Result<Opened, LedgerError> {
+        let unsent = Unsent::default();
+        let (outbox, rest) = mpsc::unbounded_channel();
+        match self.frame_call(Command::Hello(Box::new(hello), unsent.clone(), outbox)).await? {
+            Answer::Opened(session, verdicts, [heartbeat_interval, idle_interval, ack_delay_max]) => Ok(Opened {
+                session,
+                verdicts,
+                heartbeat_interval,
+                idle_interval,
+                ack_delay_max,
+                outbox: rest,
+                unsent,
+            }),
+            _ => Err(LedgerError::SessionEnded),
+        }
+    }
+
+    /// Passes a frame on. Waits while the lane is full; the answers come on the session's outbox.
+    ///
+    /// # Errors
+    /// Draining when the ledger has ended.
+    pub async fn frame(&self, session: SessionId, frame: FromWorker) -> Result<(), LedgerError> {
+        let order = Order { command: Command::Frame(session, frame), reply: None };
+        self.frames.send(order).await.map_err(|_| LedgerError::Draining)
+    }
+
+    /// Records outcomes outside of a session.
+    ///
+    /// # Errors
+    /// Of the whole call; refusals of items are in the answer.
+    pub async fn settle(&self, worker: Arc<str>, items: Vec<Settlement>) -> Result<Vec<Receipt>, LedgerError> {
+        match self.frame_call(Command::Settle(worker, items)).await? {
+            Answer::Receipts(receipts) => Ok(receipts),
+            _ => Err(LedgerError::SessionEnded),
+        }
+    }
+
+    /// Creates an agent, or changes the given settings of one.
+    ///
+    /// # Errors
+    /// Invalid with every rule that is broken.
+    pub async fn configure(&self, agent: Arc<str>, change: AgentOverrides) -> Result<(), LedgerError> {
+        self.call(Command::Configure(agent, Box::new(change))).await.map(drop)
+    }
+
+    /// Closes a breaker and sets its counts to zero.
+    ///
+    /// # Errors
+    /// UnknownAgent.
+    pub async fn reset_breaker(&self, agent: Arc<str>) -> Result<(), LedgerError> {
+        self.call(Command::ResetBreaker(agent)).await.map(drop)
+    }
+
+    /// Puts FAILED tasks back into the queue.
+    ///
+    /// # Errors
+    /// Of the whole call; refusals of items are in the answer, in order.
+    pub async fn redrive(
+        &self,
+        tasks: Vec<TaskId>,
+        deadline: Option<Timestamp>,
+        request: Option<RequestKey>,
+    ) -> Result<Vec<Result<(), LedgerError>>, LedgerError> {
+        match self.call(Command::Redrive { tasks, deadline, request }).await? {
+            Answer::Each(items) => Ok(items),
+            _ => Err(LedgerError::SessionEnded),
+        }
+    }
+
+    /// Hides dead letters and keeps them from being redriven.
+    ///
+    /// # Errors
+    /// Of the whole call; refusals of items are in the answer, in order.
+    pub async fn discard(
+        &self,
+        tasks: Vec<TaskId>,
+        note: Arc<str>,
+        request: Option<RequestKey>,
+    ) -> Result<Vec<Result<(), LedgerError>>, LedgerError> {
+        match self.call(Command::Discard { tasks, note, request }).await? {
+            Answer::Each(items) => Ok(items),
+            _ => Err(LedgerError::SessionEnded),
+        }
+    }
+
+    /// All agents, by name.
+    ///
+    /// # Errors
+    /// Draining when the ledger has ended, Exhausted when its lane is full.
+    pub async fn agents(&self) -> Result<Vec<AgentView>, LedgerError> {
+        match self.call(Command::Agents).await? {
+            Answer::Agents(agents) => Ok(agents),
+            _ => Err(LedgerError::SessionEnded),
+        }
+    }
+
+    /// Open sessions, by worker.
+    ///
+    /// # Errors
+    /// As [`Handle::agents`].
+    pub async fn workers(&self) -> Result<Vec<WorkerView>, LedgerError> {
+        match self.call(Command::Workers).await? {
+            Answer::Workers(workers) => Ok(workers),
+            _ => Err(LedgerError::SessionEnded),
+        }
+    }
+
+    /// Counts of the whole ledger.
+    ///
+    /// # Errors
+    /// As [`Handle::agents`].
+    pub async fn stats(&self) -> Result<Stats, LedgerError> {
+        match self.call(Command::Stats).await? {
+            Answer::Stats(stats) => Ok(*stats),
+            _ => Err(LedgerError::SessionEnded),
+        }
+    }
+
+    /// Assigns nothing more, and tells every session that the daemon goes away after `grace`.
+    ///
+    /// # Errors
+    /// Draining when the ledger has ended already.
+    pub async fn drain(&self, grace: Duration) -> Result<(), LedgerError> {
+        self.frame_call(Command::Drain(grace)).await.map(drop)
+    }
+
+    /// Returns when everything that was told before is committed; the test of "can commit".
+    ///
+    /// # Errors
+    /// Draining when the ledger has ended.
+    pub async fn flush(&self) -> Result<(), LedgerError> {
+        self.frame_call(Command::Flush).await.map(drop)
+    }
+
+    async fn call(&self, command: Command) -> Result<Answer, LedgerError> {
+        let (reply, answer) = oneshot::channel();
+        self.calls.try_send(Order { command, reply: Some(reply) }).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => {
+                LedgerError::Exhausted { what: "the queue of commands", retry_after: Duration::from_millis(100) }
+            }
+            mpsc::error::TrySendError::Closed(_) => LedgerError::Draining,
+        })?;
+        answer.await.unwrap_or(Err(LedgerError::Draining))
+    }
+
+    async fn frame_call(&self, command: Command) -> Result<Answer, LedgerError> {
+        let (reply, answer) = oneshot::channel();
+        self.frames
+            .send(Order { command, reply: Some(reply) })
+            .await
+            .map_err(|_| LedgerError::Draining)?;
+        answer.await.unwrap_or(Err(LedgerError::Draining))
+    }
+}

@@ -1,0 +1,232 @@
+//! What the ledger keeps in memory: all of it can be rebuilt from the store, but for the streams that are open.
+
+use super::command::{AgentView, Stats, ToWorker, WorkerView};
+use super::timers::{Beaten, Timers, next};
+use ledger_core::agent::Agent;
+use ledger_core::session::Session;
+use ledger_core::store::{BudgetRow, Recovered, SessionRow};
+use ledger_core::{AgentId, Now, Reason, SessionId, State, Task, TaskId, Timestamp};
+use retry_core::{Bucket, BucketConfig, Limits};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// What is known of a worker, connected or not.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) incarnation: u64,
+    pub(super) session: Option<SessionId>,
+    pub(super) beat_at: Timestamp,
+    /// RUNNING tasks it holds.
+    pub(super) tasks: HashSet<TaskId>,
+}
+
+/// Tasks that wait for a budget token: most urgent, then oldest first.
+pub(super) type BudgetQueue = BTreeSet<(Reverse<u8>, Timestamp, TaskId, u32)>;
+
+/// The ledger's memory.
+#[derive(Debug)]
+pub(super) struct Memory {
+    pub(super) seed: u64,
+    pub(super) agents: BTreeMap<AgentId, Agent>,
+    pub(super) names: HashMap<Arc<str>, AgentId>,
+    /// The budget that all agents share.
+    pub(super) budget: Bucket,
+    pub(super) sessions: BTreeMap<SessionId, Session>,
+    pub(super) outboxes: HashMap<SessionId, mpsc::UnboundedSender<ToWorker>>,
+    pub(super) workers: HashMap<Arc<str>, Worker>,
+    pub(super) timers: Timers,
+    pub(super) beaten: HashMap<TaskId, Beaten>,
+    pub(super) budget_queue: BTreeMap<AgentId, BudgetQueue>,
+    /// When the daemon could last begin to take beats.
+    pub(super) since: Timestamp,
+    pub(super) skew: i64,
+    pub(super) last_session: u64,
+    pub(super) transitions: u64,
+    pub(super) commits: u64,
+    pub(super) draining: bool,
+}
+
+/// Ten times an agent's: a hundred tokens, one a second.
+fn global_limits() -> Limits {
+    BucketConfig { capacity: 100, floor: 1.0, deposit: 0.1 }.build().unwrap_or_default()
+}
+
+impl Memory {
+    pub(super) fn new(now: Now) -> Self {
+        Self {
+            seed: 0,
+            agents: BTreeMap::new(),
+            names: HashMap::new(),
+            budget: Bucket::full(global_limits(), now.at.since_epoch()),
+            sessions: BTreeMap::new(),
+            outboxes: HashMap::new(),
+            workers: HashMap::new(),
+            timers: Timers::default(),
+            beaten: HashMap::new(),
+            budget_queue: BTreeMap::new(),
+            since: now.at,
+            skew: now.skew,
+            last_session: 0,
+            transitions: 0,
+            commits: 0,
+            draining: false,
+        }
+    }
+
+    /// Takes over what the store knows; open streams stay.
+    pub(super) fn rebuild(&mut self, recovered: Recovered, now: Now) {
+        let mut breakers: HashMap<_, _> =
+            recovered.breakers.into_iter().map(|row| (row.agent, row)).collect();
+        let (global, own): (Vec<BudgetRow>, Vec<BudgetRow>) =
+            recovered.budgets.into_iter().partition(|row| row.agent.is_none());
+        let mut budgets: HashMap<_, _> = own.into_iter().map(|row| (row.agent, row)).collect();
+        self.seed = recovered.seed;
+        self.budget = match global.first() {
+            Some(row) => Bucket::restore(global_limits(), row.level),
+            None => Bucket::full(global_limits(), now.at.since_epoch()),
+        };
+        self.agents.clear();
+        self.names.clear();
+        for row in recovered.agents {
+            let (id, name) = (row.id, Arc::clone(&row.name));
+            let counts = recovered.counts.get(&id).copied().unwrap_or_default();
+            let agent =
+                Agent::restore(row, breakers.remove(&id), budgets.remove(&Some(id)), counts, now);
+            self.names.insert(name, id);
+            self.agents.insert(id, agent);
+        }
+        self.workers.clear();
+        for row in recovered.sessions {
+            let session = self.sessions.contains_key(&row.session).then_some(row.session);
+            let worker =
+                Worker { incarnation: row.incarnation, session, beat_at: row.beat_at, tasks: HashSet::new() };
+            self.workers.insert(row.worker, worker);
+        }
+        self.timers.clear();
+        self.beaten.clear();
+        self.budget_queue.clear();
+        for session in self.sessions.values_mut() {
+            session.held.clear();
+        }
+        self.since = now.at;
+        self.last_session = self.last_session.max(recovered.last_session);
+        self.transitions = recovered.transitions;
+        for task in &recovered.timed {
+            self.adopt(task, now);
+        }
+    }
+
+    /// Takes up a task that was found in the store.
+    fn adopt(&mut self, task: &Task, now: Now) {
+        if task.is_gated()
+            && let Some(agent) = self.agents.get_mut(&task.spec.agent)
+        {
+            agent.gated += 1;
+        }
+        if let Some(holder) = task.holder.as_ref().filter(|_| task.state == State::Running)
+            && let Some(worker) = self.workers.get_mut(&holder.worker)
+        {
+            worker.tasks.insert(task.id);
+            if let Some(session) = worker.session.and_then(|id| self.sessions.get_mut(&id)) {
+                session.held.insert(task.id);
+            }
+        }
+        self.watch(task, now);
+    }
+
+    /// Arms what time will do to `task`, and puts it among those that wait for a token if it does.
+    pub(super) fn watch(&mut self, task: &Task, now: Now) {
+        let Some(agent) = self.agents.get(&task.spec.agent) else { return };
+        if task.state == State::Retry && task.reason == Reason::Budget {
+            self.budget_queue.entry(task.spec.agent).or_default().insert((
+                Reverse(task.priority),
+                task.run_at,
+                task.id,
+                task.tokens,
+            ));
+        }
+        if task.state != State::Running {
+            self.beaten.remove(&task.id);
+        }
+        match next(task, &agent.settings, self.beaten.get(&task.id).copied(), self.since, now) {
+            Some((at, _)) => self.timers.arm(task.id, at),
+            None => self.timers.disarm(task.id),
+        }
+    }
+
+    pub(super) fn agent_views(&self, now: Now) -> Vec<AgentView> {
+        let mut views: Vec<_> = self
+            .agents
+            .values()
+            .map(|agent| AgentView {
+                name: Arc::clone(&agent.name),
+                settings: Arc::clone(&agent.settings),
+                counts: agent.counts,
+                breaker: agent.breaker.snapshot(),
+                gated: agent.gated,
+                budget_millitokens: agent.budget.available(now.at.since_epoch()),
+                sessions: self.sessions.values().filter(|s| s.agents.contains(&agent.id)).count() as u32,
+                created_at: agent.created_at,
+            })
+            .collect();
+        views.sort_by(|a, b| a.name.cmp(&b.name));
+        views
+    }
+
+    pub(super) fn worker_views(&self) -> Vec<WorkerView> {
+        let mut views: Vec<_> = self
+            .sessions
+            .values()
+            .map(|session| WorkerView {
+                worker: Arc::clone(&session.worker),
+                incarnation: session.incarnation,
+                session: session.id,
+                agents: session
+                    .agents
+                    .iter()
+                    .filter_map(|id| self.agents.get(id))
+                    .map(|agent| Arc::clone(&agent.name))
+                    .collect(),
+                types: session.types.as_deref().unwrap_or_default().to_vec(),
+                capacity: session.capacity,
+                held: session.held.len() as u32,
+                labels: session.labels.clone(),
+                sdk: session.sdk.clone(),
+                connected_at: session.connected_at,
+                beat_at: session.beat_at,
+            })
+            .collect();
+        views.sort_by(|a, b| a.worker.cmp(&b.worker));
+        views
+    }
+
+    pub(super) fn stats(&self, now: Now) -> Stats {
+        let mut stats = Stats {
+            sessions: self.sessions.len() as u32,
+            agents: self.agents.len() as u32,
+            transitions: self.transitions,
+            budget_millitokens: self.budget.available(now.at.since_epoch()),
+            commits: self.commits,
+            ..Stats::default()
+        };
+        for agent in self.agents.values() {
+            for (sum, count) in stats.counts.iter_mut().zip(agent.counts) {
+                *sum += count;
+            }
+        }
+        stats
+    }
+
+    pub(super) fn session_row(&self, id: SessionId, open: bool) -> Option<SessionRow> {
+        self.sessions.get(&id).map(|session| SessionRow {
+            worker: Arc::clone(&session.worker),
+            incarnation: session.incarnation,
+            session: id,
+            connected_at: session.connected_at,
+            beat_at: session.beat_at,
+            open,
+        })
+    }
+}

@@ -1,0 +1,336 @@
+//! The ledger loop: the only writer of a process.
+//!
+//! It takes every command that waits, up to a limit, as one batch: decides them in order, claims for sessions with room,
+//! writes, commits once, then answers everybody. While one batch is being made durable the next one gathers by itself;
+//! there is no timer and no window. Memory is believed only after a commit: a failed one throws it away.
+//!
+//! Not here: what may happen to a task (ledger-core), how it is stored (`store`), how it is said on the wire (`grpc`).
+
+mod batch;
+mod claims;
+pub mod command;
+mod decide;
+mod handle;
+mod memory;
+mod timers;
+
+pub use handle::Handle;
+
+use crate::clock::Clock;
+use crate::store::DynStore;
+use batch::{Batch, Said, speak};
+use command::{Assignment, Command, LedgerError, ToWorker};
+use handle::{Order, Shared};
+use ledger_core::limits::{BATCH_BYTES, BATCH_OPERATIONS};
+use ledger_core::store::{Reader, StoreError, Want};
+use ledger_core::{Now, SessionId, TaskId};
+use memory::Memory;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// Commands that may wait. One batch takes 3,000 operations, so a few batches' worth: beyond that waiting is only delay,
+/// and the caller is told so.
+const CALLS: usize = 8_192;
+/// Frames that may wait before streams are read more slowly.
+const FRAMES: usize = 4_096;
+/// A timer that fires so much too late tells that the process stood still.
+const PAUSE: Duration = Duration::from_secs(2);
+/// How long to wait before trying again what time brought and the store refused.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Why the ledger had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum Fatal {
+    /// The fate of a commit is unclear, or the disk fails: a restart finds out what is durable. The database must not be
+    /// closed in an orderly way, since that would write.
+    #[error("{0}; restart to find out what is durable")]
+    Store(StoreError),
+}
+
+/// Starts the ledger on an open store. Returns when it has recovered and can commit.
+///
+/// It ends when `stop` is cancelled and every command told before is answered.
+///
+/// # Errors
+/// That the store cannot be read.
+pub async fn start(
+    mut store: DynStore,
+    reader: Arc<dyn Reader>,
+    clock: Clock,
+    stop: CancellationToken,
+) -> Result<(Handle, JoinHandle<Result<(), Fatal>>), StoreError> {
+    let now = clock.now();
+    let mut memory = Memory::new(now);
+    let recovered = store.recover(now).await?;
+    memory.rebuild(recovered, now);
+    let names = memory.names.clone();
+    let shared =
+        Arc::new(Shared { clock, reader, names: RwLock::new(names), waiters: Mutex::new(HashMap::new()) });
+    let (calls, call_lane) = mpsc::channel(CALLS);
+    let (frames, frame_lane) = mpsc::channel(FRAMES);
+    let handle = Handle { calls, frames, shared: Arc::clone(&shared) };
+    let ledger = Loop { store, memory, shared, stop, calls: call_lane, frames: frame_lane, not_before: None };
+    Ok((handle, tokio::spawn(ledger.run())))
+}
+
+struct Loop {
+    store: DynStore,
+    memory: Memory,
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+    calls: mpsc::Receiver<Order>,
+    frames: mpsc::Receiver<Order>,
+    /// The store refused what time brought: not again before this.
+    not_before: Option<ledger_core::Timestamp>,
+}
+
+impl Loop {
+    async fn run(mut self) -> Result<(), Fatal> {
+        loop {
+            let mut orders = Vec::new();
+            let wake = self.wake();
+            let woken = async {
+                match wake {
+                    Some(at) => tokio::time::sleep_until(self.shared.clock.instant(at)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                Some(order) = self.frames.recv() => orders.push(order),
+                Some(order) = self.calls.recv() => orders.push(order),
+                () = woken => {}
+                () = self.stop.cancelled() => {
+                    self.gather(&mut orders);
+                    if orders.is_empty() {
+                        return Ok(());
+                    }
+                }
+            }
+            self.gather(&mut orders);
+            self.batch(orders).await?;
+        }
+    }
+
+    /// Takes what else waits, from both lanes in turn, up to the limit of one batch.
+    fn gather(&mut self, orders: &mut Vec<Order>) {
+        let (mut operations, mut bytes) = orders.iter().map(|o| weight(&o.command)).fold((0, 0), add);
+        loop {
+            let mut found = false;
+            for lane in [&mut self.frames, &mut self.calls] {
+                if operations >= BATCH_OPERATIONS || bytes >= BATCH_BYTES {
+                    return;
+                }
+                if let Ok(order) = lane.try_recv() {
+                    (operations, bytes) = add((operations, bytes), weight(&order.command));
+                    orders.push(order);
+                    found = true;
+                }
+            }
+            if !found {
+                return;
+            }
+        }
+    }
+
+    fn wake(&self) -> Option<ledger_core::Timestamp> {
+        let now = self.shared.clock.now();
+        let first = [self.memory.timers.next(), self.store.next_due(now), self.memory.next_look(now)];
+        let first = first.into_iter().flatten().min()?;
+        Some(self.not_before.map_or(first, |patience| first.max(patience)))
+    }
+
+    /// Runs one batch; where the store refused it, its commands one by one.
+    async fn batch(&mut self, mut orders: Vec<Order>) -> Result<(), Fatal> {
+        let error = match self.attempt(&mut orders).await {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        tracing::error!(%error, commands = orders.len(), "a batch was not committed");
+        self.refused(error, &mut orders).await?;
+        let single = orders.len() == 1;
+        for order in orders {
+            let mut one = vec![order];
+            if single {
+                continue;
+            }
+            if let Err(error) = self.attempt(&mut one).await {
+                tracing::error!(%error, "a command was not committed");
+                self.refused(error, &mut one).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// After a failed commit: whoever was alone in it is told, and memory is rebuilt from the store.
+    async fn refused(&mut self, error: StoreError, orders: &mut [Order]) -> Result<(), Fatal> {
+        let fatal = matches!(error, StoreError::Unknown(_) | StoreError::Corrupt(_));
+        if orders.len() == 1 || fatal {
+            for order in orders.iter_mut() {
+                if let Some(reply) = order.reply.take() {
+                    let _ = reply.send(Err(Batch::failed(&error)));
+                } else if let Command::Frame(session, _) = &order.command
+                    && let Some(outbox) = self.memory.outboxes.get(session)
+                {
+                    let _ = outbox.send(ToWorker::End(Batch::failed(&error)));
+                }
+            }
+        }
+        if fatal {
+            // Whoever waits in the lanes was not written at all.
+            self.calls.close();
+            self.frames.close();
+            while let Ok(order) = self.calls.try_recv() {
+                if let Some(reply) = order.reply {
+                    let _ = reply.send(Err(LedgerError::Store(StoreError::Unavailable("the daemon ends".into()))));
+                }
+            }
+            return Err(Fatal::Store(error));
+        }
+        let now = self.shared.clock.now();
+        self.not_before = Some(now.at.after(PATIENCE));
+        let recovered = self.store.recover(now).await.map_err(Fatal::Store)?;
+        self.memory.rebuild(recovered, now);
+        Ok(())
+    }
+
+    async fn attempt(&mut self, orders: &mut [Order]) -> Result<(), StoreError> {
+        let now = self.shared.clock.now();
+        let due = self.due(now);
+        let mut want = Want { tasks: due.clone(), ..Want::default() };
+        for order in orders.iter() {
+            decide::want(&order.command, &self.memory, &mut want);
+        }
+        let known = self.store.begin(&want).await?;
+        let mut batch = Batch::new(&mut self.memory, &mut self.store, &self.shared.reader, now);
+        batch.know(known);
+        let mut answers = Vec::with_capacity(orders.len());
+        for order in orders.iter() {
+            match batch.decide(&order.command).await {
+                // The store failed while it was asked: that fails the batch, not the command.
+                Err(LedgerError::Store(error)) => return Err(error),
+                answer => answers.push(answer),
+            }
+        }
+        batch.elapse(&due);
+        batch.grant().await?;
+        batch.let_go().await?;
+        batch.write().await?;
+        batch.assign().await?;
+        batch.write().await?;
+        let mut said = std::mem::take(&mut batch.said);
+        drop(batch);
+        let proof = self.store.commit().await?;
+        self.memory.commits += 1;
+        self.not_before = None;
+        for (order, answer) in orders.iter_mut().zip(answers) {
+            if let Some(reply) = order.reply.take() {
+                said.replies.push((reply, answer));
+            }
+        }
+        let assignments = Self::assignments(&self.shared, &self.memory, &mut said, now).await;
+        speak(said, &mut self.memory, &self.shared, assignments, &proof);
+        Ok(())
+    }
+
+    /// Tasks whose time has come, after a look at the clocks.
+    fn due(&mut self, now: Now) -> Vec<TaskId> {
+        if decide::clock_was_set(&self.memory, now) {
+            tracing::warn!(skew_ms = now.skew, "the wall clock was set; run_at and deadlines go by it anew");
+            self.memory.skew = now.skew;
+            self.memory.timers.all_due(now.at);
+        }
+        if self.not_before.is_some_and(|patience| patience > now.at) {
+            return Vec::new();
+        }
+        let (due, first) = self.memory.timers.due(now.at, BATCH_OPERATIONS);
+        if first.is_some_and(|armed| now.at.since(armed) > PAUSE) && self.not_before.is_none() {
+            // The process stood still: no lease ends before beats could be taken for a whole lease again.
+            tracing::warn!(late_ms = first.map_or(0, |armed| now.at.since(armed).as_millis() as u64), "the daemon stood still; leases start anew");
+            self.memory.since = now.at;
+        }
+        due
+    }
+
+    /// Fetches what the workers of new claims need, now that the claims are durable.
+    async fn assignments(
+        shared: &Shared,
+        memory: &Memory,
+        said: &mut Said,
+        now: Now,
+    ) -> Vec<(SessionId, ToWorker)> {
+        let claimed = std::mem::take(&mut said.claimed);
+        if claimed.is_empty() {
+            return Vec::new();
+        }
+        let ids: Vec<_> = claimed.iter().map(|claim| (claim.task.id, claim.task.delivery > 1)).collect();
+        let data = match shared.reader.for_workers(&ids).await {
+            Ok(data) => data,
+            Err(error) => {
+                // Their ack timeouts put them back into the queue.
+                tracing::error!(%error, "claimed tasks could not be read for their workers");
+                return Vec::new();
+            }
+        };
+        let mut frames: HashMap<SessionId, Vec<Assignment>> = HashMap::new();
+        for (claim, (data, notes)) in claimed.into_iter().zip(data) {
+            let task = claim.task;
+            let Some(agent) = memory.agents.get(&task.spec.agent) else { continue };
+            let policy = &task.spec.policy;
+            let to_deadline = task.deadline.map(|deadline| now.from_wall(deadline).since(now.at));
+            let longest = agent.settings.attempt_timeout(policy);
+            if let Some(session) = memory.sessions.get(&claim.session) {
+                session.unsent.add(data.payload.len());
+            }
+            frames.entry(claim.session).or_default().push(Assignment {
+                task: task.id,
+                fence: task.fence,
+                agent: Arc::clone(&agent.name),
+                task_type: Arc::clone(&task.spec.task_type),
+                delivery: task.delivery,
+                attempt: task.attempt + 1,
+                priority: task.priority,
+                ack_timeout: agent.settings.ack_timeout(policy),
+                time_left: Some(to_deadline.map_or(longest, |left| left.min(longest))),
+                lease_duration: agent.settings.lease_duration(policy),
+                data,
+                checkpoint: notes.checkpoint,
+                last_error: notes.error,
+            });
+        }
+        frames.into_iter().map(|(session, items)| (session, ToWorker::Assignments(items))).collect()
+    }
+}
+
+/// Operations and bytes of a command.
+fn weight(command: &Command) -> (usize, usize) {
+    use command::FromWorker;
+    match command {
+        Command::Enqueue { tasks, .. } => {
+            (tasks.len(), tasks.iter().flatten().map(|task| task.data.payload.len()).sum())
+        }
+        Command::Frame(_, FromWorker::Acks(items)) => (items.len(), 0),
+        // A beat writes one row, whatever it holds.
+        Command::Frame(_, FromWorker::Beat(held, _)) => (1 + held.len() / 100, 0),
+        Command::Frame(_, FromWorker::Outcomes(items)) | Command::Settle(_, items) => (
+            items.len(),
+            items.iter().map(|item| item.result.as_ref().map_or(0, bytes::Bytes::len)).sum(),
+        ),
+        Command::Redrive { tasks, .. } | Command::Discard { tasks, .. } => (tasks.len(), 0),
+        _ => (1, 0),
+    }
+}
+
+const fn add(a: (usize, usize), b: (usize, usize)) -> (usize, usize) {
+    (a.0 + b.0, a.1 + b.1)
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Handle").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,188 @@
+//! When to look at which task again. One entry per task, whatever number of clocks run for it.
+//!
+//! An entry may be early (a lease was extended since it was armed): then nothing is due and it is armed anew. It is never
+//! late. So a beat costs nothing here, and a task that ends quickly leaves nothing behind.
+
+use ledger_core::limits::{MAX_DEFER, PROBE_PASSES_AFTER};
+use ledger_core::{Event, Now, Reason, Settings, State, Task, TaskId, Timestamp};
+use std::collections::{BTreeSet, HashMap};
+
+/// Armed timers.
+#[derive(Debug, Default)]
+pub(super) struct Timers {
+    order: BTreeSet<(Timestamp, TaskId)>,
+    armed: HashMap<TaskId, Timestamp>,
+}
+
+impl Timers {
+    /// Looks at `task` at `at`, or earlier if it is armed for earlier.
+    pub(super) fn arm(&mut self, task: TaskId, at: Timestamp) {
+        match self.armed.get(&task) {
+            Some(before) if *before <= at => {}
+            before => {
+                if let Some(before) = before.copied() {
+                    self.order.remove(&(before, task));
+                }
+                self.armed.insert(task, at);
+                self.order.insert((at, task));
+            }
+        }
+    }
+
+    /// Never looks at `task`.
+    pub(super) fn disarm(&mut self, task: TaskId) {
+        if let Some(at) = self.armed.remove(&task) {
+            self.order.remove(&(at, task));
+        }
+    }
+
+    /// The earliest time to look.
+    pub(super) fn next(&self) -> Option<Timestamp> {
+        self.order.first().map(|(at, _)| *at)
+    }
+
+    /// Takes at most `limit` tasks whose time has come, and the time that the first was armed for.
+    pub(super) fn due(&mut self, now: Timestamp, limit: usize) -> (Vec<TaskId>, Option<Timestamp>) {
+        let first = self.next().filter(|at| *at <= now);
+        let mut due = Vec::new();
+        while due.len() < limit {
+            match self.order.first() {
+                Some((at, task)) if *at <= now => {
+                    let task = *task;
+                    self.order.pop_first();
+                    self.armed.remove(&task);
+                    due.push(task);
+                }
+                _ => break,
+            }
+        }
+        (due, first)
+    }
+
+    /// Makes every task due: the clock was set, so each is looked at once.
+    pub(super) fn all_due(&mut self, now: Timestamp) {
+        let tasks: Vec<TaskId> = self.armed.keys().copied().collect();
+        for task in tasks {
+            self.arm(task, now);
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.order.clear();
+        self.armed.clear();
+    }
+}
+
+/// What beats changed of a running task; rows do not have it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Beaten {
+    /// The lease ends no sooner.
+    pub(super) until: Timestamp,
+    /// When progress was last seen.
+    pub(super) progress_at: Timestamp,
+}
+
+/// What is to happen when the time comes.
+#[derive(Debug)]
+pub(super) enum Due {
+    /// An event.
+    Event(Event),
+    /// Its probe has run long enough.
+    ProbePasses,
+}
+
+/// The next thing that time will do to `task`, and when.
+///
+/// `since` is when the daemon could last begin to take beats: no lease ends before it was able to for a whole lease.
+pub(super) fn next(
+    task: &Task,
+    settings: &Settings,
+    beaten: Option<Beaten>,
+    since: Timestamp,
+    now: Now,
+) -> Option<(Timestamp, Due)> {
+    let policy = &task.spec.policy;
+    let mut found: Option<(Timestamp, Due)> = None;
+    let mut at = |time: Timestamp, due: Due| {
+        if found.as_ref().is_none_or(|(first, _)| time < *first) {
+            found = Some((time, due));
+        }
+    };
+    match (task.state, task.lease) {
+        (State::Running, Some(lease)) => {
+            let length = match lease.acked_at {
+                Some(_) => settings.lease_duration(policy),
+                None => settings.ack_timeout(policy),
+            };
+            let until = lease.until.max(since.after(length)).max(beaten.map_or(lease.until, |b| b.until));
+            at(until, Due::Event(Event::LeaseOver));
+            if let Some(stop) = task.stop {
+                at(stop.until, Due::Event(Event::GraceOver));
+            } else {
+                if let Some(deadline) = task.deadline {
+                    at(now.from_wall(deadline), Due::Event(Event::DeadlinePassed));
+                }
+                if let Some(acked_at) = lease.acked_at {
+                    at(acked_at.after(settings.attempt_timeout(policy)), Due::Event(Event::AttemptTimeout));
+                    if let Some(stall) = settings.stall_timeout(policy) {
+                        let seen = lease.progress_at.max(beaten.map_or(lease.progress_at, |b| b.progress_at));
+                        at(seen.max(since).after(stall), Due::Event(Event::Stall));
+                    }
+                }
+            }
+            if let (Some(sample), Some(acked_at)) = (task.sample, lease.acked_at)
+                && sample.permit.probe
+                && !sample.told
+            {
+                at(acked_at.after(PROBE_PASSES_AFTER), Due::ProbePasses);
+            }
+        }
+        (State::Queued | State::Retry | State::Blocked, _) => {
+            if let Some(deadline) = task.deadline {
+                at(now.from_wall(deadline), Due::Event(Event::DeadlinePassed));
+            }
+            if let Some(timeout) = settings.queue_timeout(policy)
+                && task.queued_at < Timestamp::FAR
+            {
+                at(task.queued_at.after(timeout), Due::Event(Event::QueueTimeout));
+            }
+            if task.state == State::Retry && task.reason == Reason::Budget {
+                at(task.updated_at.after(MAX_DEFER), Due::Event(Event::BudgetExpired));
+            }
+            if task.state == State::Blocked && task.reason == Reason::Worker && task.calendar {
+                at(now.from_wall(task.run_at), Due::Event(Event::Unblock { answer: None, actor: None }));
+            }
+        }
+        _ => {}
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: i64) -> Timestamp {
+        Timestamp::from_millis(ms)
+    }
+
+    #[test]
+    fn the_earlier_of_two_times_counts() {
+        let mut timers = Timers::default();
+        timers.arm(TaskId(1), at(50));
+        timers.arm(TaskId(1), at(90));
+        timers.arm(TaskId(2), at(40));
+        timers.arm(TaskId(2), at(30));
+        assert_eq!(timers.next(), Some(at(30)));
+        assert_eq!(timers.due(at(60), 10), (vec![TaskId(2), TaskId(1)], Some(at(30))));
+        assert_eq!(timers.next(), None);
+    }
+
+    #[test]
+    fn a_disarmed_task_is_not_looked_at() {
+        let mut timers = Timers::default();
+        timers.arm(TaskId(1), at(50));
+        timers.disarm(TaskId(1));
+        assert_eq!(timers.due(at(100), 10), (vec![], None));
+    }
+}

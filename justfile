@@ -1,0 +1,63 @@
+# Every command a person or CI types. Bare `just` lists them; `just ci` is CI.
+
+# Tools from wheels (buf, just, pytest) live here; see .ci/venv.
+export PATH := justfile_directory() / "target/venv/bin" + ":" + env("PATH")
+
+# The same for every build below, so that all of them share one set of compiled dependencies.
+everything := "--locked --workspace --all-features"
+
+# Lists the recipes
+_list:
+    @{{ quote(just_executable()) }} --list --unsorted
+
+# Compiles everything, dev profile
+build:
+    cargo build {{ everything }}
+
+# Runs every test: Rust, then the Python client
+test: && python-test
+    cargo test {{ everything }}
+
+# Not `cargo build`: dev-dependencies change features of shared crates, and the daemon would be compiled twice.
+
+# Runs the tests of a client that knows nothing but proto/
+python-test *args: _tools
+    cargo test {{ everything }} --no-run
+    python -m pytest tests/python {{ args }}
+
+# Checks format, proto, clippy and docs; warnings are fatal
+lint: _tools
+    cargo fmt --all --check
+    cd proto && buf lint
+    cargo clippy {{ everything }} --all-targets -- -D warnings
+    RUSTDOCFLAGS='-D warnings' cargo doc {{ everything }} --no-deps
+
+# Checks what the layout promises: lean leaf crates, short files
+tree-check:
+    .ci/tree-check
+
+# Writes the client code of the SDKs from proto/
+gen:
+    cargo run --quiet --locked --all-features --bin codegen
+
+# Checks that the client code in git is what `gen` writes
+gen-check: gen
+    .ci/gen-check
+
+# Checks advisories, licences, bans and sources of dependencies; needs cargo-deny 0.20
+deny:
+    cargo deny --locked check
+
+# Shows the main job end to end
+demo *args:
+    cargo run --quiet --release --locked --bin ledgerd -- demo {{ args }}
+
+# Measures this machine
+bench *args:
+    cargo run --quiet --release --locked --bin ledgerd -- bench {{ args }}
+
+# All of CI, cheap checks first; `.ci/run` does this on a bare machine
+ci: tree-check lint gen-check test
+
+_tools:
+    @.ci/venv
