@@ -1,0 +1,39 @@
+//! Writes the checked-in client code of the Rust SDK from `proto/`.
+//!
+//! It reads the three files of package `ledger.v1` and writes two files into `sdk/rust/src/gen`: the message types
+//! and clients (`ledger.v1.rs`), and the descriptors of every file they need (`descriptor.bin`). It does not link the
+//! SDK, so that a stale or broken file can always be written anew. The same input gives the same bytes.
+
+use std::error::Error;
+use std::fs;
+use std::path::Path;
+
+use protox::prost::Message as _;
+
+const FILES: [&str; 3] = ["ledger/v1/admin.proto", "ledger/v1/task.proto", "ledger/v1/worker.proto"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
+    let out = root.join("sdk/rust/src/gen");
+    fs::create_dir_all(&out)?;
+
+    let mut compiler = protox::Compiler::new([root.join("proto")])?;
+    compiler.include_imports(true).include_source_info(true).open_files(FILES)?;
+    let described = compiler.file_descriptor_set();
+
+    // Comments serve the generated code; a program that reads descriptors has no use for them.
+    let mut bare = described.clone();
+    for file in &mut bare.file {
+        file.source_code_info = None;
+    }
+    fs::write(out.join("descriptor.bin"), bare.encode_to_vec())?;
+
+    tonic_prost_build::configure()
+        .build_server(false)
+        .bytes(".")
+        .btree_map(".")
+        .emit_rerun_if_changed(false)
+        .out_dir(&out)
+        .compile_fds(described)?;
+    Ok(())
+}

@@ -1,0 +1,293 @@
+//! The connection to a daemon and the calls of a producer.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Serialize;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+use crate::enqueue::{Enqueue, NewTask};
+use crate::error::Error;
+use crate::handle::{TaskHandle, TaskPages};
+use crate::v1::admin_service_client::AdminServiceClient;
+use crate::v1::task_service_client::TaskServiceClient;
+use crate::v1::worker_service_client::WorkerServiceClient;
+use crate::{clock, limits, retry, v1};
+
+/// Where a daemon listens when nothing else is said.
+pub const DEFAULT_ADDRESS: &str = "127.0.0.1:7420";
+/// The environment variable that [`Client::from_env`] reads.
+pub const ADDRESS_VARIABLE: &str = "LEDGERD_ADDRESS";
+
+/// What the daemon allows a call without a wait of its own, and a little more.
+const CALL_TIMEOUT: Duration = Duration::from_secs(11);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const NO_TASK: &str = "the daemon answered without a task";
+
+/// A connection to a daemon. Clones share it and cost next to nothing.
+///
+/// A lost connection is made anew by the next call.
+#[derive(Clone, Debug)]
+pub struct Client {
+    channel: Channel,
+}
+
+impl Client {
+    /// Connects to `host:port` or `http://host:port`, within 5 s.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Address`] when `address` is none, [`Error::Unavailable`] when nobody answers there.
+    pub async fn connect(address: impl AsRef<str>) -> Result<Self, Error> {
+        let address = address.as_ref();
+        let channel = endpoint(address)?.connect().await.map_err(|error| Error::Unavailable {
+            reason: String::new(),
+            message: format!("cannot connect to {address}: {}", root_cause(&error)),
+            retry_after: None,
+        })?;
+        Ok(Self { channel })
+    }
+
+    /// As [`Client::connect`], but the first call connects, and a daemon that is down is that call's trouble.
+    /// Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Address`] when `address` is none.
+    pub fn lazy(address: impl AsRef<str>) -> Result<Self, Error> {
+        Ok(Self { channel: endpoint(address.as_ref())?.connect_lazy() })
+    }
+
+    /// As [`Client::lazy`] with the address in `LEDGERD_ADDRESS`, or 127.0.0.1:7420 when that is not set or empty.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Address`] when the variable holds no address.
+    pub fn from_env() -> Result<Self, Error> {
+        let address = std::env::var(ADDRESS_VARIABLE).unwrap_or_default();
+        Self::lazy(if address.is_empty() { DEFAULT_ADDRESS } else { &address })
+    }
+
+    /// A client over a channel that the caller has built, for instance with its own TLS settings.
+    pub fn from_channel(channel: Channel) -> Self {
+        Self { channel }
+    }
+
+    /// The generated client of producers, without retries and request ids.
+    pub fn tasks(&self) -> TaskServiceClient<Channel> {
+        TaskServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(limits::MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(limits::MAX_MESSAGE_BYTES)
+    }
+
+    /// The generated client of workers, without retries.
+    pub fn workers(&self) -> WorkerServiceClient<Channel> {
+        WorkerServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(limits::MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(limits::MAX_MESSAGE_BYTES)
+    }
+
+    /// The generated client of operators, without retries and request ids.
+    pub fn admin(&self) -> AdminServiceClient<Channel> {
+        AdminServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(limits::MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(limits::MAX_MESSAGE_BYTES)
+    }
+
+    /// A task for `agent` with `payload` as JSON. Await it to enqueue; set more on it before.
+    pub fn enqueue<P: Serialize + ?Sized>(&self, agent: &str, task_type: &str, payload: &P) -> Enqueue {
+        Enqueue::new(self.clone(), NewTask::new(agent, task_type, payload))
+    }
+
+    /// As [`Client::enqueue`] with a payload that is sent as it is, at most 1 MiB.
+    pub fn enqueue_bytes(&self, agent: &str, task_type: &str, payload: impl Into<Bytes>) -> Enqueue {
+        Enqueue::new(self.clone(), NewTask::from_bytes(agent, task_type, payload))
+    }
+
+    /// Enqueues 1 to 1,000 tasks of together at most 4 MiB in one commit. With [`v1::BatchMode::Atomic`] any refusal
+    /// fails the call and nothing is stored; else each task succeeds or fails by itself. The results are in the order
+    /// of `tasks`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] and [`Error::PayloadTooLarge`], checked for the whole batch before it is sent; those
+    /// of the call otherwise. After an error other than these two, parts of the batch may have been stored: use
+    /// [idempotency keys](NewTask::key) where that matters.
+    pub async fn enqueue_many(
+        &self,
+        tasks: Vec<NewTask>,
+        mode: v1::BatchMode,
+    ) -> Result<Vec<Result<TaskHandle, Error>>, Error> {
+        let now = clock::now();
+        let tasks = tasks.into_iter().enumerate();
+        let tasks = tasks.map(|(index, task)| task.into_wire(now).map_err(|error| error.in_item(index)));
+        let request = v1::EnqueueTasksRequest {
+            tasks: tasks.collect::<Result<_, _>>()?,
+            mode: mode as i32,
+            request_id: clock::request_id(),
+        };
+        limits::batch(&request, now)?;
+        let response = retry::call(|| {
+            let (mut tasks, request) = (self.tasks(), timed(request.clone(), CALL_TIMEOUT));
+            async move { tasks.enqueue_tasks(request).await }
+        })
+        .await?;
+        let results = response.results.into_iter().map(|result| match result.error {
+            Some(error) => Err(Error::from(error)),
+            None => Ok(TaskHandle::new(self.clone(), result.task_id, result.created)),
+        });
+        Ok(results.collect())
+    }
+
+    /// A handle to a task enqueued earlier. Asks nobody: whether the task is there shows at the first call.
+    pub fn task(&self, task_id: impl Into<String>) -> TaskHandle {
+        TaskHandle::new(self.clone(), task_id.into(), false)
+    }
+
+    /// The tasks that match `filter`, newest first, page by page. They come without payload and result.
+    pub fn list(&self, filter: v1::ListTasksRequest) -> TaskPages {
+        TaskPages::new(self.clone(), filter)
+    }
+
+    pub(crate) async fn enqueue_one(
+        &self,
+        task: v1::NewTask,
+        request_id: String,
+    ) -> Result<TaskHandle, Error> {
+        let request = v1::EnqueueTaskRequest { task: Some(task), request_id };
+        let response = retry::call(|| {
+            let (mut tasks, request) = (self.tasks(), timed(request.clone(), CALL_TIMEOUT));
+            async move { tasks.enqueue_task(request).await }
+        })
+        .await?;
+        Ok(TaskHandle::new(self.clone(), response.task_id, response.created))
+    }
+
+    pub(crate) async fn get(&self, task_id: &str, include_data: bool) -> Result<v1::Task, Error> {
+        let request = v1::GetTaskRequest { task_id: task_id.to_owned(), include_data };
+        let response = retry::call(|| {
+            let (mut tasks, request) = (self.tasks(), timed(request.clone(), CALL_TIMEOUT));
+            async move { tasks.get_task(request).await }
+        })
+        .await?;
+        present(response.task)
+    }
+
+    pub(crate) async fn history(&self, task_id: &str) -> Result<Vec<v1::HistoryEvent>, Error> {
+        let request = v1::GetTaskHistoryRequest { task_id: task_id.to_owned() };
+        let response = retry::call(|| {
+            let (mut tasks, request) = (self.tasks(), timed(request.clone(), CALL_TIMEOUT));
+            async move { tasks.get_task_history(request).await }
+        })
+        .await?;
+        Ok(response.events)
+    }
+
+    pub(crate) async fn cancel(&self, request: v1::CancelTaskRequest) -> Result<v1::Task, Error> {
+        limits::reason(&request.reason)?;
+        limits::request_id(&request.request_id)?;
+        let response = retry::call(|| {
+            let (mut tasks, request) = (self.tasks(), timed(request.clone(), CALL_TIMEOUT));
+            async move { tasks.cancel_task(request).await }
+        })
+        .await?;
+        present(response.task)
+    }
+
+    /// One long poll: the task when it ended or when `wait`, at most 60 s, is over. The caller repeats it.
+    pub(crate) async fn wait_once(&self, task_id: &str, wait: Duration) -> Result<v1::Task, Status> {
+        let request = v1::WaitTaskRequest {
+            task_id: task_id.to_owned(),
+            timeout: Some(crate::words::wire_span(wait)),
+            include_data: true,
+        };
+        let response = self.tasks().wait_task(timed(request, wait + CALL_TIMEOUT)).await?;
+        response.into_inner().task.ok_or_else(|| Status::internal(NO_TASK))
+    }
+
+    pub(crate) async fn page(&self, filter: &v1::ListTasksRequest) -> Result<v1::ListTasksResponse, Error> {
+        retry::call(|| {
+            let (mut tasks, request) = (self.tasks(), timed(filter.clone(), CALL_TIMEOUT));
+            async move { tasks.list_tasks(request).await }
+        })
+        .await
+    }
+
+    pub(crate) async fn settle(&self, request: v1::SettleTasksRequest) -> Result<Vec<v1::Receipt>, Error> {
+        let response = retry::call(|| {
+            let (mut workers, request) = (self.workers(), timed(request.clone(), CALL_TIMEOUT));
+            async move { workers.settle_tasks(request).await }
+        })
+        .await?;
+        Ok(response.receipts)
+    }
+}
+
+fn timed<T>(message: T, timeout: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(timeout);
+    request
+}
+
+fn present(task: Option<v1::Task>) -> Result<v1::Task, Error> {
+    task.ok_or_else(|| Status::internal(NO_TASK).into())
+}
+
+fn endpoint(address: &str) -> Result<Endpoint, Error> {
+    let fault = |message: &str| Error::Address { address: address.to_owned(), message: message.to_owned() };
+    if address.starts_with("https://") {
+        return Err(fault("for TLS build a channel and use Client::from_channel"));
+    }
+    let authority = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
+    let expected = "expected host:port or http://host:port";
+    let (host, port) = authority.rsplit_once(':').ok_or_else(|| fault(expected))?;
+    if host.is_empty() || port.parse::<u16>().is_err() || authority.contains('/') {
+        return Err(fault(expected));
+    }
+    let endpoint = Endpoint::from_shared(format!("http://{authority}")).map_err(|_| fault(expected))?;
+    let endpoint = endpoint
+        .user_agent(concat!("ledgerd-client/", env!("CARGO_PKG_VERSION")))
+        .map_err(|_| fault(expected))?;
+    Ok(endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(20))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20))
+}
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_host_and_port_with_or_without_scheme() {
+        for good in ["localhost:7420", "127.0.0.1:7420", "http://ledger.internal:80/", "[::1]:7420"] {
+            assert!(endpoint(good).is_ok(), "{good}");
+        }
+        for bad in
+            ["", "localhost", ":7420", "host:notaport", "https://host:7420", "http://host:1/path", "a b:1"]
+        {
+            assert!(matches!(endpoint(bad), Err(Error::Address { .. })), "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_listening_is_unavailable() {
+        let error = Client::connect("127.0.0.1:1").await.unwrap_err();
+        assert!(matches!(error, Error::Unavailable { .. }), "{error}");
+        let error = Client::lazy("127.0.0.1:1").unwrap().task("t1").get().await.unwrap_err();
+        assert!(matches!(error, Error::Unavailable { .. }), "{error}");
+    }
+}

@@ -1,0 +1,129 @@
+//! Durable, then spoken: what was acknowledged is there after SIGKILL, at whatever moment it came.
+
+mod load;
+
+use crate::support::worker::{Stream, complete, hello, lease, outcome};
+use crate::support::*;
+use ledgerd_client::v1::{self, LeaseState, TaskState};
+use load::Load;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Transitions that must have been acknowledged since the last kill, else the next proves little.
+const BETWEEN_KILLS: u64 = 1_000;
+
+#[tokio::test]
+async fn a_worker_that_held_a_task_through_a_restart_settles_it() {
+    let daemon = Daemon::start();
+    let client = daemon.client().await;
+    let id = enqueue(&client, task("a")).await;
+    let mut worker = Stream::open(&daemon, hello("w", "a", 1)).await;
+    let held = worker.assignment().await;
+    worker.ack(lease(&held)).await;
+    worker.receipt().await;
+    let daemon = daemon.kill_and_restart();
+    let client = daemon.client().await;
+    let before = get(&client, &id).await;
+    assert_eq!((before.state(), before.fence, before.worker_id.as_str()), (TaskState::Running, 1, "w"));
+    let resumed = v1::Hello { held: vec![lease(&held)], ..hello("w", "a", 1) };
+    let mut worker = Stream::open(&daemon, resumed).await;
+    assert_eq!(worker.welcome.leases[0].state(), LeaseState::Extended);
+    worker.settle(vec![outcome(lease(&held), complete("kept"))]).await;
+    assert_eq!(worker.outcome_receipt().await.state(), TaskState::Done);
+    assert_eq!(events(&client, &id).await, ["ENQUEUED", "ASSIGNED", "STARTED", "COMPLETED"]);
+}
+
+#[tokio::test]
+async fn tasks_persist_over_an_orderly_restart() {
+    let mut daemon = Daemon::start();
+    let client = daemon.client().await;
+    let id = enqueue(&client, v1::NewTask { labels: BTreeMap::from([("k".into(), "v".into())]), ..task("a") }).await;
+    let before = get(&client, &id).await;
+    daemon.signal("TERM");
+    assert_eq!(daemon.ended().await.code(), Some(0));
+    let again = Daemon::start_in(Arc::clone(&daemon.folder));
+    assert_eq!(get(&again.client().await, &id).await, before);
+}
+
+/// Kills as many times as `LEDGERD_KILLS` says (default 5), each under load, and checks everything that was acknowledged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn acknowledged_work_survives_kills_under_load() {
+    let kills: u64 = std::env::var("LEDGERD_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
+    let mut daemon = Daemon::start();
+    configure(&daemon.client().await, "load", quick()).await;
+    let load = Load::start(&daemon.address);
+    let mut seen = 0;
+    for kill in 1..=kills {
+        eventually("enough is acknowledged and everything is in flight", async || {
+            let counts = &load.counts;
+            let ripe = counts.acknowledged.load(Relaxed) >= seen + BETWEEN_KILLS
+                && [&counts.enqueues, &counts.acks, &counts.outcomes, &counts.cancels]
+                    .iter()
+                    .all(|flying| flying.load(Relaxed) > 0);
+            ripe.then_some(())
+        })
+        .await;
+        let flying = load.counts.flying();
+        daemon.kill();
+        let acknowledged = load.counts.acknowledged.load(Relaxed);
+        eprintln!("kill {kill}: {} transitions acknowledged since the last; in flight: {flying}", acknowledged - seen);
+        seen = acknowledged;
+        let (folder, address) = (Arc::clone(&daemon.folder), daemon.address.clone());
+        daemon = Daemon::start_at(folder, &address);
+    }
+    let record = load.finish().await;
+    let client = daemon.client().await;
+    let mut rows = 0;
+    for id in &record.enqueued {
+        let task = in_terminal_state(&client, id).await;
+        let history = history(&client, id).await;
+        rows += history.len();
+        check_history(&task, &history);
+    }
+    for (lease, answer) in &record.receipts {
+        let history = history(&client, &lease.0).await;
+        let row = history.iter().find(|row| row.version == answer.version);
+        let row = row.unwrap_or_else(|| panic!("the receipted row {answer:?} of {lease:?} is gone"));
+        assert_eq!((row.to(), row.fence), (answer.state(), lease.1), "{lease:?}");
+    }
+    for id in &record.cancelled {
+        let rows = history(&client, id).await;
+        let asked = rows.iter().any(|row| row.event == "CANCELLED" || row.event == "STOP_REQUESTED");
+        assert!(asked, "the acknowledged cancel of {id} is gone");
+    }
+    let distinct: HashSet<_> = record.assigned.iter().map(|(lease, worker)| (lease.clone(), worker.clone())).collect();
+    let leases: HashSet<_> = distinct.iter().map(|(lease, _)| lease).collect();
+    assert_eq!(leases.len(), distinct.len(), "one fence was given to two workers");
+    eprintln!(
+        "{kills} kills, {} tasks, {} receipts, {} cancels, {} leases, {rows} history rows: nothing is missing",
+        record.enqueued.len(),
+        record.receipts.len(),
+        record.cancelled.len(),
+        leases.len()
+    );
+}
+
+async fn in_terminal_state(client: &ledgerd_client::Client, id: &str) -> v1::Task {
+    let what = format!("task {id} is not stuck");
+    eventually(&what, async || {
+        let task = get(client, id).await;
+        matches!(task.state(), TaskState::Done | TaskState::Failed | TaskState::Cancelled).then_some(task)
+    })
+    .await
+}
+
+fn check_history(task: &v1::Task, history: &[v1::HistoryEvent]) {
+    let mut fence = 0;
+    for (at, row) in history.iter().enumerate() {
+        assert_eq!(row.version, at as u64 + 1, "the history of {} has a gap", task.task_id);
+        let before = at.checked_sub(1).map_or(0, |before| history[before].to);
+        assert_eq!(row.from, before, "row {at} of {} starts elsewhere", task.task_id);
+        if row.event == "ASSIGNED" {
+            assert_eq!(row.fence, fence + 1, "a fence of {} was skipped or used twice", task.task_id);
+        }
+        fence = row.fence;
+    }
+    let last = history.last().expect("there is one row at least");
+    assert_eq!((last.to, last.fence, last.version), (task.state, task.fence, task.version), "{}", task.task_id);
+}

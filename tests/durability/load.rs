@@ -1,0 +1,308 @@
+//! Load that keeps a record of everything it was told is durable.
+
+use crate::support::worker::{complete, fail, hello, outcome};
+use crate::support::{PATIENCE, task};
+use ledgerd_client::{Client, v1};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use v1::{work_request, work_response};
+
+/// A task and a fence.
+pub type Key = (String, u64);
+
+/// What was acknowledged.
+#[derive(Debug, Default)]
+pub struct Record {
+    pub enqueued: Vec<String>,
+    pub cancelled: Vec<String>,
+    pub receipts: Vec<(Key, v1::Receipt)>,
+    pub assigned: Vec<(Key, String)>,
+}
+
+/// What is in flight, and how much was acknowledged.
+#[derive(Debug, Default)]
+pub struct Counts {
+    pub acknowledged: AtomicU64,
+    pub enqueues: AtomicU64,
+    pub acks: AtomicU64,
+    pub outcomes: AtomicU64,
+    pub cancels: AtomicU64,
+}
+
+impl Counts {
+    pub fn flying(&self) -> String {
+        let read = |count: &AtomicU64| count.load(Relaxed);
+        format!(
+            "{} enqueues, {} acks, {} outcomes, {} cancels",
+            read(&self.enqueues),
+            read(&self.acks),
+            read(&self.outcomes),
+            read(&self.cancels)
+        )
+    }
+}
+
+/// Running load.
+pub struct Load {
+    pub counts: Arc<Counts>,
+    shared: Arc<Shared>,
+    producing: CancellationToken,
+    working: CancellationToken,
+    producers: TaskTracker,
+    workers: TaskTracker,
+}
+
+struct Shared {
+    address: String,
+    counts: Arc<Counts>,
+    record: Mutex<Record>,
+}
+
+impl Load {
+    pub fn start(address: &str) -> Self {
+        let counts = Arc::new(Counts::default());
+        let shared = Arc::new(Shared {
+            address: address.to_owned(),
+            counts: Arc::clone(&counts),
+            record: Mutex::default(),
+        });
+        let load = Self {
+            counts,
+            shared,
+            producing: CancellationToken::new(),
+            working: CancellationToken::new(),
+            producers: TaskTracker::new(),
+            workers: TaskTracker::new(),
+        };
+        for index in 0..3 {
+            let (shared, stop) = (Arc::clone(&load.shared), load.producing.clone());
+            load.producers.spawn(async move { shared.produce(index, stop).await });
+        }
+        for index in 0..2 {
+            let (shared, stop) = (Arc::clone(&load.shared), load.producing.clone());
+            load.producers.spawn(async move { shared.cancel(index, stop).await });
+        }
+        for index in 0..3 {
+            let (shared, stop) = (Arc::clone(&load.shared), load.working.clone());
+            load.workers.spawn(async move { shared.work(index, stop).await });
+        }
+        load
+    }
+
+    /// Stops producing, lets the workers finish what is there, and returns what was acknowledged.
+    pub async fn finish(self) -> Record {
+        self.producing.cancel();
+        self.producers.close();
+        tokio::time::timeout(PATIENCE, self.producers.wait()).await.expect("producers end");
+        let client = Client::lazy(&self.shared.address).expect("the address is one");
+        loop {
+            let stats = client.admin().get_stats(v1::GetStatsRequest {}).await.expect("it runs").into_inner();
+            let live: u64 = stats
+                .counts
+                .iter()
+                .filter(|count| count.state < v1::TaskState::Done.into())
+                .map(|count| count.count)
+                .sum();
+            if live == 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        self.working.cancel();
+        self.workers.close();
+        tokio::time::timeout(PATIENCE, self.workers.wait()).await.expect("workers end");
+        std::mem::take(&mut self.shared.record.lock().expect("nobody panicked"))
+    }
+}
+
+impl Shared {
+    fn record(&self, write: impl FnOnce(&mut Record)) {
+        write(&mut self.record.lock().expect("nobody panicked"));
+    }
+
+    /// Repeats a call, with its request id, until somebody answers.
+    async fn insist<T>(&self, mut call: impl AsyncFnMut(&Client) -> Result<T, tonic::Status>) -> T {
+        loop {
+            let client = Client::lazy(&self.address).expect("the address is one");
+            match call(&client).await {
+                Ok(answer) => return answer,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+
+    async fn produce(&self, index: usize, stop: CancellationToken) {
+        for call in 0.. {
+            if stop.is_cancelled() {
+                return;
+            }
+            let request = v1::EnqueueTasksRequest {
+                tasks: vec![task("load"); 10],
+                request_id: format!("produce-{index}-{call}"),
+                ..v1::EnqueueTasksRequest::default()
+            };
+            self.counts.enqueues.fetch_add(1, Relaxed);
+            let answer = self.insist(async |c| c.tasks().enqueue_tasks(request.clone()).await).await.into_inner();
+            self.counts.enqueues.fetch_sub(1, Relaxed);
+            self.counts.acknowledged.fetch_add(answer.results.len() as u64, Relaxed);
+            self.record(|record| record.enqueued.extend(answer.results.into_iter().map(|item| item.task_id)));
+        }
+    }
+
+    /// Cancels one task in so many, whatever it is doing.
+    async fn cancel(&self, index: usize, stop: CancellationToken) {
+        for call in 0.. {
+            if stop.is_cancelled() {
+                return;
+            }
+            let newest = self.record.lock().expect("nobody panicked").enqueued.last().cloned();
+            let Some(task_id) = newest else {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                continue;
+            };
+            let request = v1::CancelTaskRequest {
+                task_id: task_id.clone(),
+                reason: "test".into(),
+                request_id: format!("cancel-{index}-{call}"),
+            };
+            self.counts.cancels.fetch_add(1, Relaxed);
+            let done = self
+                .insist(async |client| match client.tasks().cancel_task(request.clone()).await {
+                    Err(status) if status.code() == tonic::Code::FailedPrecondition => Ok(false),
+                    other => other.map(|_| true),
+                })
+                .await;
+            self.counts.cancels.fetch_sub(1, Relaxed);
+            if done {
+                self.counts.acknowledged.fetch_add(1, Relaxed);
+                self.record(|record| record.cancelled.push(task_id));
+            }
+        }
+    }
+
+    async fn work(&self, index: usize, stop: CancellationToken) {
+        let name = format!("worker-{index}");
+        let mut hands = Hands::default();
+        while !stop.is_cancelled() {
+            let hello = v1::Hello {
+                held: hands.started.iter().map(lease_of).collect(),
+                unreceipted: hands.ended.keys().map(lease_of).collect(),
+                ..hello(&name, "load", 20)
+            };
+            let (sender, frames) = mpsc::channel(1_024);
+            let _ = sender.send(v1::WorkRequest { frame: Some(work_request::Frame::Hello(hello)) }).await;
+            let client = Client::lazy(&self.address).expect("the address is one");
+            let opened = client.workers().work(ReceiverStream::new(frames)).await;
+            if let Ok(stream) = opened {
+                self.session(&name, &mut hands, sender, stream.into_inner(), &stop).await;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn session(
+        &self,
+        name: &str,
+        hands: &mut Hands,
+        sender: mpsc::Sender<v1::WorkRequest>,
+        mut stream: tonic::Streaming<v1::WorkResponse>,
+        stop: &CancellationToken,
+    ) {
+        let send = async |frame| sender.send(v1::WorkRequest { frame: Some(frame) }).await.is_ok();
+        loop {
+            let next = tokio::select! {
+                next = stream.message() => next,
+                () = stop.cancelled() => return,
+            };
+            let Ok(Some(response)) = next else { return };
+            match response.frame {
+                Some(work_response::Frame::Welcome(welcome)) => {
+                    for verdict in welcome.leases.into_iter().filter(|v| v.state() == v1::LeaseState::Lost) {
+                        hands.started.retain(|key| Some(lease_of(key)) != verdict.lease);
+                    }
+                    let again: Vec<_> = hands.ended.values().cloned().collect();
+                    send(work_request::Frame::Outcomes(v1::Outcomes { items: again })).await;
+                    // What was started before the break ends now.
+                    let started = std::mem::take(&mut hands.started);
+                    self.end(hands, started, &send).await;
+                }
+                Some(work_response::Frame::Assignments(frame)) => {
+                    let keys: Vec<Key> = frame.items.into_iter().map(|a| (a.task_id, a.fence)).collect();
+                    self.record(|record| {
+                        record.assigned.extend(keys.iter().map(|key| (key.clone(), name.to_owned())));
+                    });
+                    self.counts.acks.fetch_add(keys.len() as u64, Relaxed);
+                    let items = keys.iter().map(lease_of).collect();
+                    hands.acked.extend(keys.iter().cloned().map(|key| (key, ())));
+                    hands.started.extend(keys);
+                    send(work_request::Frame::Acks(v1::Acks { items })).await;
+                }
+                Some(work_response::Frame::Receipts(frame)) => {
+                    let mut started = Vec::new();
+                    for receipt in frame.items {
+                        let lease = receipt.lease.clone().unwrap_or_default();
+                        let key = (lease.task_id, lease.fence);
+                        if receipt.kind() == v1::ReceiptKind::Ack {
+                            if hands.acked.remove(&key).is_some() {
+                                self.counts.acks.fetch_sub(1, Relaxed);
+                            }
+                            hands.started.retain(|held| *held != key);
+                            if receipt.error.is_none() {
+                                started.push(key.clone());
+                            }
+                        } else if hands.ended.remove(&key).is_some() {
+                            self.counts.outcomes.fetch_sub(1, Relaxed);
+                        }
+                        if receipt.error.is_none() {
+                            self.counts.acknowledged.fetch_add(1, Relaxed);
+                            self.record(|record| record.receipts.push((key, receipt)));
+                        }
+                    }
+                    self.end(hands, started, &send).await;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Ends tasks: every seventh fails.
+    async fn end(
+        &self,
+        hands: &mut Hands,
+        keys: Vec<Key>,
+        send: &impl AsyncFn(work_request::Frame) -> bool,
+    ) {
+        let mut items = Vec::new();
+        for key in keys {
+            hands.count += 1;
+            let how = if hands.count.is_multiple_of(7) { fail("unlucky") } else { complete("done") };
+            let item = outcome(lease_of(&key), how);
+            self.counts.outcomes.fetch_add(1, Relaxed);
+            hands.ended.insert(key, item.clone());
+            items.push(item);
+        }
+        if !items.is_empty() {
+            send(work_request::Frame::Outcomes(v1::Outcomes { items })).await;
+        }
+    }
+}
+
+/// What a worker holds, over its streams.
+#[derive(Debug, Default)]
+struct Hands {
+    acked: HashMap<Key, ()>,
+    started: Vec<Key>,
+    ended: HashMap<Key, v1::Outcome>,
+    count: u64,
+}
+
+fn lease_of(key: &Key) -> v1::Lease {
+    v1::Lease { task_id: key.0.clone(), fence: key.1 }
+}

@@ -1,0 +1,229 @@
+//! Runs the real binary in a folder of its own, and speaks to it through generated stubs alone.
+
+pub mod worker;
+
+use ledgerd_client::{Client, v1};
+use std::future::Future;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+/// Longer than anything that is not stuck takes on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A folder that goes away with the test.
+#[derive(Debug)]
+pub struct Folder(PathBuf);
+
+impl Folder {
+    pub fn new() -> Arc<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("ledgerd-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).expect("the temporary folder is writable");
+        Arc::new(Self(path))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A running daemon. Killed when dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    pub folder: Arc<Folder>,
+    pub address: String,
+}
+
+impl Daemon {
+    pub fn start() -> Self {
+        Self::start_in(Folder::new())
+    }
+
+    pub fn start_in(folder: Arc<Folder>) -> Self {
+        Self::start_at(folder, "127.0.0.1:0")
+    }
+
+    pub fn start_at(folder: Arc<Folder>, listen: &str) -> Self {
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(folder.path().join("log"))
+            .expect("the folder is writable");
+        let mut child = command()
+            .args(["serve", "--listen", listen, "--http-listen", "off", "--data-dir"])
+            .arg(folder.path().join("data"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .expect("the binary starts");
+        let stdout = child.stdout.take().expect("stdout is piped");
+        let mut lines = BufReader::new(stdout).lines();
+        let first = lines.next().and_then(Result::ok).unwrap_or_default();
+        let Some(address) = first.strip_prefix("ledgerd listening on ").map(str::to_owned) else {
+            let log = std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();
+            panic!("the daemon did not start: {first:?}\n{log}");
+        };
+        Self { child, folder, address }
+    }
+
+    /// Kills it as a power cut would, and starts it again on the same files and port.
+    pub fn kill_and_restart(mut self) -> Self {
+        self.kill();
+        let (folder, address) = (Arc::clone(&self.folder), self.address.clone());
+        drop(self);
+        Self::start_at(folder, &address)
+    }
+
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        assert!(status.is_ok_and(|status| status.success()), "kill -{name} works");
+    }
+
+    /// Waits for the end of the process.
+    pub async fn ended(&mut self) -> ExitStatus {
+        eventually("the daemon ends", async || self.child.try_wait().expect("it is our child")).await
+    }
+
+    pub async fn client(&self) -> Client {
+        Client::connect(&self.address).await.expect("the daemon listens")
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("--- log of the daemon ---\n{}", self.log());
+        }
+    }
+}
+
+/// The binary under test.
+pub fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ledgerd"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("LEDGERD_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Looks again until there is something to see, 10 ms apart; a failure after [`PATIENCE`].
+pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let found = async {
+        loop {
+            if let Some(seen) = look().await {
+                return seen;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within(what, found).await
+}
+
+/// Awaits `future`, but not for ever.
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(PATIENCE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("{what}: nothing happened within {PATIENCE:?}"),
+    }
+}
+
+/// A task for `agent` that needs nothing special.
+pub fn task(agent: &str) -> v1::NewTask {
+    v1::NewTask {
+        agent: agent.to_owned(),
+        task_type: "test".to_owned(),
+        payload: b"{}".to_vec().into(),
+        ..v1::NewTask::default()
+    }
+}
+
+/// A duration on the wire.
+pub fn ms(millis: i64) -> Option<prost_types::Duration> {
+    Some(prost_types::Duration { seconds: millis / 1_000, nanos: (millis % 1_000 * 1_000_000) as i32 })
+}
+
+/// Enqueues one task and returns its id.
+pub async fn enqueue(client: &Client, task: v1::NewTask) -> String {
+    let request = v1::EnqueueTaskRequest { task: Some(task), request_id: String::new() };
+    client.tasks().enqueue_task(request).await.expect("the task is stored").into_inner().task_id
+}
+
+/// Reads a task, data included.
+pub async fn get(client: &Client, id: &str) -> v1::Task {
+    let request = v1::GetTaskRequest { task_id: id.to_owned(), include_data: true };
+    client.tasks().get_task(request).await.expect("the task is there").into_inner().task.expect("it is set")
+}
+
+/// Waits until the task is in `state`.
+pub async fn in_state(client: &Client, id: &str, state: v1::TaskState) -> v1::Task {
+    let what = format!("task {id} becomes {state:?}");
+    eventually(&what, async || Some(get(client, id).await).filter(|task| task.state() == state)).await
+}
+
+/// The names of a task's history events, oldest first.
+pub async fn events(client: &Client, id: &str) -> Vec<String> {
+    history(client, id).await.into_iter().map(|event| event.event).collect()
+}
+
+/// A task's history, oldest first.
+pub async fn history(client: &Client, id: &str) -> Vec<v1::HistoryEvent> {
+    let request = v1::GetTaskHistoryRequest { task_id: id.to_owned() };
+    client.tasks().get_task_history(request).await.expect("the task is there").into_inner().events
+}
+
+/// Changes an agent's settings.
+pub async fn configure(client: &Client, agent: &str, settings: v1::AgentSettings) {
+    let request = v1::ConfigureAgentRequest { agent: agent.to_owned(), settings: Some(settings) };
+    client.admin().configure_agent(request).await.expect("the settings are valid");
+}
+
+/// Settings that make failures quick: no back-off worth waiting for, no budget.
+pub fn quick() -> v1::AgentSettings {
+    v1::AgentSettings {
+        policy: Some(v1::TaskPolicy {
+            base_delay: ms(1),
+            max_delay: ms(5),
+            jitter: v1::JitterKind::None.into(),
+            ..v1::TaskPolicy::default()
+        }),
+        budget: Some(v1::BudgetSettings { enabled: Some(false), ..v1::BudgetSettings::default() }),
+        ..v1::AgentSettings::default()
+    }
+}
+
+/// The reason in a status's ErrorInfo.
+pub fn reason(status: &tonic::Status) -> String {
+    use tonic_types::StatusExt;
+    let info = status.get_details_error_info();
+    if let Some(info) = &info {
+        assert_eq!(info.domain, "ledgerd");
+    }
+    info.map(|info| info.reason).unwrap_or_default()
+}

@@ -1,0 +1,110 @@
+//! Bytes that are no gRPC.
+
+use crate::support::*;
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderMap, Request};
+use http_body_util::{BodyExt, Full};
+use prost::Message;
+use tonic::body::Body;
+use tonic::transport::Channel;
+use tower::{Service, ServiceExt};
+
+const GET_TASK: &str = "/ledger.v1.TaskService/GetTask";
+const ENQUEUE: &str = "/ledger.v1.TaskService/EnqueueTask";
+
+/// Sends a body as it is. Returns the HTTP status and the gRPC status, from headers or trailers.
+async fn send(channel: &Channel, path: &str, headers: &[(&str, &str)], body: Bytes) -> (u16, Option<i32>) {
+    let mut request = Request::post(format!("http://ledgerd{path}")).header("te", "trailers");
+    if !headers.iter().any(|(name, _)| *name == "content-type") {
+        request = request.header("content-type", "application/grpc");
+    }
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(Body::new(Full::new(body))).expect("it is a request");
+    let mut channel = channel.clone();
+    let channel = channel.ready().await.expect("the daemon listens");
+    let response = within("an answer", channel.call(request)).await.expect("an answer comes");
+    let status = |headers: &HeaderMap| {
+        headers.get("grpc-status").and_then(|value| value.to_str().ok()).and_then(|text| text.parse().ok())
+    };
+    let (parts, body) = response.into_parts();
+    let in_headers = status(&parts.headers);
+    let trailers = body.collect().await.ok().and_then(|body| body.trailers().cloned());
+    (parts.status.as_u16(), in_headers.or_else(|| trailers.as_ref().and_then(status)))
+}
+
+fn frame(flag: u8, length: u32, bytes: &[u8]) -> Bytes {
+    let mut frame = BytesMut::new();
+    frame.put_u8(flag);
+    frame.put_u32(length);
+    frame.put_slice(bytes);
+    frame.freeze()
+}
+
+fn message(bytes: &[u8]) -> Bytes {
+    frame(0, bytes.len() as u32, bytes)
+}
+
+#[tokio::test]
+async fn malformed_frames_get_the_code_of_the_table() {
+    let daemon = Daemon::start();
+    let channel = Channel::from_shared(format!("http://{}", daemon.address)).expect("an address").connect_lazy();
+    let over = vec![0_u8; (4 << 20) + 1];
+    // Depth 101 of nested groups: protobuf's own limit is 100.
+    let nested: Vec<u8> = std::iter::repeat_n(0x0b, 101).collect();
+    let cases: Vec<(&str, &[(&str, &str)], Bytes, i32)> = vec![
+        ("17 length prefix 2^31", &[], frame(0, 1 << 31, &[]), 11),
+        ("18 one byte over the limit", &[], frame(0, over.len() as u32, &over), 11),
+        ("19 truncated message", &[], frame(0, 10, &[1, 2]), 13),
+        ("20 compressed flag without encoding", &[], frame(1, 1, &[0]), 13),
+        ("21 flag 7", &[], frame(7, 1, &[0]), 13),
+        ("22 grpc-encoding br", &[("grpc-encoding", "br")], message(&[]), 12),
+        ("24 random bytes", &[], message(&[0xff, 0x13, 0x37, 0xfe, 0xff]), 13),
+        ("25 nesting 101", &[], message(&nested), 13),
+        ("26 invalid UTF-8", &[], message(&[0x0a, 0x02, 0xff, 0xfe]), 13),
+        ("27 no message", &[], Bytes::new(), 13),
+        ("28 grpc-timeout abc", &[("grpc-timeout", "abc")], message(&[]), 3),
+        ("29 grpc-timeout 0n", &[("grpc-timeout", "0n")], message(&[]), 4),
+        ("14 unknown method", &[], message(&[]), 12),
+    ];
+    for (row, headers, body, code) in cases {
+        let path = if row.starts_with("14") { "/ledger.v1.TaskService/Nothing" } else { GET_TASK };
+        let (_, status) = send(&channel, path, headers, body).await;
+        assert_eq!(status, Some(code), "{row}");
+    }
+    let (http, _) = send(&channel, GET_TASK, &[("content-type", "text/plain")], message(&[])).await;
+    assert_eq!(http, 415, "12 content-type text/plain");
+    let stats = daemon.client().await.admin().get_stats(ledgerd_client::v1::GetStatsRequest {}).await;
+    assert_eq!(stats.expect("it still answers").into_inner().transitions, 0);
+}
+
+#[tokio::test]
+async fn gzip_is_taken() {
+    let daemon = Daemon::start();
+    let channel = Channel::from_shared(format!("http://{}", daemon.address)).expect("an address").connect_lazy();
+    let client = ledgerd_client::v1::task_service_client::TaskServiceClient::new(channel)
+        .send_compressed(tonic::codec::CompressionEncoding::Gzip)
+        .accept_compressed(tonic::codec::CompressionEncoding::Gzip);
+    let request = ledgerd_client::v1::EnqueueTaskRequest { task: Some(task("a")), request_id: String::new() };
+    let stored = client.clone().enqueue_task(request).await.expect("23: gzip is on");
+    assert!(stored.into_inner().created);
+}
+
+#[tokio::test]
+async fn a_message_that_grows_beyond_the_limit_when_unpacked_is_refused() {
+    let daemon = Daemon::start();
+    let channel = Channel::from_shared(format!("http://{}", daemon.address)).expect("an address").connect_lazy();
+    let client = ledgerd_client::v1::task_service_client::TaskServiceClient::new(channel.clone())
+        .send_compressed(tonic::codec::CompressionEncoding::Gzip);
+    let bomb = ledgerd_client::v1::NewTask { payload: vec![0; 64 << 20].into(), ..task("a") };
+    let request = ledgerd_client::v1::EnqueueTaskRequest { task: Some(bomb), request_id: String::new() };
+    assert!(request.encoded_len() > 4 << 20);
+    let refused = client.clone().enqueue_task(request).await.expect_err("64 MiB in a few KiB");
+    assert!(
+        matches!(refused.code(), tonic::Code::OutOfRange | tonic::Code::ResourceExhausted),
+        "{refused}"
+    );
+    let (_, status) = send(&channel, ENQUEUE, &[], message(&[])).await;
+    assert_eq!(status, Some(3), "it still answers");
+}
