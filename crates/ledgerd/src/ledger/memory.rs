@@ -83,6 +83,10 @@ impl Memory {
             recovered.budgets.into_iter().partition(|row| row.agent.is_none());
         let mut budgets: HashMap<_, _> = own.into_iter().map(|row| (row.agent, row)).collect();
         self.seed = recovered.seed;
+        // A stream whose opening was not committed was not welcomed either.
+        self.sessions.retain(|id, _| id.0 <= recovered.last_session);
+        self.outboxes.retain(|id, _| id.0 <= recovered.last_session);
+        self.last_session = recovered.last_session;
         self.budget = match global.first() {
             Some(row) => Bucket::restore(global_limits(), row.level),
             None => Bucket::full(global_limits(), now.at.since_epoch()),
@@ -111,7 +115,6 @@ impl Memory {
             session.held.clear();
         }
         self.since = now.at;
-        self.last_session = self.last_session.max(recovered.last_session);
         self.transitions = recovered.transitions;
         for task in &recovered.timed {
             self.adopt(task, now);

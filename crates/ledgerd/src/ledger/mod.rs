@@ -12,6 +12,8 @@ pub mod command;
 mod decide;
 mod handle;
 mod memory;
+#[cfg(test)]
+mod tests;
 mod timers;
 
 pub use handle::Handle;

@@ -1,0 +1,276 @@
+//! `ledgerd agent`: classes of workers and their settings.
+
+use clap::{Args, Subcommand, ValueEnum};
+use ledgerd_client::v1::{
+    Agent, AgentSettings, BreakerSettings, BudgetSettings, ConfigureAgentRequest, GetAgentRequest,
+    ListAgentsRequest, ListAgentsResponse, StateCount, TaskState,
+};
+
+use crate::Global;
+use crate::breaker::{breaker_cell, describe_settings};
+use crate::connect::connect;
+use crate::failure::Failure;
+use crate::output::{Facts, Format, Rows, cell, instant, print, print_json, task_state};
+use crate::policy::{self, PolicyArgs, Span};
+use crate::time::duration_to_wire;
+
+/// Commands on agents.
+#[derive(Debug, Subcommand)]
+pub enum AgentCommand {
+    /// List agents by name
+    List,
+    /// Show one agent with its settings
+    Show(Named),
+    /// Create an agent or change the given settings of one
+    Configure(Box<Configure>),
+}
+
+/// Names an agent.
+#[derive(Debug, Args)]
+pub struct Named {
+    /// Name of the agent
+    #[arg(value_name = "AGENT")]
+    pub(crate) agent: String,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    /// On.
+    On,
+    /// Off.
+    Off,
+}
+
+/// `agent configure`. What is not given stays as it is.
+#[derive(Debug, Args)]
+pub struct Configure {
+    /// Name of the agent
+    #[arg(value_name = "AGENT")]
+    agent: String,
+    /// Tasks that may wait; enqueue is refused beyond it
+    #[arg(long, value_name = "N")]
+    max_waiting: Option<u64>,
+    #[command(flatten)]
+    policy: PolicyArgs,
+    #[command(flatten)]
+    breaker: BreakerArgs,
+    #[command(flatten)]
+    budget: BudgetArgs,
+}
+
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Circuit breaker")]
+struct BreakerArgs {
+    /// Whether the agent has a breaker
+    #[arg(long, value_enum)]
+    breaker: Option<Switch>,
+    /// Failures in a row that open it
+    #[arg(long, value_name = "N")]
+    failure_threshold: Option<u32>,
+    /// Probe successes that close it
+    #[arg(long, value_name = "N")]
+    success_threshold: Option<u32>,
+    /// How long it stays open
+    #[arg(long, value_name = "DUR")]
+    open_timeout: Option<Span>,
+    /// Probes at one time
+    #[arg(long, value_name = "N")]
+    half_open_permits: Option<u32>,
+}
+
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Retry budget")]
+struct BudgetArgs {
+    /// Whether retries of the agent need a token
+    #[arg(long, value_enum)]
+    budget: Option<Switch>,
+    /// Tokens it can hold
+    #[arg(long, value_name = "X")]
+    budget_capacity: Option<f64>,
+    /// Tokens that come by themselves each second
+    #[arg(long, value_name = "X")]
+    budget_floor: Option<f64>,
+    /// Tokens that each success adds
+    #[arg(long, value_name = "X")]
+    budget_deposit: Option<f64>,
+}
+
+impl AgentCommand {
+    pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
+        match self {
+            Self::List => list(global).await,
+            Self::Show(named) => {
+                let request = GetAgentRequest { agent: named.agent };
+                let response = connect(global).await?.admin().get_agent(request).await?.into_inner();
+                match global.output {
+                    Format::Json => print_json("GetAgentResponse", &response),
+                    Format::Table => print(&describe(&response.agent.unwrap_or_default())),
+                }
+            }
+            Self::Configure(command) => {
+                let request = command.into_request();
+                let response = connect(global).await?.admin().configure_agent(request).await?.into_inner();
+                match global.output {
+                    Format::Json => print_json("ConfigureAgentResponse", &response),
+                    Format::Table => print(&describe(&response.agent.unwrap_or_default())),
+                }
+            }
+        }
+    }
+}
+
+async fn list(global: &Global) -> Result<(), Failure> {
+    let client = connect(global).await?;
+    let mut merged = ListAgentsResponse::default();
+    let mut request = ListAgentsRequest::default();
+    loop {
+        let page = client.admin().list_agents(request.clone()).await?.into_inner();
+        merged.agents.extend(page.agents);
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = page.next_page_token;
+    }
+    match global.output {
+        Format::Json => print_json("ListAgentsResponse", &merged),
+        Format::Table => rows(&merged.agents).print("no agents"),
+    }
+}
+
+impl Configure {
+    fn into_request(self) -> ConfigureAgentRequest {
+        let Self { agent, max_waiting, policy, breaker, budget } = self;
+        let is_on = |switch: Option<Switch>| switch.map(|switch| switch == Switch::On);
+        let breaker = BreakerSettings {
+            failure_threshold: breaker.failure_threshold,
+            success_threshold: breaker.success_threshold,
+            open_timeout: breaker.open_timeout.map(|span| duration_to_wire(span.0)),
+            half_open_permits: breaker.half_open_permits,
+            enabled: is_on(breaker.breaker),
+        };
+        let budget = BudgetSettings {
+            capacity: budget.budget_capacity,
+            floor_per_second: budget.budget_floor,
+            deposit: budget.budget_deposit,
+            enabled: is_on(budget.budget),
+        };
+        let settings = AgentSettings {
+            policy: policy.into_wire(),
+            breaker: (breaker != BreakerSettings::default()).then_some(breaker),
+            budget: (budget != BudgetSettings::default()).then_some(budget),
+            max_waiting,
+        };
+        ConfigureAgentRequest { agent, settings: Some(settings) }
+    }
+}
+
+fn rows(agents: &[Agent]) -> Rows {
+    let mut rows =
+        Rows::new(["AGENT", "QUEUED", "RUNNING", "RETRY", "BLOCKED", "WORKERS", "BREAKER", "BUDGET", "SEEN"]);
+    for agent in agents {
+        let count = |state| cell(count_of(&agent.counts, state));
+        rows.push([
+            cell(&agent.agent),
+            count(TaskState::Queued),
+            count(TaskState::Running),
+            count(TaskState::Retry),
+            count(TaskState::Blocked),
+            cell(agent.sessions),
+            breaker_cell(agent.breaker_state),
+            cell(format!("{:.1}", agent.budget_tokens)),
+            cell(instant(agent.create_time.as_ref())),
+        ]);
+    }
+    rows
+}
+
+fn count_of(counts: &[StateCount], state: TaskState) -> u64 {
+    counts.iter().find(|count| count.state() == state).map_or(0, |count| count.count)
+}
+
+/// `QUEUED 3, RUNNING 1`.
+pub(crate) fn show_counts(counts: &[StateCount]) -> String {
+    let counts = counts.iter().map(|count| format!("{} {}", task_state(count.state), count.count));
+    counts.collect::<Vec<_>>().join(", ")
+}
+
+fn describe(agent: &Agent) -> String {
+    let mut facts = Facts::default();
+    facts.push("agent", &agent.agent);
+    facts.push("tasks", show_counts(&agent.counts));
+    facts.push("workers", agent.sessions);
+    facts.push("breaker", crate::breaker::state_name(agent.breaker_state));
+    facts.push("budget tokens", format!("{:.1}", agent.budget_tokens));
+    facts.push("first seen", instant(agent.create_time.as_ref()));
+    if let Some(settings) = &agent.settings {
+        facts.push("max waiting", settings.max_waiting.map(|n| n.to_string()).unwrap_or_default());
+        if let Some(given) = &settings.policy {
+            policy::describe(given, &mut facts);
+        }
+        if let Some(breaker) = &settings.breaker {
+            describe_settings(breaker, &mut facts);
+        }
+        if let Some(budget) = &settings.budget {
+            let number = |value: Option<f64>| value.map(|n| n.to_string()).unwrap_or_default();
+            facts.push("budget enabled", budget.enabled.map(|on| on.to_string()).unwrap_or_default());
+            facts.push("budget capacity", number(budget.capacity));
+            facts.push("budget floor/s", number(budget.floor_per_second));
+            facts.push("budget deposit", number(budget.deposit));
+        }
+    }
+    facts.render()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        configure: Configure,
+    }
+
+    fn settings(args: &str) -> AgentSettings {
+        let line = Line::try_parse_from(std::iter::once("x").chain(args.split(' '))).expect("arguments");
+        line.configure.into_request().settings.expect("settings")
+    }
+
+    #[test]
+    fn only_given_settings_are_sent() {
+        assert_eq!(settings("claude"), AgentSettings::default());
+        let given =
+            settings("claude --breaker off --open-timeout 2m --budget-floor 0.5 --max-waiting 7 --lease 90s");
+        let breaker = given.breaker.expect("breaker");
+        assert_eq!((breaker.enabled, breaker.open_timeout.map(|d| d.seconds)), (Some(false), Some(120)));
+        assert_eq!(breaker.failure_threshold, None);
+        let budget = given.budget.expect("budget");
+        assert_eq!((budget.floor_per_second, budget.enabled), (Some(0.5), None));
+        assert_eq!(given.max_waiting, Some(7));
+        assert_eq!(given.policy.and_then(|policy| policy.lease_duration).map(|d| d.seconds), Some(90));
+    }
+
+    #[test]
+    fn agents_read_as_rows() {
+        let agent = Agent {
+            agent: "claude".into(),
+            counts: vec![
+                StateCount { state: TaskState::Queued.into(), count: 12 },
+                StateCount { state: TaskState::Blocked.into(), count: 3 },
+            ],
+            breaker_state: 2,
+            budget_tokens: 9.96,
+            sessions: 2,
+            ..Agent::default()
+        };
+        assert_eq!(
+            rows(std::slice::from_ref(&agent)).render(),
+            "AGENT   QUEUED  RUNNING  RETRY  BLOCKED  WORKERS  BREAKER  BUDGET  SEEN\n\
+             claude  12      0        0      3        2        OPEN     10.0\n"
+        );
+        assert!(describe(&agent).contains("tasks          QUEUED 12, BLOCKED 3\n"), "{}", describe(&agent));
+    }
+}

@@ -1,0 +1,297 @@
+//! `ledgerd bench`: load over real gRPC, and what it cost.
+//!
+//! Producers call, workers hold one stream each and complete what they are given at once; both are tasks of this one
+//! process, so that the time from enqueue to start is read from one monotonic clock. They use the generated clients
+//! and not the SDK's worker, to leave the machine to the daemon.
+//!
+//! A figure is only worth something when the work was done: the run ends when all that was enqueued is DONE, and the
+//! daemon's own counts must agree with the receipts. Figures of one machine move by 10 to 30 % from run to run; compare
+//! ratios of runs made side by side.
+
+mod histogram;
+mod machine;
+mod producer;
+mod report;
+mod worker;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ledgerd_client::v1::{GetAgentRequest, GetStatsRequest, GetStatsResponse, TaskState};
+use ledgerd_client::{CancellationToken, Client};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+use tonic::Code;
+
+use crate::Global;
+use crate::connect::connect;
+use crate::daemon::{self, Daemon, cannot};
+use crate::failure::{Exit, Failure};
+use crate::output::{print, remark};
+use crate::policy::Span;
+use crate::time::{duration_from_wire, now};
+pub(crate) use histogram::Histogram;
+use machine::Spent;
+use producer::Produced;
+use report::{Outcome, Report};
+use worker::Worked;
+
+/// A drain in which nothing ends for so long will not end.
+const STUCK: Duration = Duration::from_secs(30);
+/// How often the end of the drain is looked for.
+const LOOK: Duration = Duration::from_millis(2);
+/// Time that the daemon gets to close its store.
+const STOP: Duration = Duration::from_secs(10);
+
+/// `bench`.
+///
+/// One JSON object on standard output, the same for people on standard error. Without --target a daemon is started for
+/// the run, in a data directory of its own.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Load the daemon that listens there, instead of one of its own
+    #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["data_dir", "store"])]
+    target: Option<String>,
+    /// Producers, each with one call at a time
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4_096))]
+    callers: u32,
+    /// Tasks a call; 1 is EnqueueTask, more is EnqueueTasks
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    batch: u32,
+    /// Connections that the producers share
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=4_096))]
+    connections: u32,
+    /// Worker streams
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    workers: u32,
+    /// Tasks that each worker may hold
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    capacity: u32,
+    /// Size of a payload; its first 8 bytes are the time of the call
+    #[arg(long, value_name = "BYTES", default_value_t = 256, value_parser = clap::value_parser!(u32).range(8..=1 << 20))]
+    payload: u32,
+    /// How long producers call
+    #[arg(long, value_name = "DUR", default_value = "10s")]
+    duration: Span,
+    /// Tasks enqueued and not yet done at one time: producers wait beyond it; 0: without bound; else twice what the
+    /// workers hold
+    #[arg(long, value_name = "N")]
+    backlog: Option<u32>,
+    /// Acknowledge each task before its outcome, instead of letting the outcome stand for both
+    #[arg(long)]
+    explicit_acks: bool,
+    /// Send a request id with each call
+    #[arg(long)]
+    request_ids: bool,
+    /// Agent of the tasks
+    #[arg(long, value_name = "NAME", default_value = "bench")]
+    agent: String,
+    /// Data directory of its own daemon; else a temporary one
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<std::path::PathBuf>,
+    /// Store of its own daemon
+    #[arg(long, value_name = "URL")]
+    store: Option<String>,
+}
+
+/// What producers and workers share.
+struct Run {
+    args: Args,
+    /// Unique for the run; incarnations and request ids are made of it.
+    id: u64,
+    /// Where the clock of the payloads starts.
+    start: Instant,
+    /// Room for tasks that are not done.
+    room: Semaphore,
+    /// Outcomes receipted as DONE.
+    done: AtomicU64,
+    /// The first error in words.
+    error: Mutex<Option<String>>,
+    workers_stop: CancellationToken,
+}
+
+impl Run {
+    fn new(args: Args) -> Self {
+        let backlog = match args.backlog {
+            Some(0) => Semaphore::MAX_PERMITS / 2,
+            Some(backlog) => backlog.max(args.batch) as usize,
+            None => (2 * args.workers as usize * args.capacity as usize).max(args.batch as usize),
+        };
+        Self {
+            args,
+            id: u64::try_from(now().as_millisecond()).unwrap_or(1).max(1),
+            start: Instant::now(),
+            room: Semaphore::new(backlog),
+            done: AtomicU64::new(0),
+            error: Mutex::new(None),
+            workers_stop: CancellationToken::new(),
+        }
+    }
+
+    /// Nanoseconds since the start.
+    fn clock(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn blame(&self, what: impl FnOnce() -> String) {
+        self.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(what);
+    }
+}
+
+impl Args {
+    pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
+        if let Some(address) = &self.target {
+            let target = Global { address: address.clone(), ..global.clone() };
+            let report = self.load(&connect(&target).await?, address, None).await?;
+            return report.say();
+        }
+        let folder = tempfile::tempdir().map_err(|error| cannot("make a temporary folder", &error))?;
+        let data_dir = self.data_dir.clone().unwrap_or_else(|| folder.path().join("data"));
+        let guard = daemon::guard()?;
+        let mut daemon = Daemon::start(&data_dir, self.store.as_deref(), &guard).await?;
+        if machine::is_memory(&data_dir) && self.store.is_none() {
+            remark("the data directory is in memory, where a flush costs nothing; --data-dir names a disk");
+        }
+        let (address, id) = (daemon.address.clone(), daemon.process.id());
+        let loaded = async {
+            let own = Global { address: address.clone(), ..global.clone() };
+            self.load(&connect(&own).await?, &address, Some(id)).await
+        };
+        let loaded = tokio::select! {
+            loaded = loaded => loaded,
+            _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Failure, "interrupted; nothing was measured")),
+        };
+        let loaded = loaded.map_err(|failure| match failure.sentence(&address) {
+            Some(sentence) => Failure::new(Exit::Failure, sentence + &daemon.epitaph()),
+            None => failure,
+        });
+        daemon.process.stop(STOP).await;
+        loaded?.say()
+    }
+
+    async fn load(self, client: &Client, address: &str, process: Option<u32>) -> Result<Report, Failure> {
+        let args = self.clone();
+        let run = Arc::new(Run::new(self));
+        refuse_leftovers(client, &args.agent).await?;
+        let before = stats(client).await?;
+        let spent_before = Spent::of(process, &before);
+        let mut workers = JoinSet::new();
+        for index in 0..args.workers {
+            let stream = worker::Stream::open(Client::connect(address).await?, &run, index).await?;
+            workers.spawn(stream.serve(Arc::clone(&run)));
+        }
+        let mut connections = Vec::new();
+        for _ in 0..args.connections.min(args.callers) {
+            connections.push(Client::connect(address).await?);
+        }
+
+        let (began, end) = (run.clock(), Instant::now() + args.duration.0);
+        let mut producers = JoinSet::new();
+        for (caller, connection) in (0..args.callers).zip(connections.iter().cycle()) {
+            producers.spawn(producer::produce(connection.clone(), Arc::clone(&run), caller, end));
+        }
+        sleep_until(end).await;
+        let (done_in_time, window) = (run.done.load(Ordering::Relaxed), elapsed(&run, began));
+        // Calls that are on their way are waited for, but not for room: nothing more is sent.
+        run.room.close();
+        let mut produced = Produced::default();
+        while let Some(one) = producers.join_next().await {
+            produced.merge(&one.expect("a producer does not panic"));
+        }
+        let lost = drained(&run, produced.tasks).await;
+        let total = elapsed(&run, began);
+        let after = stats(client).await?;
+        let spent = Spent::of(process, &after).since(&spent_before);
+        run.workers_stop.cancel();
+        let mut worked = Worked::default();
+        while let Some(one) = workers.join_next().await {
+            worked.merge(&one.expect("a worker does not panic"));
+        }
+        let done = run.done.load(Ordering::Relaxed);
+        let first_error = run.error.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Ok(Report::new(Outcome {
+            args,
+            own: process.is_some(),
+            version: after.version.clone(),
+            window,
+            total,
+            done,
+            done_in_time,
+            lost,
+            counted: count(&after, TaskState::Done).saturating_sub(count(&before, TaskState::Done)),
+            transitions: after.transitions.saturating_sub(before.transitions),
+            commits: after.commits.saturating_sub(before.commits),
+            spent,
+            produced,
+            worked,
+            first_error,
+        }))
+    }
+}
+
+async fn stats(client: &Client) -> Result<GetStatsResponse, Failure> {
+    Ok(client.admin().get_stats(GetStatsRequest {}).await?.into_inner())
+}
+
+fn count(stats: &GetStatsResponse, state: TaskState) -> u64 {
+    stats.counts.iter().filter(|count| count.state() == state).map(|count| count.count).sum()
+}
+
+fn elapsed(run: &Run, since: u64) -> Duration {
+    Duration::from_nanos(run.clock().saturating_sub(since))
+}
+
+/// Tasks of an earlier run would be worked on as if they were ours.
+async fn refuse_leftovers(client: &Client, agent: &str) -> Result<(), Failure> {
+    let found = match client.admin().get_agent(GetAgentRequest { agent: agent.into() }).await {
+        Err(status) if status.code() == Code::NotFound => return Ok(()),
+        found => found?.into_inner().agent.unwrap_or_default(),
+    };
+    let waiting: u64 = found.counts.iter().map(|count| count.count).sum();
+    if waiting > 0 {
+        let hint = format!("agent {agent} has {waiting} tasks that are not done; --agent names another for the run");
+        return Err(Failure::new(Exit::Failure, hint));
+    }
+    Ok(())
+}
+
+/// Waits until so many tasks are done; gives the number of those that will not be.
+async fn drained(run: &Run, tasks: u64) -> u64 {
+    let (mut last, mut moved) = (0, Instant::now());
+    loop {
+        let done = run.done.load(Ordering::Relaxed);
+        if done >= tasks {
+            return 0;
+        }
+        if done != last {
+            (last, moved) = (done, Instant::now());
+        } else if moved.elapsed() > STUCK {
+            run.blame(|| format!("{} tasks were not done {} s after the last one", tasks - done, STUCK.as_secs()));
+            return tasks - done;
+        }
+        sleep(LOOK).await;
+    }
+}
+
+impl Report {
+    fn say(&self) -> Result<(), Failure> {
+        remark(self.table().trim_end());
+        print(&self.json())?;
+        match self.fault() {
+            None => Ok(()),
+            Some(fault) => Err(Failure::new(Exit::Failure, fault)),
+        }
+    }
+}
+
+impl Spent {
+    /// What the daemon has spent so far: the kernel's figures for one of our own, else its word.
+    fn of(process: Option<u32>, stats: &GetStatsResponse) -> Self {
+        process.map(Self::read).unwrap_or_else(|| Self {
+            cpu: stats.cpu_time.as_ref().map(duration_from_wire),
+            written: Some(stats.written_bytes).filter(|bytes| *bytes > 0),
+        })
+    }
+}

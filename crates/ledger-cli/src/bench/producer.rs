@@ -1,0 +1,119 @@
+//! One producer: a call, its answer, the next call.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ledgerd_client::Client;
+use ledgerd_client::v1::task_service_client::TaskServiceClient;
+use ledgerd_client::v1::{EnqueueTaskRequest, EnqueueTasksRequest, NewTask};
+use tokio::time::{Instant, sleep};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use super::{Histogram, Run};
+
+/// When a refusal does not say when to come again.
+const RETRY: Duration = Duration::from_millis(50);
+/// A producer whose calls all fail stops after so many.
+const MOST_ERRORS: u64 = 20;
+
+/// What a producer did.
+#[derive(Debug, Default)]
+pub(super) struct Produced {
+    /// Tasks whose commit was reported.
+    pub(super) tasks: u64,
+    pub(super) calls: Histogram,
+    pub(super) errors: u64,
+    /// RESOURCE_EXHAUSTED answers; the same call was sent again.
+    pub(super) refusals: u64,
+}
+
+impl Produced {
+    pub(super) fn merge(&mut self, other: &Self) {
+        self.tasks += other.tasks;
+        self.calls.merge(&other.calls);
+        self.errors += other.errors;
+        self.refusals += other.refusals;
+    }
+}
+
+pub(super) async fn produce(client: Client, run: Arc<Run>, caller: u32, end: Instant) -> Produced {
+    let (mut tasks, mut produced) = (client.tasks(), Produced::default());
+    let batch = run.args.batch;
+    let mut number = 0_u64;
+    while Instant::now() < end && produced.errors < MOST_ERRORS {
+        // Room comes back with the receipt of each task. It is closed at the end of the run.
+        let Ok(room) = run.room.acquire_many(batch).await else { break };
+        room.forget();
+        number += 1;
+        let request_id =
+            if run.args.request_ids { format!("bench-{}-{caller}-{number}", run.id) } else { String::new() };
+        let task = new_task(&run);
+        let called = Instant::now();
+        let stored = loop {
+            match call(&mut tasks, &task, batch, &request_id).await {
+                Err(status) if status.code() == Code::ResourceExhausted && Instant::now() < end => {
+                    produced.refusals += 1;
+                    let hint = status.get_details_retry_info().and_then(|retry| retry.retry_delay);
+                    sleep(hint.unwrap_or(RETRY)).await;
+                }
+                answer => break answer,
+            }
+        };
+        let stored = match stored {
+            Ok((stored, refusal)) => {
+                produced.calls.record(called.elapsed());
+                if let Some(refusal) = refusal {
+                    produced.errors += 1;
+                    run.blame(|| refusal);
+                }
+                stored
+            }
+            Err(status) => {
+                produced.errors += 1;
+                run.blame(|| format!("enqueue: {:?}: {}", status.code(), status.message()));
+                sleep(RETRY).await;
+                0
+            }
+        };
+        produced.tasks += u64::from(stored);
+        run.room.add_permits((batch - stored) as usize);
+    }
+    produced
+}
+
+/// The task of one call. All items share its bytes, as all have its time.
+fn new_task(run: &Run) -> NewTask {
+    let mut payload = vec![b'x'; run.args.payload as usize];
+    payload[..8].copy_from_slice(&run.clock().to_be_bytes());
+    NewTask {
+        agent: run.args.agent.clone(),
+        task_type: "bench".into(),
+        payload: Bytes::from(payload),
+        ..NewTask::default()
+    }
+}
+
+/// Gives how many tasks were stored, and the first refusal of an item.
+async fn call(
+    tasks: &mut TaskServiceClient<Channel>,
+    task: &NewTask,
+    batch: u32,
+    request_id: &str,
+) -> Result<(u32, Option<String>), Status> {
+    let request_id = request_id.to_owned();
+    if batch == 1 {
+        let request = EnqueueTaskRequest { task: Some(task.clone()), request_id };
+        tasks.enqueue_task(request).await?;
+        return Ok((1, None));
+    }
+    let tasks_of_call = vec![task.clone(); batch as usize];
+    let request = EnqueueTasksRequest { tasks: tasks_of_call, request_id, ..EnqueueTasksRequest::default() };
+    let results = tasks.enqueue_tasks(request).await?.into_inner().results;
+    let stored = results.iter().filter(|result| result.error.is_none()).count();
+    let refusal = results.into_iter().find_map(|result| result.error);
+    let refusal = refusal.map(|error| format!("enqueue: {}: {}", error.reason, error.message));
+    Ok((u32::try_from(stored).unwrap_or(batch).min(batch), refusal))
+}

@@ -1,0 +1,190 @@
+//! The client half of the `ledgerd` command line.
+//!
+//! [`Command`] is a set of clap subcommands that a binary embeds beside its own, and [`Global`] the flags that all of
+//! them share. Each command is a plain call over the SDK, an answer on standard output and an exit code:
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | done |
+//! | 1 | failed |
+//! | 2 | the command line is wrong |
+//! | 3 | not found |
+//! | 4 | no ledgerd answers |
+//! | 5 | the task that was waited for failed or was cancelled |
+//! | 124 | the time for waiting is over |
+//!
+//! It never prints through logging, never panics on what a server or a user says, and holds no state of its own.
+
+mod agent;
+mod attempt;
+mod breaker;
+mod checkpoint;
+mod child;
+mod connect;
+mod dlq;
+mod enqueue;
+mod exec;
+mod failure;
+#[cfg(test)]
+mod fake;
+mod guard;
+mod import;
+mod line;
+mod output;
+mod policy;
+mod program;
+mod stats;
+mod tail;
+mod task;
+mod template;
+mod time;
+mod wait;
+mod worker;
+
+use std::process::ExitCode;
+
+pub use agent::AgentCommand;
+pub use breaker::BreakerCommand;
+pub use dlq::DlqCommand;
+pub use output::Format;
+pub use stats::Stats;
+pub use task::TaskCommand;
+pub use worker::WorkerCommand;
+
+/// Keeps what all commands share apart from what one command is about.
+const HEADING: &str = "Connection and output";
+
+/// Flags of every client command.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Global {
+    /// Where ledgerd listens
+    #[arg(
+        long,
+        global = true,
+        help_heading = HEADING,
+        env = "LEDGERD_ADDRESS",
+        value_name = "HOST:PORT",
+        default_value = "127.0.0.1:7420"
+    )]
+    pub address: String,
+    /// How to print answers
+    #[arg(short, long, global = true, help_heading = HEADING, value_enum, default_value_t)]
+    pub output: Format,
+}
+
+impl Global {
+    /// A variable that is set to nothing counts as not set, as in the SDKs.
+    fn address(&self) -> &str {
+        if self.address.is_empty() { ledgerd_client::DEFAULT_ADDRESS } else { &self.address }
+    }
+}
+
+/// The client commands.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Enqueue, look at, wait for and cancel tasks
+    #[command(subcommand)]
+    Task(TaskCommand),
+    /// Look at agents and change their settings
+    #[command(subcommand)]
+    Agent(AgentCommand),
+    /// Look at circuit breakers and reset them
+    #[command(subcommand)]
+    Breaker(BreakerCommand),
+    /// Look at dead letters, redrive and discard them
+    #[command(subcommand)]
+    Dlq(DlqCommand),
+    /// Look at workers, or be one
+    #[command(subcommand)]
+    Worker(WorkerCommand),
+    /// Counts of the whole ledger
+    Stats(Stats),
+}
+
+impl Command {
+    /// Runs the command to its end. Answers go to standard output, everything else to standard error.
+    pub async fn run(self, global: &Global) -> ExitCode {
+        let done = match self {
+            Self::Task(command) => command.run(global).await,
+            Self::Agent(command) => command.run(global).await,
+            Self::Breaker(command) => command.run(global).await,
+            Self::Dlq(command) => command.run(global).await,
+            Self::Worker(command) => command.run(global).await,
+            Self::Stats(command) => command.run(global).await,
+        };
+        let Err(failure) = done else { return ExitCode::SUCCESS };
+        if let Some(sentence) = failure.sentence(global.address()) {
+            output::remark(&format!("ledgerd: {sentence}"));
+        }
+        failure.exit_code()
+    }
+}
+
+#[cfg(test)]
+mod command_tests;
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Cli {
+        #[command(flatten)]
+        global: Global,
+        #[command(subcommand)]
+        command: Command,
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_flags_stand_before_or_after_the_command() {
+        for line in ["x -o json --address h:1 task list", "x task list -o json --address h:1"] {
+            let cli = Cli::try_parse_from(line.split(' ')).expect("arguments");
+            assert_eq!((cli.global.output, cli.global.address.as_str()), (Format::Json, "h:1"));
+            assert!(matches!(cli.command, Command::Task(TaskCommand::List(_))));
+        }
+    }
+
+    #[test]
+    fn an_empty_address_is_the_default() {
+        let global = |address: &str| Global { address: address.into(), output: Format::Table };
+        assert_eq!((global("").address(), global("h:1").address()), ("127.0.0.1:7420", "h:1"));
+    }
+
+    #[test]
+    fn every_command_of_the_manual_is_there() {
+        for line in [
+            "x task enqueue a t",
+            "x task enqueue --from f.jsonl --skip-bad",
+            "x task list --agent a --state failed,retry --since -1h --label k=v --limit 5",
+            "x task list --all",
+            "x task show t1 --data",
+            "x task history t1",
+            "x task wait t1 --timeout 10s",
+            "x task cancel t1 --reason no",
+            "x agent list",
+            "x agent show a",
+            "x agent configure a --max-retries 3 --jitter full",
+            "x breaker list",
+            "x breaker show a",
+            "x breaker reset a",
+            "x dlq list --reason poison",
+            "x dlq show t1",
+            "x dlq redrive t1 t2",
+            "x dlq discard t1 --reason old",
+            "x worker list --agent a",
+            "x worker exec --agent a --type t --capacity 2 -- prog -p {{payload.prompt}} --flag",
+            "x stats",
+        ] {
+            if let Err(error) = Cli::try_parse_from(line.split(' ')) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! The loop on a real store behind a gate: what is said when, and what a failed commit does.
+
+use super::command::{BatchMode, Enqueued, FromWorker, LedgerError, NewTask, Opened, Settlement, ToWorker};
+use super::{Fatal, Handle, start};
+use crate::clock::Clock;
+use crate::store::{Committed, DynStore, Options, open};
+use ledger_core::session::Hello;
+use ledger_core::store::{Ask, Changes, Fut, Known, Recovered, Store, StoreError, TaskData, Want};
+use ledger_core::{AgentId, Now, Outcome, Overrides, Record, State, Task, TaskId, Timestamp};
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// Holds commits until they are let through, and makes them fail on demand.
+#[derive(Default)]
+struct Gate {
+    reached: Notify,
+    pass: Option<Semaphore>,
+    failures: Mutex<VecDeque<StoreError>>,
+}
+
+struct GatedStore {
+    inner: DynStore,
+    gate: Arc<Gate>,
+}
+
+impl Store for GatedStore {
+    type Proof = Committed;
+
+    fn recover(&mut self, now: Now) -> Fut<'_, Recovered> {
+        self.inner.recover(now)
+    }
+    fn ids(&mut self, n: usize) -> Fut<'_, u64> {
+        self.inner.ids(n)
+    }
+    fn begin<'a>(&'a mut self, want: &'a Want) -> Fut<'a, Known> {
+        self.inner.begin(want)
+    }
+    fn settled<'a>(&'a mut self, leases: &'a [(TaskId, u64)]) -> Fut<'a, Vec<Option<Record>>> {
+        self.inner.settled(leases)
+    }
+    fn offer<'a>(&'a mut self, asks: &'a [Ask], now: Now) -> Fut<'a, Vec<Vec<Task>>> {
+        self.inner.offer(asks, now)
+    }
+    fn gated(&mut self, agent: AgentId) -> Fut<'_, Vec<Task>> {
+        self.inner.gated(agent)
+    }
+    fn write(&mut self, changes: Changes) -> Fut<'_, Vec<TaskId>> {
+        self.inner.write(changes)
+    }
+    fn commit(&mut self) -> Fut<'_, Committed> {
+        Box::pin(async {
+            self.gate.reached.notify_one();
+            if let Some(pass) = &self.gate.pass {
+                pass.acquire().await.expect("the gate is not closed for good").forget();
+            }
+            let failure = self.gate.failures.lock().expect("nobody panicked").pop_front();
+            match failure {
+                Some(error) => Err(error),
+                None => self.inner.commit().await,
+            }
+        })
+    }
+    fn next_due(&self, now: Now) -> Option<Timestamp> {
+        self.inner.next_due(now)
+    }
+}
+
+struct Fixture {
+    handle: Handle,
+    ended: JoinHandle<Result<(), Fatal>>,
+    gate: Arc<Gate>,
+    stop: CancellationToken,
+    folder: PathBuf,
+}
+
+impl Fixture {
+    async fn new(name: &str, held: bool) -> Self {
+        let folder = std::env::temp_dir().join(format!("ledgerd-loop-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder).expect("the temporary folder is writable");
+        let (store, reader) = open(&folder, Options::default()).await.expect("a new store opens");
+        let gate = Arc::new(Gate { pass: held.then(|| Semaphore::new(0)), ..Gate::default() });
+        let store = Box::new(GatedStore { inner: Box::new(store), gate: Arc::clone(&gate) });
+        let stop = CancellationToken::new();
+        let (handle, ended) = start(store, reader, Clock::start(), stop.clone()).await.expect("it starts");
+        Self { handle, ended, gate, stop, folder }
+    }
+
+    fn fail_next(&self, errors: impl IntoIterator<Item = StoreError>) {
+        self.gate.failures.lock().expect("nobody panicked").extend(errors);
+    }
+
+    /// Lets one commit through.
+    fn pass(&self) {
+        self.gate.pass.as_ref().expect("this fixture holds commits").add_permits(1);
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn task(agent: &str) -> Result<NewTask, LedgerError> {
+    Ok(NewTask {
+        agent: agent.into(),
+        task_type: "t".into(),
+        priority: 5,
+        run_at: None,
+        deadline: None,
+        policy: Overrides::NONE,
+        frees_key: false,
+        data: Arc::new(TaskData::default()),
+    })
+}
+
+fn hello() -> Hello {
+    Hello {
+        worker: "w".into(),
+        incarnation: 1,
+        agents: vec!["a".into()],
+        types: None,
+        capacity: 1,
+        labels: Vec::new(),
+        sdk: String::new(),
+        held: Vec::new(),
+        unreceipted: Vec::new(),
+    }
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), future).await.expect("it happens within 20 s")
+}
+
+async fn next(opened: &mut Opened) -> ToWorker {
+    within(opened.outbox.recv()).await.expect("the session is open")
+}
+
+#[tokio::test]
+async fn nothing_is_said_before_the_commit_that_it_reports() {
+    let fixture = Fixture::new("held", true).await;
+    let handle = fixture.handle.clone();
+    let opening = tokio::spawn(async move { handle.hello(hello()).await });
+    within(fixture.gate.reached.notified()).await;
+    assert!(!opening.is_finished(), "Welcome was sent before its commit");
+    fixture.pass();
+    let mut opened = within(opening).await.expect("no panic").expect("welcome");
+
+    let handle = fixture.handle.clone();
+    let enqueuing = tokio::spawn(async move { handle.enqueue(vec![task("a")], BatchMode::Atomic, None).await });
+    within(fixture.gate.reached.notified()).await;
+    // Everything is decided, the claim for the idle worker included, and waits for the disk.
+    assert!(!enqueuing.is_finished() && opened.outbox.is_empty(), "reply or assignment before the commit");
+    let found = fixture.handle.reader().task(TaskId(1), false).await.expect("readable");
+    assert_eq!(found, None, "a reader sees what is not committed");
+    fixture.pass();
+    let answer = within(enqueuing).await.expect("no panic").expect("stored");
+    assert!(matches!(answer[..], [Enqueued::Created(TaskId(1))]));
+    let ToWorker::Assignments(assigned) = next(&mut opened).await else { panic!("an assignment comes first") };
+
+    let settlement = Settlement {
+        task: assigned[0].task,
+        fence: assigned[0].fence,
+        outcome: Outcome::Complete,
+        result: None,
+        checkpoint: None,
+        digest: 1,
+    };
+    fixture.handle.frame(opened.session, FromWorker::Outcomes(vec![settlement])).await.expect("taken");
+    within(fixture.gate.reached.notified()).await;
+    assert!(opened.outbox.is_empty(), "a receipt before its commit");
+    fixture.pass();
+    let ToWorker::Receipts(receipts) = next(&mut opened).await else { panic!("a receipt comes") };
+    assert_eq!(receipts[0].result.as_ref().map(|recorded| recorded.state).ok(), Some(State::Done));
+}
+
+#[tokio::test]
+async fn a_refused_batch_is_decided_anew_command_by_command() {
+    let fixture = Fixture::new("single", true).await;
+    let mut calls = Vec::new();
+    for agent in ["first", "second", "third"] {
+        let handle = fixture.handle.clone();
+        calls.push(tokio::spawn(async move {
+            handle.enqueue(vec![task(agent)], BatchMode::Atomic, None).await
+        }));
+        tokio::task::yield_now().await;
+    }
+    // The first may be alone in its batch; whatever follows is in the next.
+    within(fixture.gate.reached.notified()).await;
+    let refused = || StoreError::Statement("planted".into());
+    fixture.fail_next([refused(), refused()]);
+    for _ in 0..8 {
+        fixture.pass();
+    }
+    let mut internal = 0;
+    for call in calls {
+        match within(call).await.expect("no panic") {
+            Ok(items) => assert!(matches!(items[..], [Enqueued::Created(_)])),
+            Err(LedgerError::Store(StoreError::Statement(_))) => internal += 1,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert!(internal <= 2, "a neighbour of the guilty command suffered");
+    let stats = within(fixture.handle.stats()).await.expect("it goes on");
+    assert_eq!(stats.counts[usize::from(State::Queued.code())], 3 - internal);
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_the_call_and_the_ledger_goes_on() {
+    let fixture = Fixture::new("full", false).await;
+    fixture.fail_next([StoreError::Full]);
+    let refused = within(fixture.handle.enqueue(vec![task("a")], BatchMode::Atomic, None)).await;
+    assert!(matches!(refused, Err(LedgerError::Store(StoreError::Full))), "{refused:?}");
+    let stored = within(fixture.handle.enqueue(vec![task("a")], BatchMode::Atomic, None)).await;
+    assert!(stored.is_ok_and(|items| matches!(items[..], [Enqueued::Created(_)])));
+}
+
+#[tokio::test]
+async fn a_commit_of_unclear_fate_ends_the_ledger_and_says_so() {
+    let mut fixture = Fixture::new("unknown", false).await;
+    fixture.fail_next([StoreError::Unknown("planted".into())]);
+    let unclear = within(fixture.handle.enqueue(vec![task("a")], BatchMode::Atomic, None)).await;
+    assert!(matches!(unclear, Err(LedgerError::Store(StoreError::Unknown(_)))), "{unclear:?}");
+    let ended = within(&mut fixture.ended).await.expect("no panic");
+    assert!(matches!(ended, Err(Fatal::Store(StoreError::Unknown(_)))));
+    let later = within(fixture.handle.enqueue(vec![task("a")], BatchMode::Atomic, None)).await;
+    assert!(later.is_err());
+}
+
+#[tokio::test]
+async fn a_caller_that_leaves_undoes_nothing() {
+    let fixture = Fixture::new("left", true).await;
+    let handle = fixture.handle.clone();
+    let call = tokio::spawn(async move { handle.enqueue(vec![task("a")], BatchMode::Atomic, None).await });
+    within(fixture.gate.reached.notified()).await;
+    call.abort();
+    for _ in 0..4 {
+        fixture.pass();
+    }
+    let stats = within(fixture.handle.stats()).await.expect("it goes on");
+    assert_eq!(stats.counts[usize::from(State::Queued.code())], 1);
+}
