@@ -112,7 +112,12 @@ impl Agent {
     /// Its row.
     #[must_use]
     pub fn row(&self) -> AgentRow {
-        AgentRow { id: self.id, name: Arc::clone(&self.name), given: self.settings.given, created_at: self.created_at }
+        AgentRow {
+            id: self.id,
+            name: Arc::clone(&self.name),
+            given: self.settings.given,
+            created_at: self.created_at,
+        }
     }
 
     /// Its breaker's row.

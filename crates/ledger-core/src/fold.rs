@@ -104,7 +104,9 @@ impl Folded {
             EventKind::Lost if row.to == State::Failed && row.fact(Fact::Cause).is_none() => self.losses += 1,
             EventKind::StopRequested => {
                 let cause = StopCause::ALL.iter().find(|cause| row.fact(Fact::Cause) == Some(cause.as_str()));
-                let (Some(cause), Some(until)) = (cause, row.until) else { return broken("a stop without cause") };
+                let (Some(cause), Some(until)) = (cause, row.until) else {
+                    return broken("a stop without cause");
+                };
                 self.stop = Some((*cause, until));
             }
             EventKind::Discarded => self.discarded = true,
@@ -119,10 +121,15 @@ impl Folded {
         }
         // An end that a stop turned into a failed attempt ends the run of idle deliveries, as a worker's own word does.
         let timed_out = row.error.is_some() || retried;
-        if ends_attempt && !matches!(row.reason, Reason::User | Reason::Deadline) || timed_out && row.kind != EventKind::BudgetGranted {
+        if ends_attempt && !matches!(row.reason, Reason::User | Reason::Deadline)
+            || timed_out && row.kind != EventKind::BudgetGranted
+        {
             self.idle_deliveries = 0;
         }
-        if row.to == State::Queued && matches!(row.reason, Reason::Drain | Reason::Preempted) && row.kind != EventKind::Ungated {
+        if row.to == State::Queued
+            && matches!(row.reason, Reason::Drain | Reason::Preempted)
+            && row.kind != EventKind::Ungated
+        {
             self.idle_deliveries = self.idle_deliveries.saturating_sub(1);
             self.preemptions += u32::from(row.reason == Reason::Preempted);
         }

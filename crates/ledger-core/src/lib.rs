@@ -13,9 +13,9 @@ pub mod id;
 pub mod limits;
 pub mod session;
 pub mod settings;
+pub mod store;
 pub mod task;
 pub mod time;
-pub mod store;
 mod transition;
 
 pub use agent::Agent;

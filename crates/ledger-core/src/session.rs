@@ -44,7 +44,8 @@ impl Unsent {
 
     /// These were sent.
     pub fn sent(&self, bytes: usize) {
-        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| Some(now.saturating_sub(bytes)));
+        let _ =
+            self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| Some(now.saturating_sub(bytes)));
     }
 
     /// How many wait.

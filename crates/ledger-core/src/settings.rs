@@ -124,12 +124,19 @@ impl Overrides {
         ];
         for ((name, least, most), value) in BOUNDS.iter().zip(values) {
             if value.is_some_and(|value| value < *least || value > *most) {
-                found.push(Violation::new(format!("{path}{name}"), format!("set it to {least:?} to {most:?}")));
+                found.push(Violation::new(
+                    format!("{path}{name}"),
+                    format!("set it to {least:?} to {most:?}"),
+                ));
             }
         }
         let config = self.retry_config(&retry_core::Config {
             // Unset sides of a pair take a value that any valid other side goes with.
-            max_delay: if self.base_delay.is_some() { Duration::from_secs(7 * 24 * 3_600) } else { Duration::from_secs(30) },
+            max_delay: if self.base_delay.is_some() {
+                Duration::from_secs(7 * 24 * 3_600)
+            } else {
+                Duration::from_secs(30)
+            },
             base_delay: if self.max_delay.is_some() { Duration::ZERO } else { Duration::from_millis(100) },
             ..retry_core::Config::default()
         });
@@ -286,7 +293,8 @@ impl Settings {
         }
         let capacity = given.budget_capacity.unwrap_or_else(|| f64::from(default.budget.capacity));
         if !(1.0..=1_000_000.0).contains(&capacity) || capacity.fract() != 0.0 {
-            found.push(Violation::new("settings.budget.capacity", "set it to a whole number, 1 to 1,000,000"));
+            found
+                .push(Violation::new("settings.budget.capacity", "set it to a whole number, 1 to 1,000,000"));
         }
         let budget = retry_core::BucketConfig {
             capacity: capacity as u32,

@@ -454,7 +454,12 @@ pub trait Reader: Send + Sync {
     ///
     /// # Errors
     /// That the store cannot be read.
-    fn tasks<'a>(&'a self, filter: &'a TaskFilter, before: Option<u64>, limit: usize) -> Fut<'a, Page<TaskView>>;
+    fn tasks<'a>(
+        &'a self,
+        filter: &'a TaskFilter,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Fut<'a, Page<TaskView>>;
 
     /// A task's history, oldest first; none for an unknown task.
     ///

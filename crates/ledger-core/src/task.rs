@@ -350,8 +350,7 @@ impl Task {
     /// gated: the holder did nothing that the others did not.
     #[must_use]
     pub const fn is_resumable(&self) -> bool {
-        self.holder.is_some()
-            && matches!(self.state, State::Retry | State::Queued | State::Blocked)
+        self.holder.is_some() && matches!(self.state, State::Retry | State::Queued | State::Blocked)
     }
 
     /// Whether it waits to be handed out, now or later.

@@ -1,0 +1,230 @@
+//! How an attempt ends: what its worker said, or what is said in its place.
+
+use super::row::push_fact;
+use super::stop::stop_error;
+use crate::event::{Applied, Context, Fact, Outcome, Refusal, ReleaseCause};
+use crate::task::{Class, EventKind, Reason, State, StopCause, Task};
+use crate::time::Timestamp;
+use retry_core::{Decision, Failure, Hint, Progress};
+use std::sync::Arc;
+use std::time::Duration;
+
+impl Task {
+    pub(super) fn settle(
+        &mut self,
+        outcome: &Outcome,
+        late: bool,
+        cx: &Context<'_>,
+    ) -> Result<Applied, Refusal> {
+        let cause = self.stop.map(|stop| stop.cause);
+        if *outcome == Outcome::Cancelled && cause.is_none() {
+            return Err(Refusal::NotStopped);
+        }
+        if !self.acked() {
+            self.begin_attempt(cx);
+        }
+        let refund = self.take_tokens();
+        let worker = self.holder.as_ref().map(|holder| Arc::clone(&holder.worker));
+        let kind = match outcome {
+            Outcome::Complete => EventKind::Completed,
+            Outcome::Fail { .. } => EventKind::Failed,
+            Outcome::Release { .. } => EventKind::Released,
+            Outcome::Block { .. } => EventKind::Blocked,
+            Outcome::Cancelled => EventKind::Stopped,
+        };
+        let mut applied = match (outcome, cause) {
+            (Outcome::Complete, _) => self.complete(cx),
+            (_, Some(StopCause::User)) => self.settled_neutral(kind, State::Cancelled, Reason::User, cx),
+            (_, Some(StopCause::Deadline)) => self.settled_neutral(kind, State::Failed, Reason::Deadline, cx),
+            (_, Some(StopCause::Timeout | StopCause::Stall)) => self.fail(kind, Class::Timeout, None, cx),
+            (Outcome::Fail { error, retry_after }, _) => self.fail(kind, error.class, *retry_after, cx),
+            (Outcome::Block { question, until }, _) => self.block(question, *until, cx),
+            (Outcome::Release { delay, .. }, Some(StopCause::Preempt)) => {
+                self.release(kind, ReleaseCause::Preempted, *delay, cx)
+            }
+            (Outcome::Release { cause, delay }, _) => self.release(kind, *cause, *delay, cx),
+            // NotStopped above leaves only PREEMPT.
+            (Outcome::Cancelled, _) => self.release(kind, ReleaseCause::Preempted, Duration::ZERO, cx),
+        };
+        applied.effects.refund += refund;
+        applied.effects.settled = true;
+        if let Some(record) = applied.record.as_mut() {
+            record.worker = worker;
+            record.digest = Some(cx.digest);
+            if let Outcome::Fail { error, .. } = outcome {
+                record.error = Some(Arc::clone(error));
+            } else if let Some(cause @ (StopCause::Timeout | StopCause::Stall)) =
+                cause.filter(|_| *outcome != Outcome::Complete)
+            {
+                record.error = Some(stop_error(cause));
+            }
+            if late {
+                record.facts.push((Fact::Late, "true".into()));
+            }
+        }
+        Ok(applied)
+    }
+
+    pub(super) fn complete(&mut self, cx: &Context<'_>) -> Applied {
+        self.idle_deliveries = 0;
+        let sample = self.take_sample(breaker_core::Sample::Success);
+        self.let_go();
+        let mut applied = self.moves(EventKind::Completed, State::Done, Reason::None, cx);
+        applied.effects.sample = sample;
+        applied.effects.deposit = true;
+        applied
+    }
+
+    pub(super) fn settled_neutral(
+        &mut self,
+        kind: EventKind,
+        to: State,
+        reason: Reason,
+        cx: &Context<'_>,
+    ) -> Applied {
+        let sample = self.take_sample(breaker_core::Sample::Neutral);
+        self.let_go();
+        let mut applied = self.moves(kind, to, reason, cx);
+        applied.effects.sample = sample;
+        applied
+    }
+
+    /// A failed attempt: RETRY while class, retries and deadline allow, FAILED otherwise.
+    pub(super) fn fail(
+        &mut self,
+        kind: EventKind,
+        class: Class,
+        hint: Option<Duration>,
+        cx: &Context<'_>,
+    ) -> Applied {
+        let retry = class.retry();
+        let sample = self.take_sample(match retry.breaker_sample() {
+            retry_core::Sample::Failure => breaker_core::Sample::Failure,
+            retry_core::Sample::Neutral => breaker_core::Sample::Neutral,
+        });
+        // An agent must not kill tasks by being tested with them, within reason.
+        let probed = sample.is_some_and(|(permit, _)| permit.probe);
+        let policy = cx.settings.retry_for(&self.spec.policy);
+        let uncounted = probed && self.probe_failures < policy.max_retries();
+        let retries_made =
+            if uncounted { self.retry_count.min(policy.max_retries() - 1) } else { self.retry_count };
+        let mut failure = Failure::new(retry);
+        if let Some(hint) = hint {
+            failure = failure.with_hint(Hint::After(hint));
+        }
+        let decision = self.decide(&policy, failure, retries_made, cx);
+        self.idle_deliveries = 0;
+        self.let_go();
+        let mut applied = match decision {
+            Ok((delay, at, hint_cut, price)) => {
+                if uncounted {
+                    self.probe_failures += 1;
+                } else {
+                    self.retry_count = self.retry_count.saturating_add(1);
+                }
+                self.previous_delay = u32::try_from(delay.as_millis()).unwrap_or(u32::MAX);
+                self.wait_until(at);
+                let price = if uncounted || !cx.settings.budget_enabled { 0 } else { price };
+                let affordable = price == 0 || (cx.affords)(price);
+                self.tokens = price;
+                let reason = if affordable { Reason::Backoff } else { Reason::Budget };
+                let mut applied = self.moves(kind, State::Retry, reason, cx);
+                applied.effects.reserve = if affordable { price } else { 0 };
+                if price > 0 {
+                    push_fact(&mut applied, Fact::Tokens, &price.to_string());
+                }
+                if uncounted {
+                    push_fact(&mut applied, Fact::Uncounted, "true");
+                }
+                if hint_cut {
+                    push_fact(&mut applied, Fact::HintCut, "true");
+                }
+                applied
+            }
+            Err(reason) => self.moves(kind, State::Failed, reason, cx),
+        };
+        applied.effects.sample = sample;
+        applied.effects.class = Some(class);
+        applied
+    }
+
+    /// Asks retry-core, and puts its answer into the ledger's words.
+    pub(super) fn decide(
+        &self,
+        policy: &retry_core::Policy,
+        failure: Failure,
+        retries_made: u32,
+        cx: &Context<'_>,
+    ) -> Result<(Duration, Timestamp, bool, u32), Reason> {
+        let progress = Progress {
+            retries_made,
+            losses: self.losses,
+            faults: 0,
+            previous_delay: Duration::from_millis(u64::from(self.previous_delay)),
+            started: self.spec.created_at.since_epoch(),
+        };
+        let deadline = self.deadline.map(|deadline| cx.now.from_wall(deadline).since_epoch());
+        match policy.next(&progress, failure, cx.now.at.since_epoch(), deadline, cx.draw) {
+            Decision::Retry { delay, hint_cut, price, .. } => {
+                Ok((delay, cx.now.at.after(delay), hint_cut, price))
+            }
+            Decision::GiveUp { reason } => Err(match reason {
+                retry_core::Reason::Exhausted => Reason::RetriesExhausted,
+                retry_core::Reason::Lost => Reason::Poison,
+                retry_core::Reason::Deadline | retry_core::Reason::MaxElapsed => Reason::Deadline,
+                _ => Reason::Permanent,
+            }),
+        }
+    }
+
+    pub(super) fn release(
+        &mut self,
+        kind: EventKind,
+        cause: ReleaseCause,
+        asked: Duration,
+        cx: &Context<'_>,
+    ) -> Applied {
+        let sample = self.take_sample(breaker_core::Sample::Neutral);
+        self.let_go();
+        let (reason, delay) = match cause {
+            ReleaseCause::Declined => (Reason::Declined, asked.max(self.idle_delay(cx))),
+            ReleaseCause::Drain => (Reason::Drain, asked),
+            ReleaseCause::Preempted => (Reason::Preempted, asked),
+        };
+        if cause != ReleaseCause::Declined {
+            self.idle_deliveries = self.idle_deliveries.saturating_sub(1);
+        }
+        if cause == ReleaseCause::Preempted {
+            self.preemptions = self.preemptions.saturating_add(1);
+        }
+        self.wait_until(cx.now.at.after(delay));
+        let mut applied = self.moves(kind, State::Queued, reason, cx);
+        applied.effects.sample = sample;
+        applied
+    }
+
+    pub(super) fn block(
+        &mut self,
+        question: &Arc<str>,
+        until: Option<Timestamp>,
+        cx: &Context<'_>,
+    ) -> Applied {
+        let sample = self.take_sample(breaker_core::Sample::Neutral);
+        self.let_go();
+        self.idle_deliveries = 0;
+        self.run_at = until.unwrap_or(Timestamp::FAR);
+        self.calendar = until.is_some();
+        let mut applied = self.moves(EventKind::Blocked, State::Blocked, Reason::Worker, cx);
+        if let Some(record) = applied.record.as_mut() {
+            record.until = until;
+            record.facts.push((Fact::Question, Arc::clone(question)));
+        }
+        applied.effects.sample = sample;
+        applied
+    }
+
+    pub(super) fn idle_delay(&self, cx: &Context<'_>) -> Duration {
+        let policy = cx.settings.retry_for(&self.spec.policy);
+        policy.delay(self.idle_deliveries.saturating_sub(1), cx.draw, Duration::ZERO)
+    }
+}

@@ -1,0 +1,449 @@
+//! Loose text in, typed [`Config`] out: flags over `LEDGERD_*` over a TOML file over defaults.
+//!
+//! Every value knows where it came from, and errors say so. Nothing downstream checks again.
+
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Keys with their defaults, in the order they are shown. Flags and variables are named after them.
+const KEYS: [(&str, &str); 7] = [
+    ("listen", "127.0.0.1:7420"),
+    ("http_listen", "127.0.0.1:7421"),
+    ("data_dir", "ledgerd-data"),
+    ("store", "sqlite"),
+    ("log", "info"),
+    ("log_format", "text"),
+    ("drain_grace", "25s"),
+];
+
+/// The longest drain: whoever stops a daemon does not wait longer.
+const LONGEST_DRAIN: Duration = Duration::from_secs(3_600);
+
+/// What the command line may set. Absent: the environment, the file, or the default.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Flags {
+    /// TOML file with any of the keys below, spelled with underscores [env: LEDGERD_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where gRPC listens, a loopback address [default: 127.0.0.1:7420] [env: LEDGERD_LISTEN]
+    #[arg(long, value_name = "IP:PORT")]
+    pub listen: Option<String>,
+    /// Where /livez and /readyz listen, or `off` [default: 127.0.0.1:7421] [env: LEDGERD_HTTP_LISTEN]
+    #[arg(long, value_name = "IP:PORT|off")]
+    pub http_listen: Option<String>,
+    /// Directory of the ledger, made when it is missing [default: ledgerd-data] [env: LEDGERD_DATA_DIR]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<String>,
+    /// `sqlite` in the data directory, or `sqlite:DIR` [default: sqlite] [env: LEDGERD_STORE]
+    #[arg(long, value_name = "STORE")]
+    pub store: Option<String>,
+    /// What to log: `error`, `warn`, `info`, `debug`, `trace`, or a filter by module [default: info] [env: LEDGERD_LOG]
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
+    /// `text` or `json` [default: text] [env: LEDGERD_LOG_FORMAT]
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<String>,
+    /// How long streams have to end when the daemon stops [default: 25s] [env: LEDGERD_DRAIN_GRACE]
+    #[arg(long, value_name = "TIME")]
+    pub drain_grace: Option<String>,
+}
+
+impl Flags {
+    fn value(&self, key: &str) -> Option<&String> {
+        match key {
+            "listen" => self.listen.as_ref(),
+            "http_listen" => self.http_listen.as_ref(),
+            "data_dir" => self.data_dir.as_ref(),
+            "store" => self.store.as_ref(),
+            "log" => self.log.as_ref(),
+            "log_format" => self.log_format.as_ref(),
+            "drain_grace" => self.drain_grace.as_ref(),
+            _ => None,
+        }
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line, for machines.
+    Json,
+}
+
+/// What the daemon goes by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where gRPC listens. Loopback.
+    pub listen: SocketAddr,
+    /// Where the probes of HTTP listen.
+    pub http_listen: Option<SocketAddr>,
+    /// Directory of the ledger.
+    pub data_dir: PathBuf,
+    /// What to log.
+    pub log: String,
+    /// How.
+    pub log_format: LogFormat,
+    /// How long streams have to end.
+    pub drain_grace: Duration,
+}
+
+/// Values that cannot be used, one sentence each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigErrors(Vec<String>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+/// A value with where it came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Effective {
+    key: &'static str,
+    value: String,
+    origin: String,
+}
+
+/// Every value that counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded(Vec<Effective>);
+
+/// As the file is read: text, checked later.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Loose {
+    listen: String,
+    http_listen: String,
+    data_dir: String,
+    store: String,
+    log: String,
+    log_format: String,
+    drain_grace: String,
+}
+
+impl Loose {
+    fn value(self, key: &str) -> String {
+        match key {
+            "listen" => self.listen,
+            "http_listen" => self.http_listen,
+            "data_dir" => self.data_dir,
+            "store" => self.store,
+            "log" => self.log,
+            "log_format" => self.log_format,
+            _ => self.drain_grace,
+        }
+    }
+}
+
+/// Some values of one origin.
+struct Given {
+    origin: String,
+    values: Dict,
+}
+
+impl Given {
+    fn one(origin: String, key: &str, value: &str) -> Self {
+        Self { origin, values: Dict::from([(key.to_owned(), Value::from(value))]) }
+    }
+}
+
+impl Provider for Given {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.origin.clone())
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        Ok(Profile::Default.collect(self.values.clone()))
+    }
+}
+
+impl Loaded {
+    /// Reads flags, environment and file.
+    ///
+    /// Only variables with the name of a key are looked at, so a misspelt one is not noticed: the prefix is shared with
+    /// clients, and Kubernetes sets `LEDGERD_PORT` and its like for a service called ledgerd.
+    ///
+    /// # Errors
+    /// A file that cannot be read, keys that do not exist, values of another type.
+    pub fn read(flags: &Flags, env: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigErrors> {
+        let mut figment = Figment::new();
+        for (key, value) in KEYS {
+            figment = figment.merge(Given::one("default".to_owned(), key, value));
+        }
+        if let Some(path) = flags.config.clone().or_else(|| env("LEDGERD_CONFIG").map(PathBuf::from)) {
+            figment = figment.merge(file(&path)?);
+        }
+        for (key, _) in KEYS {
+            let name = format!("LEDGERD_{}", key.to_ascii_uppercase());
+            if let Some(value) = env(&name) {
+                figment = figment.merge(Given::one(name, key, &value));
+            }
+        }
+        for (key, _) in KEYS {
+            if let Some(value) = flags.value(key) {
+                figment = figment.merge(Given::one(format!("--{}", key.replace('_', "-")), key, value));
+            }
+        }
+        figment.extract::<Loose>().map_err(spoken)?;
+        let effective = KEYS.iter().map(|(key, _)| {
+            let value = figment.extract::<Loose>().map(|loose| loose.value(key)).unwrap_or_default();
+            let origin = figment.find_metadata(key).map(|found| found.name.to_string()).unwrap_or_default();
+            Effective { key, value, origin }
+        });
+        Ok(Self(effective.collect()))
+    }
+
+    /// The typed form.
+    ///
+    /// # Errors
+    /// Every value that cannot be used, with its key and origin.
+    pub fn config(&self) -> Result<Config, ConfigErrors> {
+        let mut errors = Vec::new();
+        let listen = self.typed("listen", &mut errors, loopback);
+        let http_listen = self.typed("http_listen", &mut errors, |text| match text {
+            "off" => Ok(None),
+            text => address(text).map(Some),
+        });
+        let data_dir = self.typed("data_dir", &mut errors, directory);
+        let store = self.typed("store", &mut errors, store);
+        let log = self.typed("log", &mut errors, |text| match crate::telemetry::filter(text) {
+            Ok(_) => Ok(text.to_owned()),
+            Err(error) => Err(format!("name a level or a filter by module ({error})")),
+        });
+        let log_format = self.typed("log_format", &mut errors, |text| match text {
+            "text" => Ok(LogFormat::Text),
+            "json" => Ok(LogFormat::Json),
+            _ => Err("write text or json".to_owned()),
+        });
+        let drain_grace = self.typed("drain_grace", &mut errors, |text| {
+            span(text)
+                .filter(|span| *span <= LONGEST_DRAIN)
+                .ok_or_else(|| "write a time up to 1h, for instance 25s or 500ms".to_owned())
+        });
+        match (listen, http_listen, data_dir, store, log, log_format, drain_grace) {
+            (
+                Some(listen),
+                Some(http_listen),
+                Some(data_dir),
+                Some(store),
+                Some(log),
+                Some(log_format),
+                Some(drain_grace),
+            ) => {
+                let data_dir = store.unwrap_or(data_dir);
+                Ok(Config { listen, http_listen, data_dir, log, log_format, drain_grace })
+            }
+            _ => Err(ConfigErrors(errors)),
+        }
+    }
+
+    fn typed<T>(
+        &self,
+        key: &'static str,
+        errors: &mut Vec<String>,
+        read: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let found = self.0.iter().find(|found| found.key == key)?;
+        read(&found.value)
+            .map_err(|rule| {
+                errors.push(format!("{key} = {:?} (from {}): {rule}", found.value, found.origin));
+            })
+            .ok()
+    }
+}
+
+/// One value a line, as a file would have it, with its origin.
+impl fmt::Display for Loaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for found in &self.0 {
+            writeln!(f, "{:<40} # {}", format!("{} = {:?}", found.key, found.value), found.origin)?;
+        }
+        Ok(())
+    }
+}
+
+fn file(path: &Path) -> Result<Given, ConfigErrors> {
+    use figment::providers::{Format, Toml};
+    let origin = path.display().to_string();
+    let bad = |error: &dyn fmt::Display| ConfigErrors(vec![format!("{origin}: {error}")]);
+    let text = std::fs::read_to_string(path).map_err(|error| bad(&error))?;
+    let mut profiles = Toml::string(&text).data().map_err(|error| bad(&error))?;
+    Ok(Given { values: profiles.remove(&Profile::Default).unwrap_or_default(), origin })
+}
+
+fn spoken(errors: figment::Error) -> ConfigErrors {
+    let one = |error: figment::Error| {
+        let origin = error.metadata.as_ref().map_or("the file", |found| &*found.name);
+        match error.path.as_slice() {
+            [] => format!("{} (from {origin})", error.kind),
+            path => format!("{} (from {origin}): {}", path.join("."), error.kind),
+        }
+    };
+    ConfigErrors(errors.into_iter().map(one).collect())
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let localhost = text.strip_prefix("localhost:").and_then(|port| port.parse().ok());
+    match localhost {
+        Some(port) => Ok(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)),
+        None => {
+            text.parse().map_err(|_| "write an address as IP:PORT, for instance 127.0.0.1:7420".to_owned())
+        }
+    }
+}
+
+/// Whoever reaches the port of gRPC may do anything there, so only this machine may.
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address = address(text)?;
+    if address.ip().is_loopback() {
+        return Ok(address);
+    }
+    Err("gRPC has neither TLS nor a way to know its callers yet, so it listens on loopback only; use 127.0.0.1".to_owned())
+}
+
+fn directory(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() { Err("name a directory".to_owned()) } else { Ok(PathBuf::from(text)) }
+}
+
+/// A directory other than the data directory, when one is named.
+fn store(text: &str) -> Result<Option<PathBuf>, String> {
+    match text.split_once(':') {
+        None if text == "sqlite" => Ok(None),
+        Some(("sqlite", dir)) => directory(dir).map(Some),
+        Some(("postgres" | "postgresql", _)) => Err("PostgreSQL is not supported yet; use sqlite".to_owned()),
+        _ => Err("write sqlite or sqlite:DIR".to_owned()),
+    }
+}
+
+/// A number and its unit.
+fn span(text: &str) -> Option<Duration> {
+    let unit = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(unit);
+    let number: u64 = number.parse().ok()?;
+    match unit {
+        "ms" => Some(Duration::from_millis(number)),
+        "s" => Some(Duration::from_secs(number)),
+        "m" => number.checked_mul(60).map(Duration::from_secs),
+        "h" => number.checked_mul(3_600).map(Duration::from_secs),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(flags: &Flags, env: &[(&str, &str)]) -> Result<Loaded, ConfigErrors> {
+        Loaded::read(flags, |name| {
+            env.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    fn error(flags: &Flags, env: &[(&str, &str)]) -> String {
+        match read(flags, env).map(|loaded| loaded.config()) {
+            Ok(Ok(config)) => panic!("{config:?}"),
+            Ok(Err(error)) | Err(error) => error.to_string(),
+        }
+    }
+
+    fn with_file(text: &str) -> (tempfile::TempDir, Flags) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("ledgerd.toml");
+        std::fs::write(&path, text).expect("a file");
+        (dir, Flags { config: Some(path), ..Flags::default() })
+    }
+
+    #[test]
+    fn defaults_are_safe() {
+        let config = read(&Flags::default(), &[]).expect("defaults").config().expect("defaults");
+        assert!(
+            config.listen.ip().is_loopback() && config.http_listen.is_some_and(|at| at.ip().is_loopback())
+        );
+        assert_eq!(config.drain_grace, Duration::from_secs(25));
+        assert_eq!(config.data_dir, Path::new("ledgerd-data"));
+    }
+
+    #[test]
+    fn flags_win_over_environment_over_file_over_defaults() {
+        let (_dir, mut flags) = with_file("listen = '127.0.0.1:1'\ndrain_grace = '1s'\nlog = 'warn'\n");
+        flags.listen = Some("127.0.0.1:3".to_owned());
+        let env =
+            [("LEDGERD_LISTEN", "127.0.0.1:2"), ("LEDGERD_DRAIN_GRACE", "2s"), ("LEDGERD_PORT", "tcp://x")];
+        let loaded = read(&flags, &env).expect("a config");
+        let config = loaded.config().expect("a config");
+        assert_eq!(config.listen.port(), 3);
+        assert_eq!(config.drain_grace, Duration::from_secs(2));
+        assert_eq!(config.log, "warn");
+        assert_eq!(config.http_listen.map(|at| at.port()), Some(7421));
+        let shown = loaded.to_string();
+        for (key, origin) in [
+            ("listen", "# --listen"),
+            ("drain_grace", "# LEDGERD_DRAIN_GRACE"),
+            ("log", "ledgerd.toml"),
+            ("store", "# default"),
+        ] {
+            let line = shown.lines().find(|line| line.starts_with(&format!("{key} = "))).expect("a line");
+            assert!(line.ends_with(origin), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_shown_can_be_read() {
+        let shown = read(&Flags::default(), &[]).expect("defaults").to_string();
+        let (_dir, flags) = with_file(&shown);
+        assert_eq!(
+            read(&flags, &[]).expect("a config").config(),
+            read(&Flags::default(), &[]).expect("defaults").config()
+        );
+    }
+
+    #[test]
+    fn errors_name_key_value_and_origin() {
+        for (key, value) in [
+            ("LISTEN", "nowhere"),
+            ("LISTEN", "0.0.0.0:7420"),
+            ("LISTEN", "[::]:7420"),
+            ("HTTP_LISTEN", "7421"),
+            ("STORE", "postgres://db"),
+            ("STORE", "mysql"),
+            ("DATA_DIR", ""),
+            ("LOG", "a=b=c"),
+            ("LOG_FORMAT", "xml"),
+            ("DRAIN_GRACE", "25"),
+            ("DRAIN_GRACE", "-1s"),
+            ("DRAIN_GRACE", "2h"),
+        ] {
+            let name = format!("LEDGERD_{key}");
+            let error = error(&Flags::default(), &[(&name, value)]);
+            let key = key.to_ascii_lowercase();
+            assert!(error.starts_with(&format!("{key} = {value:?} (from {name}): ")), "{error}");
+        }
+        let (_dir, flags) = with_file("lisen = 'x'\n");
+        assert!(error(&flags, &[]).contains("lisen"), "{}", error(&flags, &[]));
+        let (_dir, flags) = with_file("drain_grace = 25\n");
+        assert!(error(&flags, &[]).starts_with("drain_grace (from "), "{}", error(&flags, &[]));
+        let (_dir, flags) = with_file("listen = \n");
+        assert!(error(&flags, &[]).contains("ledgerd.toml"));
+        let missing = Flags { config: Some("/nowhere/x.toml".into()), ..Flags::default() };
+        assert!(error(&missing, &[]).starts_with("/nowhere/x.toml: "));
+    }
+
+    #[test]
+    fn probes_may_listen_anywhere_and_nowhere() {
+        let http =
+            |value| read(&Flags::default(), &[("LEDGERD_HTTP_LISTEN", value)]).expect("a value").config();
+        assert_eq!(http("off").expect("off").http_listen, None);
+        assert_eq!(http("0.0.0.0:7421").expect("anywhere").http_listen.map(|at| at.port()), Some(7421));
+        assert_eq!(http("localhost:1").expect("a name").http_listen.map(|at| at.port()), Some(1));
+    }
+}

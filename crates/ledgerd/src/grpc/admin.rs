@@ -1,0 +1,282 @@
+//! AdminService: what operators call.
+
+use super::convert::{self, At, Check, Page};
+use super::status::{Refused, status};
+use super::task::{PAGE_BYTES, small};
+use super::wire::{self, admin_service_server::AdminService};
+use crate::ledger::Handle;
+use crate::ledger::command::{AgentView, LedgerError};
+use crate::process;
+use ledger_core::{AgentId, State};
+use prost::Message;
+use std::collections::HashMap;
+use std::mem::take;
+use tonic::{Request, Response, Status};
+
+pub(super) struct Admin {
+    handle: Handle,
+}
+
+impl Admin {
+    pub(super) const fn new(handle: Handle) -> Self {
+        Self { handle }
+    }
+
+    /// One agent as it is now.
+    async fn view(&self, name: &str) -> Result<AgentView, LedgerError> {
+        let agents = self.handle.agents().await?;
+        agents
+            .into_iter()
+            .find(|agent| *agent.name == *name)
+            .ok_or_else(|| LedgerError::UnknownAgent(name.into()))
+    }
+
+    /// A page of agents.
+    async fn views(
+        &self,
+        (size, token): (i32, &str),
+        filter: &impl Message,
+        list: &str,
+    ) -> Result<(Vec<AgentView>, String), LedgerError> {
+        let mut check = Check::default();
+        let page = Page::read(&mut check, (size, 1_000), token, filter, list);
+        check.done(())?;
+        Ok(page.cut(self.handle.agents().await?, |agent| &agent.name))
+    }
+
+    async fn dead_letters(
+        &self,
+        mut said: wire::ListDeadLettersRequest,
+    ) -> Result<wire::ListDeadLettersResponse, LedgerError> {
+        let mut check = Check::default();
+        let (size, token) = (take(&mut said.page_size), take(&mut said.page_token));
+        let page = Page::read(&mut check, (size, 50), &token, &said, "dead letters");
+        let agent = said.agent.clone();
+        let mut filter = convert::dead_letter_filter(&mut check, said);
+        check.done(())?;
+        let before = page.before()?;
+        if !agent.is_empty() {
+            filter.agent = self.handle.agent_id(&agent);
+            if filter.agent.is_none() {
+                return Ok(wire::ListDeadLettersResponse::default());
+            }
+        }
+        let found = self
+            .handle
+            .reader()
+            .dead_letters(&filter, before, page.limit)
+            .await
+            .map_err(LedgerError::Store)?;
+        let (mut dead_letters, mut bytes, mut next) =
+            (Vec::with_capacity(found.items.len()), 0, found.before);
+        let mut last = before;
+        let mut names = HashMap::new();
+        for letter in found.items {
+            let id = letter.task.0;
+            let agent = names.entry(letter.agent).or_insert_with(|| self.name(letter.agent)).clone();
+            let letter = convert::dead_letter(letter, agent);
+            bytes += letter.encoded_len();
+            if bytes > PAGE_BYTES && !dead_letters.is_empty() {
+                next = last;
+                break;
+            }
+            last = Some(id);
+            dead_letters.push(letter);
+        }
+        Ok(wire::ListDeadLettersResponse { dead_letters, next_page_token: page.token_before(next) })
+    }
+
+    fn name(&self, agent: AgentId) -> String {
+        self.handle.agent_name(agent).map(|name| name.as_ref().to_owned()).unwrap_or_default()
+    }
+
+    async fn dead_letter(&self, text: &str) -> Result<wire::DeadLetter, Status> {
+        let id = convert::task_id(text).map_err(|error| status(&error))?;
+        let store = |error| status(&LedgerError::Store(error));
+        if let Some(letter) = self.handle.reader().dead_letter(id).await.map_err(store)? {
+            let agent = self.name(letter.agent);
+            return Ok(convert::dead_letter(letter, agent));
+        }
+        match self.handle.reader().task(id, false).await.map_err(store)? {
+            Some(_) => Err(Refused::NoDeadLetter(id).into()),
+            None => Err(status(&LedgerError::UnknownTask(id))),
+        }
+    }
+
+    async fn redrive(
+        &self,
+        mut said: wire::RedriveDeadLettersRequest,
+    ) -> Result<wire::RedriveDeadLettersResponse, LedgerError> {
+        let mut check = Check::default();
+        let key = convert::request_key(&mut check, take(&mut said.request_id), &said);
+        let tasks = convert::task_ids(&mut check, &said.task_ids);
+        let deadline = check.time(At::Root, "deadline", said.deadline);
+        check.done(())?;
+        let results = self.handle.redrive(tasks, deadline, key).await?;
+        Ok(wire::RedriveDeadLettersResponse { results: convert::dead_letter_results(said.task_ids, results) })
+    }
+
+    async fn discard(
+        &self,
+        mut said: wire::DiscardDeadLettersRequest,
+    ) -> Result<wire::DiscardDeadLettersResponse, LedgerError> {
+        let mut check = Check::default();
+        let key = convert::request_key(&mut check, take(&mut said.request_id), &said);
+        let tasks = convert::task_ids(&mut check, &said.task_ids);
+        let note = convert::note(&mut check, "reason", said.reason);
+        check.done(())?;
+        let results = self.handle.discard(tasks, note, key).await?;
+        Ok(wire::DiscardDeadLettersResponse { results: convert::dead_letter_results(said.task_ids, results) })
+    }
+
+    async fn workers(
+        &self,
+        mut said: wire::ListWorkersRequest,
+    ) -> Result<wire::ListWorkersResponse, LedgerError> {
+        let mut check = Check::default();
+        let (size, token) = (take(&mut said.page_size), take(&mut said.page_token));
+        let page = Page::read(&mut check, (size, 1_000), &token, &said, "workers");
+        if !said.agent.is_empty() {
+            check.agent(At::Root, "agent", &said.agent);
+        }
+        check.done(())?;
+        let mut workers = self.handle.workers().await?;
+        workers.retain(|view| said.agent.is_empty() || view.agents.iter().any(|name| **name == *said.agent));
+        let (workers, next_page_token) = page.cut(workers, |view| &view.worker);
+        let workers = workers.into_iter().map(convert::worker_view).collect();
+        Ok(wire::ListWorkersResponse { workers, next_page_token })
+    }
+
+    async fn stats(&self) -> Result<wire::GetStatsResponse, LedgerError> {
+        let stats = self.handle.stats().await?;
+        let (dead_letters, store_bytes) = self.handle.reader().sizes().await.map_err(LedgerError::Store)?;
+        Ok(wire::GetStatsResponse {
+            counts: convert::counts(&stats.counts, State::ALL),
+            dead_letters,
+            sessions: stats.sessions,
+            agents: stats.agents,
+            transitions: stats.transitions,
+            budget_tokens: convert::tokens(stats.budget_millitokens),
+            commits: stats.commits,
+            uptime: Some(convert::span(self.handle.clock().uptime())),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            store_bytes,
+            cpu_time: Some(convert::span(process::cpu_time())),
+            written_bytes: process::written_bytes(),
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl AdminService for Admin {
+    async fn list_agents(
+        &self,
+        request: Request<wire::ListAgentsRequest>,
+    ) -> Result<Response<wire::ListAgentsResponse>, Status> {
+        let said = request.into_inner();
+        let page = (said.page_size, said.page_token.as_str());
+        let filter = wire::ListAgentsRequest::default();
+        let (views, next_page_token) =
+            self.views(page, &filter, "agents").await.map_err(|error| status(&error))?;
+        let agents = views.iter().map(convert::agent).collect();
+        Ok(Response::new(wire::ListAgentsResponse { agents, next_page_token }))
+    }
+
+    async fn get_agent(
+        &self,
+        request: Request<wire::GetAgentRequest>,
+    ) -> Result<Response<wire::GetAgentResponse>, Status> {
+        let name = &request.get_ref().agent;
+        convert::agent_name(name).map_err(|error| status(&error))?;
+        let view = self.view(name).await.map_err(|error| status(&error))?;
+        Ok(small(wire::GetAgentResponse { agent: Some(convert::agent(&view)) }))
+    }
+
+    async fn configure_agent(
+        &self,
+        request: Request<wire::ConfigureAgentRequest>,
+    ) -> Result<Response<wire::ConfigureAgentResponse>, Status> {
+        let said = request.into_inner();
+        let change = convert::agent_settings(&said.agent, said.settings).map_err(|error| status(&error))?;
+        self.handle.configure(said.agent.as_str().into(), change).await.map_err(|error| status(&error))?;
+        let view = self.view(&said.agent).await.map_err(|error| status(&error))?;
+        Ok(small(wire::ConfigureAgentResponse { agent: Some(convert::agent(&view)) }))
+    }
+
+    async fn list_breakers(
+        &self,
+        request: Request<wire::ListBreakersRequest>,
+    ) -> Result<Response<wire::ListBreakersResponse>, Status> {
+        let said = request.into_inner();
+        let page = (said.page_size, said.page_token.as_str());
+        let filter = wire::ListBreakersRequest::default();
+        let (views, next_page_token) =
+            self.views(page, &filter, "breakers").await.map_err(|error| status(&error))?;
+        let breakers = views.iter().map(convert::breaker).collect();
+        Ok(Response::new(wire::ListBreakersResponse { breakers, next_page_token }))
+    }
+
+    async fn get_breaker(
+        &self,
+        request: Request<wire::GetBreakerRequest>,
+    ) -> Result<Response<wire::GetBreakerResponse>, Status> {
+        let name = &request.get_ref().agent;
+        convert::agent_name(name).map_err(|error| status(&error))?;
+        let view = self.view(name).await.map_err(|error| status(&error))?;
+        Ok(small(wire::GetBreakerResponse { breaker: Some(convert::breaker(&view)) }))
+    }
+
+    async fn reset_breaker(
+        &self,
+        request: Request<wire::ResetBreakerRequest>,
+    ) -> Result<Response<wire::ResetBreakerResponse>, Status> {
+        let name = &request.get_ref().agent;
+        convert::agent_name(name).map_err(|error| status(&error))?;
+        self.handle.reset_breaker(name.as_str().into()).await.map_err(|error| status(&error))?;
+        let view = self.view(name).await.map_err(|error| status(&error))?;
+        Ok(small(wire::ResetBreakerResponse { breaker: Some(convert::breaker(&view)) }))
+    }
+
+    async fn list_dead_letters(
+        &self,
+        request: Request<wire::ListDeadLettersRequest>,
+    ) -> Result<Response<wire::ListDeadLettersResponse>, Status> {
+        self.dead_letters(request.into_inner()).await.map(Response::new).map_err(|error| status(&error))
+    }
+
+    async fn get_dead_letter(
+        &self,
+        request: Request<wire::GetDeadLetterRequest>,
+    ) -> Result<Response<wire::GetDeadLetterResponse>, Status> {
+        let letter = self.dead_letter(&request.get_ref().task_id).await?;
+        Ok(small(wire::GetDeadLetterResponse { dead_letter: Some(letter) }))
+    }
+
+    async fn redrive_dead_letters(
+        &self,
+        request: Request<wire::RedriveDeadLettersRequest>,
+    ) -> Result<Response<wire::RedriveDeadLettersResponse>, Status> {
+        self.redrive(request.into_inner()).await.map(small).map_err(|error| status(&error))
+    }
+
+    async fn discard_dead_letters(
+        &self,
+        request: Request<wire::DiscardDeadLettersRequest>,
+    ) -> Result<Response<wire::DiscardDeadLettersResponse>, Status> {
+        self.discard(request.into_inner()).await.map(small).map_err(|error| status(&error))
+    }
+
+    async fn list_workers(
+        &self,
+        request: Request<wire::ListWorkersRequest>,
+    ) -> Result<Response<wire::ListWorkersResponse>, Status> {
+        self.workers(request.into_inner()).await.map(Response::new).map_err(|error| status(&error))
+    }
+
+    async fn get_stats(
+        &self,
+        _request: Request<wire::GetStatsRequest>,
+    ) -> Result<Response<wire::GetStatsResponse>, Status> {
+        self.stats().await.map(small).map_err(|error| status(&error))
+    }
+}

@@ -1,0 +1,17 @@
+//! Between the wire and the ledger's own words: everything that comes in is checked here, and nowhere after.
+
+mod admin;
+mod check;
+mod digest;
+mod page;
+mod task;
+mod worker;
+
+pub(super) use admin::{
+    agent, agent_name, agent_settings, breaker, counts, dead_letter, dead_letter_filter, dead_letter_results,
+    task_ids, tokens, worker_view,
+};
+pub(super) use check::{At, Check};
+pub(super) use page::Page;
+pub(super) use task::{enqueued, event, new_task, note, request_key, span, task, task_filter, task_id};
+pub(super) use worker::{assignment, from_worker, hello, receipt, settlements, verdict, worker_id};

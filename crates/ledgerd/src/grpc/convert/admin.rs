@@ -1,0 +1,261 @@
+//! What operators say and see.
+
+use super::check::{At, Check};
+use super::page::fingerprint_text;
+use super::task::{effective_policy, error_out, policy, span, time};
+use crate::grpc::{status, wire};
+use crate::ledger::command::{AgentView, LedgerError, WorkerView};
+use ledger_core::limits::{ITEMS, TASK_TYPE_BYTES};
+use ledger_core::store::{Counts, DeadLetter, DeadLetterFilter};
+use ledger_core::{AgentOverrides, Reason, Settings, State, TaskId, Timestamp};
+
+/// The one agent that a request names.
+pub(in crate::grpc) fn agent_name(name: &str) -> Result<(), LedgerError> {
+    let mut check = Check::default();
+    check.agent(At::Root, "agent", name);
+    check.done(())
+}
+
+/// Settings to change. Ranges are for the ledger to check, which knows what they are combined with.
+pub(in crate::grpc) fn agent_settings(
+    name: &str,
+    given: Option<wire::AgentSettings>,
+) -> Result<AgentOverrides, LedgerError> {
+    let mut check = Check::default();
+    check.agent(At::Root, "agent", name);
+    let given = given.unwrap_or_default();
+    let at = At::In("settings");
+    let breaker = given.breaker.unwrap_or_default();
+    let budget = given.budget.unwrap_or_default();
+    let overrides = AgentOverrides {
+        policy: policy(&mut check, at, given.policy),
+        failure_threshold: breaker.failure_threshold,
+        success_threshold: breaker.success_threshold,
+        open_timeout: check.span(at, "breaker.open_timeout", breaker.open_timeout),
+        half_open_permits: breaker.half_open_permits,
+        breaker_enabled: breaker.enabled,
+        budget_capacity: budget.capacity,
+        budget_floor: budget.floor_per_second,
+        budget_deposit: budget.deposit,
+        budget_enabled: budget.enabled,
+        max_waiting: given.max_waiting,
+    };
+    check.done(overrides)
+}
+
+/// Which dead letters to list, but for the agent, whose number the ledger knows.
+pub(in crate::grpc) fn dead_letter_filter(
+    check: &mut Check,
+    request: wire::ListDeadLettersRequest,
+) -> DeadLetterFilter {
+    if !request.agent.is_empty() {
+        check.agent(At::Root, "agent", &request.agent);
+    }
+    check.plain(At::Root, "task_type", &request.task_type, 0..=TASK_TYPE_BYTES);
+    let reason = (!request.reason.is_empty()).then_some(&request.reason).and_then(|text| {
+        let known = Reason::ALL.iter().copied().find(|reason| reason.as_str() == text);
+        if known.is_none() {
+            check.refuse(
+                At::Root,
+                "reason",
+                "use a reason as dead letters show it, for instance RETRIES_EXHAUSTED",
+            );
+        }
+        known
+    });
+    let fingerprint = (!request.fingerprint.is_empty()).then_some(&request.fingerprint).and_then(|text| {
+        let plain = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let number = u64::from_str_radix(text, 16).ok().filter(|_| plain);
+        if number.is_none() {
+            check.refuse(
+                At::Root,
+                "fingerprint",
+                "use a fingerprint as dead letters show it, 16 hexadecimal digits",
+            );
+        }
+        number
+    });
+    DeadLetterFilter {
+        agent: None,
+        task_type: Some(request.task_type).filter(|name| !name.is_empty()),
+        reason,
+        fingerprint,
+        failed_after: check.time(At::Root, "failed_after", request.failed_after),
+        failed_before: check.time(At::Root, "failed_before", request.failed_before),
+        discarded: request.include_discarded,
+    }
+}
+
+/// The tasks that a call names.
+pub(in crate::grpc) fn task_ids(check: &mut Check, ids: &[String]) -> Vec<TaskId> {
+    if !(1..=ITEMS).contains(&ids.len()) {
+        check.refuse(At::Root, "task_ids", "name 1 to 1,000 tasks");
+        return Vec::new();
+    }
+    ids.iter().enumerate().map(|(index, id)| check.task(At::Item("task_ids", index), "", id)).collect()
+}
+
+/// Answers for tasks that a call named.
+pub(in crate::grpc) fn dead_letter_results(
+    ids: Vec<String>,
+    results: Vec<Result<(), LedgerError>>,
+) -> Vec<wire::DeadLetterResult> {
+    ids.into_iter()
+        .zip(results)
+        .map(|(task_id, result)| wire::DeadLetterResult {
+            task_id,
+            error: result.err().map(|e| status::item(&e)),
+        })
+        .collect()
+}
+
+/// An agent as it is now.
+pub(in crate::grpc) fn agent(view: &AgentView) -> wire::Agent {
+    wire::Agent {
+        agent: view.name.as_ref().to_owned(),
+        settings: Some(settings(&view.settings)),
+        counts: counts(&view.counts, &[State::Queued, State::Running, State::Retry, State::Blocked]),
+        breaker_state: breaker_state(&view.breaker),
+        budget_tokens: tokens(view.budget_millitokens),
+        sessions: view.sessions,
+        create_time: time(view.created_at),
+    }
+}
+
+fn settings(settings: &Settings) -> wire::AgentSettings {
+    wire::AgentSettings {
+        policy: Some(effective_policy(settings)),
+        breaker: Some(breaker_settings(settings)),
+        budget: Some(wire::BudgetSettings {
+            capacity: Some(f64::from(settings.budget.capacity)),
+            floor_per_second: Some(settings.budget.floor),
+            deposit: Some(settings.budget.deposit),
+            enabled: Some(settings.budget_enabled),
+        }),
+        max_waiting: Some(settings.max_waiting),
+    }
+}
+
+fn breaker_settings(settings: &Settings) -> wire::BreakerSettings {
+    wire::BreakerSettings {
+        failure_threshold: Some(settings.breaker.failure_threshold),
+        success_threshold: Some(settings.breaker.success_threshold),
+        open_timeout: Some(span(settings.breaker.open_timeout)),
+        half_open_permits: Some(settings.breaker.half_open_permits),
+        enabled: Some(settings.breaker_enabled),
+    }
+}
+
+/// Millitokens as tokens.
+pub(in crate::grpc) fn tokens(millitokens: u64) -> f64 {
+    millitokens as f64 / 1_000.0
+}
+
+/// Numbers of tasks in these states.
+pub(in crate::grpc) fn counts(counts: &Counts, states: &[State]) -> Vec<wire::StateCount> {
+    let count = |state: &State| wire::StateCount {
+        state: i32::from(state.code()),
+        count: counts[usize::from(state.code())],
+    };
+    states.iter().map(count).collect()
+}
+
+/// The breaker of an agent.
+pub(in crate::grpc) fn breaker(view: &AgentView) -> wire::Breaker {
+    let snapshot = &view.breaker;
+    let open = breaker_state(snapshot) == wire::BreakerState::Open as i32;
+    wire::Breaker {
+        agent: view.name.as_ref().to_owned(),
+        state: breaker_state(snapshot),
+        epoch: snapshot.epoch,
+        failure_run: snapshot.run,
+        successes: snapshot.successes,
+        probes: snapshot.probes_in_flight,
+        open_until: snapshot.until.filter(|_| open).map(Timestamp::from_epoch).and_then(time),
+        reopens: snapshot.reopens,
+        blocked: view.gated,
+        settings: Some(breaker_settings(&view.settings)),
+    }
+}
+
+fn breaker_state(snapshot: &breaker_core::Snapshot) -> i32 {
+    use breaker_core::State as Breaker;
+    let state = match snapshot.state {
+        Breaker::Open | Breaker::ForcedOpen => wire::BreakerState::Open,
+        Breaker::HalfOpen => wire::BreakerState::HalfOpen,
+        Breaker::Closed | Breaker::Disabled | Breaker::Observe => wire::BreakerState::Closed,
+    };
+    state as i32
+}
+
+/// A dead letter.
+pub(in crate::grpc) fn dead_letter(letter: DeadLetter, agent: String) -> wire::DeadLetter {
+    let (discard_time, discard_reason) =
+        letter.discarded.map(|(at, why)| (time(at), why.as_ref().to_owned())).unwrap_or_default();
+    wire::DeadLetter {
+        task_id: letter.task.to_string(),
+        agent,
+        task_type: letter.task_type.as_ref().to_owned(),
+        reason: letter.reason.as_str().to_owned(),
+        error: letter.error.as_deref().map(error_out),
+        fingerprint: fingerprint_text(letter.fingerprint),
+        fail_time: time(letter.failed_at),
+        attempt: letter.attempt,
+        redrives: letter.redrives,
+        discard_time,
+        discard_reason,
+    }
+}
+
+/// An open session.
+pub(in crate::grpc) fn worker_view(view: WorkerView) -> wire::Worker {
+    let names = |names: Vec<std::sync::Arc<str>>| names.iter().map(|name| name.as_ref().to_owned()).collect();
+    wire::Worker {
+        worker_id: view.worker.as_ref().to_owned(),
+        incarnation: view.incarnation,
+        session_id: view.session.0,
+        agents: names(view.agents),
+        task_types: names(view.types),
+        capacity: view.capacity,
+        held: view.held,
+        labels: view.labels.into_iter().collect(),
+        sdk: view.sdk,
+        connect_time: time(view.connected_at),
+        beat_time: time(view.beat_at),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bad_settings_and_filters_are_named() {
+        let fields = |error: LedgerError| match error {
+            LedgerError::Invalid(violations) => violations.into_iter().map(|v| v.field).collect::<Vec<_>>(),
+            error => panic!("{error}"),
+        };
+        let breaker = wire::BreakerSettings {
+            open_timeout: Some(prost_types::Duration { seconds: -1, nanos: 0 }),
+            ..wire::BreakerSettings::default()
+        };
+        let given = wire::AgentSettings { breaker: Some(breaker), ..wire::AgentSettings::default() };
+        let found = fields(agent_settings("../x", Some(given)).expect_err("faults"));
+        assert_eq!(found, ["agent", "settings.breaker.open_timeout"]);
+
+        let mut check = Check::default();
+        let request = wire::ListDeadLettersRequest {
+            reason: "NOPE".into(),
+            fingerprint: "+000000000000001".into(),
+            ..wire::ListDeadLettersRequest::default()
+        };
+        dead_letter_filter(&mut check, request);
+        assert_eq!(fields(check.done(()).expect_err("faults")), ["reason", "fingerprint"]);
+
+        let mut check = Check::default();
+        task_ids(&mut check, &[]);
+        task_ids(&mut check, &vec!["t1".to_owned(); 1_001]);
+        task_ids(&mut check, &["t1".to_owned(), "T1".to_owned()]);
+        assert_eq!(fields(check.done(()).expect_err("faults")), ["task_ids", "task_ids", "task_ids[1]"]);
+    }
+}

@@ -1,0 +1,302 @@
+//! The one place where errors become a [`Status`].
+//!
+//! Every status carries an ErrorInfo of domain `ledgerd` with an UPPER_SNAKE reason, and what else helps. UNAVAILABLE
+//! from here promises that nothing was written. What went wrong inside is for the log alone.
+
+use super::wire::ItemError;
+use crate::ledger::command::LedgerError;
+use ledger_core::store::StoreError;
+use ledger_core::{Refusal, TaskId, Violation};
+use std::collections::HashMap;
+use std::time::Duration;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
+
+/// Domain of every ErrorInfo.
+pub(crate) const DOMAIN: &str = "ledgerd";
+
+/// Most violations that a status lists. It travels in a header, and clients take about 8 KiB of those.
+const LISTED: usize = 16;
+
+/// What the wire says about an error: code, reason, and for whom.
+struct Spoken {
+    code: Code,
+    reason: &'static str,
+    facts: Vec<(&'static str, String)>,
+    retry_after: Option<Duration>,
+    resource: Option<(&'static str, String)>,
+    /// Said instead of the error's own words, which are for the log.
+    message: Option<&'static str>,
+}
+
+impl Spoken {
+    const fn new(code: Code, reason: &'static str) -> Self {
+        Self { code, reason, facts: Vec::new(), retry_after: None, resource: None, message: None }
+    }
+
+    fn fact(mut self, name: &'static str, value: &impl ToString) -> Self {
+        self.facts.push((name, value.to_string()));
+        self
+    }
+
+    const fn after(mut self, delay: Duration) -> Self {
+        self.retry_after = Some(delay);
+        self
+    }
+
+    fn resource(mut self, kind: &'static str, name: &impl ToString) -> Self {
+        self.resource = Some((kind, name.to_string()));
+        self
+    }
+
+    const fn saying(mut self, message: &'static str) -> Self {
+        self.message = Some(message);
+        self
+    }
+}
+
+fn speak(error: &LedgerError) -> Spoken {
+    const SOON: Duration = Duration::from_secs(1);
+    match error {
+        LedgerError::Invalid(_) => Spoken::new(Code::InvalidArgument, "INVALID_FIELD"),
+        LedgerError::UnknownTask(task) => Spoken::new(Code::NotFound, "TASK_NOT_FOUND")
+            .fact("task_id", task)
+            .resource("ledger.v1.Task", task),
+        LedgerError::UnknownAgent(agent) => Spoken::new(Code::NotFound, "AGENT_NOT_FOUND")
+            .fact("agent", agent)
+            .resource("ledger.v1.Agent", agent),
+        LedgerError::Refused(refusal) => match refusal {
+            Refusal::UnknownFence => Spoken::new(Code::InvalidArgument, refusal.reason()),
+            Refusal::WrongState(state) => {
+                Spoken::new(Code::FailedPrecondition, refusal.reason()).fact("state", state)
+            }
+            Refusal::LeaseLost
+            | Refusal::TaskTerminal
+            | Refusal::NotHolder
+            | Refusal::NotStopped
+            | Refusal::BlockedByBreaker
+            | Refusal::OutcomeConflict
+            | Refusal::Discarded => Spoken::new(Code::FailedPrecondition, refusal.reason()),
+        },
+        LedgerError::KeyConflict(task) => Spoken::new(Code::AlreadyExists, "KEY_REUSED_WITH_OTHER_CONTENT")
+            .fact("task_id", task)
+            .resource("ledger.v1.Task", task),
+        LedgerError::RequestConflict => Spoken::new(Code::AlreadyExists, "REQUEST_ID_REUSED"),
+        LedgerError::Exhausted { retry_after, .. } => {
+            Spoken::new(Code::ResourceExhausted, "EXHAUSTED").after(*retry_after)
+        }
+        LedgerError::WorkerIdInUse(worker) => {
+            Spoken::new(Code::FailedPrecondition, "WORKER_ID_IN_USE").fact("worker_id", worker)
+        }
+        LedgerError::WorkerSuperseded(worker) => {
+            Spoken::new(Code::Aborted, "WORKER_SUPERSEDED").fact("worker_id", worker)
+        }
+        LedgerError::SessionEnded => Spoken::new(Code::Aborted, "SUPERSEDED"),
+        LedgerError::Draining => Spoken::new(Code::Unavailable, "DRAINING").after(SOON),
+        LedgerError::Store(error) => match error {
+            StoreError::Full => Spoken::new(Code::ResourceExhausted, "STORE_FULL")
+                .after(Duration::from_secs(10))
+                .saying("the disk of the ledger is full; free space there, then try again"),
+            StoreError::Unavailable(_) => Spoken::new(Code::Unavailable, "STORE_UNAVAILABLE")
+                .after(SOON)
+                .saying("the store cannot be reached and nothing was written; try again"),
+            StoreError::Unknown(_) => Spoken::new(Code::Unknown, "OUTCOME_UNKNOWN")
+                .saying("whether this was recorded is not known; repeat it with the same request_id"),
+            StoreError::Statement(_) | StoreError::Corrupt(_) => Spoken::new(Code::Internal, "INTERNAL")
+                .saying("the ledger could not do this; its log says why"),
+        },
+    }
+}
+
+/// The status of a call or stream that ended with `error`.
+#[must_use]
+pub(crate) fn status(error: &LedgerError) -> Status {
+    if let LedgerError::Store(inside) = error {
+        tracing::error!(error = %inside, "the store failed a call");
+    }
+    let spoken = speak(error);
+    let mut details = details(spoken.reason, spoken.facts);
+    if let LedgerError::Invalid(violations) = error {
+        let listed = violations.iter().take(LISTED);
+        details.set_bad_request(listed.map(|v| FieldViolation::new(&v.field, &v.rule)).collect::<Vec<_>>());
+    }
+    if let Some(delay) = spoken.retry_after {
+        details.set_retry_info(Some(delay));
+    }
+    let message = spoken.message.map_or_else(|| error.to_string(), str::to_owned);
+    if let Some((kind, name)) = spoken.resource {
+        details.set_resource_info(kind, name, "", "");
+    }
+    Status::with_error_details(spoken.code, message, details)
+}
+
+/// The refusal of one item of a call or frame; the same words as [`status`].
+pub(super) fn item(error: &LedgerError) -> ItemError {
+    let spoken = speak(error);
+    let field = match error {
+        LedgerError::Invalid(violations) => violations.first().map(|v| v.field.clone()).unwrap_or_default(),
+        _ => String::new(),
+    };
+    ItemError {
+        code: spoken.code as i32,
+        reason: spoken.reason.to_owned(),
+        message: spoken.message.map_or_else(|| error.to_string(), str::to_owned),
+        field,
+    }
+}
+
+/// What only the rim can refuse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// A stream began with something else.
+    HelloExpected,
+    /// A stream said Hello again.
+    HelloAgain,
+    /// A stream did not begin in time.
+    HelloMissing,
+    /// A protocol that is not spoken here.
+    ProtocolVersion(u32),
+    /// A newer stream of the same process.
+    Superseded,
+    /// The other side does not read.
+    Stalled,
+    /// The time of a call is over.
+    Deadline,
+    /// `grpc-timeout` is no time.
+    Timeout,
+    /// The task has not failed.
+    NoDeadLetter(TaskId),
+    /// A handler panicked.
+    Panic,
+}
+
+impl From<Refused> for Status {
+    fn from(refused: Refused) -> Self {
+        let (code, reason, message) = match refused {
+            Refused::HelloExpected => {
+                (Code::FailedPrecondition, "HELLO_EXPECTED", "begin the stream with Hello".to_owned())
+            }
+            Refused::HelloAgain => (
+                Code::FailedPrecondition,
+                "HELLO_AGAIN",
+                "say Hello once; open a new stream to say it again".to_owned(),
+            ),
+            Refused::HelloMissing => {
+                (Code::DeadlineExceeded, "HELLO_MISSING", "send Hello within 5 s of opening a stream".to_owned())
+            }
+            Refused::ProtocolVersion(version) => (
+                Code::FailedPrecondition,
+                "PROTOCOL_VERSION",
+                format!("protocol version {version} is not spoken here; use version 1"),
+            ),
+            Refused::Superseded => (
+                Code::Aborted,
+                "SUPERSEDED",
+                "a newer stream of this worker has taken over; use that one".to_owned(),
+            ),
+            Refused::Stalled => (
+                Code::ResourceExhausted,
+                "STREAM_STALLED",
+                "nothing was read from this stream for 30 s; open a new one and read it".to_owned(),
+            ),
+            Refused::Deadline => (
+                Code::DeadlineExceeded,
+                "DEADLINE_EXCEEDED",
+                "no answer in time, and whether this was recorded is not known; repeat it with the same request_id"
+                    .to_owned(),
+            ),
+            Refused::Timeout => (
+                Code::InvalidArgument,
+                "MALFORMED_TIMEOUT",
+                "write grpc-timeout as up to 8 digits and one of H, M, S, m, u, n".to_owned(),
+            ),
+            Refused::NoDeadLetter(task) => (
+                Code::NotFound,
+                "DEAD_LETTER_NOT_FOUND",
+                format!("task {task} has no dead letter; only FAILED tasks have one"),
+            ),
+            Refused::Panic => {
+                (Code::Internal, "INTERNAL", "the ledger could not do this; its log says why".to_owned())
+            }
+        };
+        let facts = match refused {
+            Refused::NoDeadLetter(task) => vec![("task_id", task.to_string())],
+            _ => Vec::new(),
+        };
+        Self::with_error_details(code, message, details(reason, facts))
+    }
+}
+
+/// One violation as an error of the ledger.
+pub(super) fn invalid(field: &str, rule: &str) -> LedgerError {
+    LedgerError::Invalid(vec![Violation::new(field, rule)])
+}
+
+fn details(reason: &'static str, facts: Vec<(&'static str, String)>) -> ErrorDetails {
+    let facts: HashMap<String, String> =
+        facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    ErrorDetails::with_error_info(reason, DOMAIN, facts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ledger_core::State;
+
+    #[test]
+    fn every_error_has_its_code_and_reason() {
+        use Code::*;
+        let store = LedgerError::Store;
+        let refused = LedgerError::Refused;
+        let text = || "secret".to_owned();
+        let table = [
+            (invalid("task.agent", "say one"), InvalidArgument, "INVALID_FIELD"),
+            (LedgerError::UnknownTask(TaskId(33)), NotFound, "TASK_NOT_FOUND"),
+            (LedgerError::UnknownAgent("a".into()), NotFound, "AGENT_NOT_FOUND"),
+            (refused(Refusal::LeaseLost), FailedPrecondition, "LEASE_LOST"),
+            (refused(Refusal::TaskTerminal), FailedPrecondition, "TASK_TERMINAL"),
+            (refused(Refusal::NotHolder), FailedPrecondition, "NOT_HOLDER"),
+            (refused(Refusal::UnknownFence), InvalidArgument, "UNKNOWN_FENCE"),
+            (refused(Refusal::NotStopped), FailedPrecondition, "STOP_NOT_REQUESTED"),
+            (refused(Refusal::WrongState(State::Done)), FailedPrecondition, "WRONG_STATE"),
+            (refused(Refusal::BlockedByBreaker), FailedPrecondition, "BLOCKED_BY_BREAKER"),
+            (refused(Refusal::OutcomeConflict), FailedPrecondition, "OUTCOME_CONFLICT"),
+            (refused(Refusal::Discarded), FailedPrecondition, "DISCARDED"),
+            (LedgerError::KeyConflict(TaskId(33)), AlreadyExists, "KEY_REUSED_WITH_OTHER_CONTENT"),
+            (LedgerError::RequestConflict, AlreadyExists, "REQUEST_ID_REUSED"),
+            (
+                LedgerError::Exhausted { what: "the queue", retry_after: Duration::from_millis(100) },
+                ResourceExhausted,
+                "EXHAUSTED",
+            ),
+            (LedgerError::WorkerIdInUse("w".into()), FailedPrecondition, "WORKER_ID_IN_USE"),
+            (LedgerError::WorkerSuperseded("w".into()), Aborted, "WORKER_SUPERSEDED"),
+            (LedgerError::SessionEnded, Aborted, "SUPERSEDED"),
+            (LedgerError::Draining, Unavailable, "DRAINING"),
+            (store(StoreError::Full), ResourceExhausted, "STORE_FULL"),
+            (store(StoreError::Unavailable(text())), Unavailable, "STORE_UNAVAILABLE"),
+            (store(StoreError::Unknown(text())), Unknown, "OUTCOME_UNKNOWN"),
+            (store(StoreError::Statement(text())), Internal, "INTERNAL"),
+            (store(StoreError::Corrupt(text())), Internal, "INTERNAL"),
+        ];
+        for (error, code, reason) in table {
+            let status = status(&error);
+            assert_eq!(status.code(), code, "{error}");
+            let info = status.get_details_error_info().expect("an ErrorInfo");
+            assert_eq!((info.domain.as_str(), info.reason.as_str()), (DOMAIN, reason), "{error}");
+            assert!(!status.message().contains("secret"), "{error}: the inside is for the log");
+            let item = item(&error);
+            assert_eq!((item.code, item.reason.as_str()), (code as i32, reason), "{error}");
+            let waits = matches!(code, Unavailable | ResourceExhausted);
+            assert_eq!(status.get_details_retry_info().is_some(), waits, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_thousand_violations_fit_into_a_header() {
+        let all = (0..1_000).map(|n| Violation::new(format!("tasks[{n}].agent"), "x".repeat(120))).collect();
+        let status = status(&LedgerError::Invalid(all));
+        assert_eq!(status.get_details_bad_request().map(|bad| bad.field_violations.len()), Some(LISTED));
+        assert!(status.details().len() < 5_000 && status.message().contains("999 more"));
+    }
+}

@@ -1,0 +1,243 @@
+//! TaskService: what producers call.
+
+use super::convert::{self, At, Check, Page};
+use super::status::status;
+use super::wire::{self, task_service_server::TaskService};
+use super::{ANSWER_BYTES, TimeLeft};
+use crate::ledger::Handle;
+use crate::ledger::command::{BatchMode, Enqueued, LedgerError};
+use ledger_core::TaskId;
+use ledger_core::limits::{ITEMS, WAIT};
+use prost::Message;
+use std::mem::take;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+/// What a page of a list may take, well below what a client accepts.
+pub(super) const PAGE_BYTES: usize = ANSWER_BYTES / 4 * 3;
+
+/// A long poll answers so long before its caller's own deadline: an answer is worth more than an error.
+const BEFORE_DEADLINE: Duration = Duration::from_millis(250);
+
+pub(super) struct Tasks {
+    handle: Handle,
+    drain: CancellationToken,
+}
+
+impl Tasks {
+    pub(super) const fn new(handle: Handle, drain: CancellationToken) -> Self {
+        Self { handle, drain }
+    }
+
+    /// A task as stored.
+    async fn read(&self, id: TaskId, with_data: bool) -> Result<wire::Task, LedgerError> {
+        let view = self.handle.reader().task(id, with_data).await.map_err(LedgerError::Store)?;
+        view.map(convert::task).ok_or(LedgerError::UnknownTask(id))
+    }
+
+    async fn one(
+        &self,
+        mut said: wire::EnqueueTaskRequest,
+    ) -> Result<wire::EnqueueTaskResponse, LedgerError> {
+        let mut check = Check::default();
+        let key = convert::request_key(&mut check, take(&mut said.request_id), &said);
+        let Some(task) = said.task else {
+            check.refuse(At::Root, "task", "send a task");
+            return check.done(wire::EnqueueTaskResponse::default());
+        };
+        let task = convert::new_task(&mut check, At::In("task"), task, self.handle.clock().now().wall());
+        let task = check.done(task)?;
+        let answers = self.handle.enqueue(vec![Ok(task)], BatchMode::Atomic, key).await?;
+        match answers.into_iter().next() {
+            Some(Enqueued::Created(id)) => {
+                Ok(wire::EnqueueTaskResponse { task_id: id.to_string(), created: true })
+            }
+            Some(Enqueued::Existing(id)) => {
+                Ok(wire::EnqueueTaskResponse { task_id: id.to_string(), created: false })
+            }
+            Some(Enqueued::Refused(error)) => Err(error),
+            None => Err(LedgerError::SessionEnded),
+        }
+    }
+
+    async fn many(
+        &self,
+        mut said: wire::EnqueueTasksRequest,
+    ) -> Result<wire::EnqueueTasksResponse, LedgerError> {
+        let mut call = Check::default();
+        call.must((1..=ITEMS).contains(&said.tasks.len()), At::Root, "tasks", "send 1 to 1,000 tasks");
+        let key = convert::request_key(&mut call, take(&mut said.request_id), &said);
+        let mode = match call.word::<wire::BatchMode>(At::Root, "mode", said.mode) {
+            Some(wire::BatchMode::Atomic) => BatchMode::Atomic,
+            Some(wire::BatchMode::PerItem | wire::BatchMode::Unspecified) | None => BatchMode::PerItem,
+        };
+        // Before the tasks are looked at: there may be far too many of them.
+        call.done(())?;
+        let wall = self.handle.clock().now().wall();
+        let mut all = Check::default();
+        let items = said.tasks.into_iter().enumerate();
+        let tasks = items.map(|(index, task)| {
+            let at = At::Item("tasks", index);
+            if mode == BatchMode::Atomic {
+                return Ok(convert::new_task(&mut all, at, task, wall));
+            }
+            let mut check = Check::default();
+            let task = convert::new_task(&mut check, at, task, wall);
+            check.done(task)
+        });
+        let tasks = tasks.collect();
+        all.done(())?;
+        let answers = self.handle.enqueue(tasks, mode, key).await?;
+        Ok(wire::EnqueueTasksResponse { results: answers.iter().map(convert::enqueued).collect() })
+    }
+
+    async fn list(&self, mut said: wire::ListTasksRequest) -> Result<wire::ListTasksResponse, LedgerError> {
+        let mut check = Check::default();
+        let (size, token) = (take(&mut said.page_size), take(&mut said.page_token));
+        let page = Page::read(&mut check, (size, 50), &token, &said, "tasks");
+        let agent = said.agent.clone();
+        let mut filter = convert::task_filter(&mut check, said);
+        check.done(())?;
+        let before = page.before()?;
+        if !agent.is_empty() {
+            filter.agent = self.handle.agent_id(&agent);
+            if filter.agent.is_none() {
+                return Ok(wire::ListTasksResponse::default());
+            }
+        }
+        let found =
+            self.handle.reader().tasks(&filter, before, page.limit).await.map_err(LedgerError::Store)?;
+        let (mut tasks, mut bytes, mut next) = (Vec::with_capacity(found.items.len()), 0, found.before);
+        let mut last = before;
+        for view in found.items {
+            let id = view.task.id.0;
+            let task = convert::task(view);
+            bytes += task.encoded_len();
+            if bytes > PAGE_BYTES && !tasks.is_empty() {
+                next = last;
+                break;
+            }
+            last = Some(id);
+            tasks.push(task);
+        }
+        Ok(wire::ListTasksResponse { tasks, next_page_token: page.token_before(next) })
+    }
+
+    async fn history(&self, id: TaskId) -> Result<wire::GetTaskHistoryResponse, LedgerError> {
+        let rows = self.handle.reader().history(id).await.map_err(LedgerError::Store)?;
+        let rows = rows.ok_or(LedgerError::UnknownTask(id))?;
+        let mut answer =
+            wire::GetTaskHistoryResponse { events: rows.into_iter().map(convert::event).collect() };
+        // A thousand failures with long details do not fit into one message. What they say goes first, oldest first.
+        let mut bytes = answer.encoded_len();
+        let long: [fn(&mut wire::TaskError) -> &mut String; 2] =
+            [|error| &mut error.detail, |error| &mut error.message];
+        for long in long {
+            for error in answer.events.iter_mut().filter_map(|event| event.error.as_mut()) {
+                if bytes <= PAGE_BYTES {
+                    return Ok(answer);
+                }
+                bytes -= take(long(error)).len();
+            }
+        }
+        Ok(answer)
+    }
+
+    async fn wait(
+        &self,
+        said: wire::WaitTaskRequest,
+        left: Option<TimeLeft>,
+    ) -> Result<wire::WaitTaskResponse, LedgerError> {
+        let mut check = Check::default();
+        let id = check.task(At::Root, "task_id", &said.task_id);
+        let timeout = check.span(At::Root, "timeout", said.timeout).unwrap_or(WAIT).min(WAIT);
+        let id = check.done(id)?;
+        let timeout =
+            left.map_or(timeout, |TimeLeft(left)| timeout.min(left.saturating_sub(BEFORE_DEADLINE)));
+        tokio::select! {
+            biased;
+            waited = self.handle.wait(id, timeout) => waited?,
+            // The caller asks again, elsewhere or after the restart.
+            () = self.drain.cancelled() => return Err(LedgerError::Draining),
+        }
+        Ok(wire::WaitTaskResponse { task: Some(self.read(id, said.include_data).await?) })
+    }
+
+    async fn cancel(
+        &self,
+        mut said: wire::CancelTaskRequest,
+    ) -> Result<wire::CancelTaskResponse, LedgerError> {
+        let mut check = Check::default();
+        let key = convert::request_key(&mut check, take(&mut said.request_id), &said);
+        let id = check.task(At::Root, "task_id", &said.task_id);
+        let note = convert::note(&mut check, "reason", said.reason);
+        let id = check.done(id)?;
+        self.handle.cancel(id, note, key).await?;
+        Ok(wire::CancelTaskResponse { task: Some(self.read(id, false).await?) })
+    }
+}
+
+/// An answer that is too small for compression to be worth its time.
+pub(super) fn small<T>(answer: T) -> Response<T> {
+    let mut response = Response::new(answer);
+    response.disable_compression();
+    response
+}
+
+#[tonic::async_trait]
+impl TaskService for Tasks {
+    async fn enqueue_task(
+        &self,
+        request: Request<wire::EnqueueTaskRequest>,
+    ) -> Result<Response<wire::EnqueueTaskResponse>, Status> {
+        self.one(request.into_inner()).await.map(small).map_err(|error| status(&error))
+    }
+
+    async fn enqueue_tasks(
+        &self,
+        request: Request<wire::EnqueueTasksRequest>,
+    ) -> Result<Response<wire::EnqueueTasksResponse>, Status> {
+        self.many(request.into_inner()).await.map(small).map_err(|error| status(&error))
+    }
+
+    async fn get_task(
+        &self,
+        request: Request<wire::GetTaskRequest>,
+    ) -> Result<Response<wire::GetTaskResponse>, Status> {
+        let said = request.into_inner();
+        let id = convert::task_id(&said.task_id).map_err(|error| status(&error))?;
+        let task = self.read(id, said.include_data).await.map_err(|error| status(&error))?;
+        Ok(Response::new(wire::GetTaskResponse { task: Some(task) }))
+    }
+
+    async fn list_tasks(
+        &self,
+        request: Request<wire::ListTasksRequest>,
+    ) -> Result<Response<wire::ListTasksResponse>, Status> {
+        self.list(request.into_inner()).await.map(Response::new).map_err(|error| status(&error))
+    }
+
+    async fn get_task_history(
+        &self,
+        request: Request<wire::GetTaskHistoryRequest>,
+    ) -> Result<Response<wire::GetTaskHistoryResponse>, Status> {
+        let id = convert::task_id(&request.get_ref().task_id).map_err(|error| status(&error))?;
+        self.history(id).await.map(Response::new).map_err(|error| status(&error))
+    }
+
+    async fn wait_task(
+        &self,
+        request: Request<wire::WaitTaskRequest>,
+    ) -> Result<Response<wire::WaitTaskResponse>, Status> {
+        let left = request.extensions().get::<TimeLeft>().copied();
+        self.wait(request.into_inner(), left).await.map(Response::new).map_err(|error| status(&error))
+    }
+
+    async fn cancel_task(
+        &self,
+        request: Request<wire::CancelTaskRequest>,
+    ) -> Result<Response<wire::CancelTaskResponse>, Status> {
+        self.cancel(request.into_inner()).await.map(small).map_err(|error| status(&error))
+    }
+}

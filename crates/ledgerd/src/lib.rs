@@ -1,0 +1,204 @@
+//! The ledgerd daemon: a durable task ledger over gRPC.
+//!
+//! [`run`] is all of it. `grpc` calls `ledger`, which calls `store`; wire types stay in `grpc`, SQL in `store`, wall time
+//! in `clock`, and no arrow points back.
+
+pub mod clock;
+pub mod config;
+pub mod ledger;
+pub mod store;
+pub mod telemetry;
+
+mod grpc;
+mod http;
+mod process;
+mod server;
+
+use clock::Clock;
+use config::Config;
+use ledger_core::store::StoreError;
+use server::Health;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use store::{OpenError, SqliteReader};
+use tokio::net::TcpListener;
+use tokio::task::JoinError;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+/// Streams end by themselves when the grace is over; this is for their last frames to leave.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Why the daemon could not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum Fatal {
+    /// A port cannot be had.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The data directory cannot be made.
+    #[error("cannot make {}: {source}", path.display())]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The ledger in it cannot be used.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The store failed while it was read at the start.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The ledger had to end.
+    #[error(transparent)]
+    Ledger(#[from] ledger::Fatal),
+    /// The server could not be set up.
+    #[error("cannot serve: {0}")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+impl Fatal {
+    /// The exit code: 65 corrupt store, 74 store I/O, 78 configuration, 1 other.
+    #[must_use]
+    pub const fn exit_code(&self) -> u8 {
+        match self {
+            Self::Store(StoreError::Corrupt(_))
+            | Self::Open(OpenError::Corrupt { .. })
+            | Self::Ledger(ledger::Fatal::Store(StoreError::Corrupt(_))) => 65,
+            Self::Open(OpenError::Newer { .. }) => 78,
+            Self::Store(_) | Self::Open(_) | Self::Ledger(_) | Self::Directory { .. } => 74,
+            Self::Listen { .. } | Self::Serve(_) => 1,
+        }
+    }
+}
+
+/// Where a daemon listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listening {
+    /// gRPC.
+    pub grpc: SocketAddr,
+    /// Probes of HTTP, when they are on.
+    pub http: Option<SocketAddr>,
+}
+
+/// Serves until `shutdown` is over, then drains. `announce` is called once calls are answered.
+///
+/// # Errors
+/// Why it could not start, or had to end without a drain.
+pub async fn run(
+    config: Config,
+    shutdown: impl Future<Output = ()>,
+    announce: impl FnOnce(Listening),
+) -> Result<(), Fatal> {
+    tracing::info!(?config, version = env!("CARGO_PKG_VERSION"), "starting");
+    // Ports first: one that is taken is told at once, and who connects early waits in its queue.
+    let (listener, grpc) = listen(config.listen).await?;
+    let (http_listener, http) = match config.http_listen {
+        Some(address) => listen(address).await.map(|(listener, address)| (Some(listener), Some(address)))?,
+        None => (None, None),
+    };
+    make_directory(&config.data_dir)?;
+    let (store, reader) = store::open(&config.data_dir, store::Options::default()).await?;
+    let stop_ledger = CancellationToken::new();
+    let shared = Arc::clone(&reader);
+    let (handle, mut ledger) =
+        ledger::start(Box::new(store), shared, Clock::start(), stop_ledger.clone()).await?;
+
+    let health = Health::started().await;
+    let stop = CancellationToken::new();
+    // Aborted when this function ends, however it does.
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(health.clone().watch(handle.clone()));
+    if let Some(listener) = http_listener {
+        tasks.spawn(http::serve(listener, health.clone(), stop.clone()));
+    }
+    let mut serving = {
+        let (handle, health, stop) = (handle.clone(), health.clone(), stop.clone());
+        tokio::spawn(async move { server::serve(listener, &handle, &health, stop).await })
+    };
+    announce(Listening { grpc, http });
+
+    tokio::select! {
+        () = shutdown => {}
+        // It may take long, so nobody waits for it; a ledger that cannot be right is not served on.
+        error = find_corruption(&reader) => return Err(error),
+        ended = &mut ledger => return ended_ledger(ended),
+        served = &mut serving => return ended_serving(served),
+    }
+    tracing::info!(grace = ?config.drain_grace, "draining");
+    health.drain().await;
+    let drained = timeout(config.drain_grace, handle.drain(config.drain_grace)).await;
+    if !matches!(drained, Ok(Ok(()))) {
+        tracing::warn!("workers could not be told of the drain");
+    }
+    stop.cancel();
+    tokio::select! {
+        served = timeout(config.drain_grace + LAST_WORDS, &mut serving) => match served {
+            Ok(served) => ended_serving(served)?,
+            Err(_) => tracing::warn!("some streams did not end in time and are cut"),
+        },
+        ended = &mut ledger => return ended_ledger(ended),
+    }
+    stop_ledger.cancel();
+    ended_ledger(ledger.await)?;
+    // A look through a large store may still go on, and is not worth waiting for.
+    let _ = timeout(LAST_WORDS, reader.close()).await;
+    tracing::info!("drained");
+    Ok(())
+}
+
+/// Looks through the whole store once; never returns when it is sound.
+async fn find_corruption(reader: &SqliteReader) -> Fatal {
+    match reader.quick_check().await {
+        Err(error @ StoreError::Corrupt(_)) => return error.into(),
+        Err(error) => tracing::warn!(%error, "the store could not be looked through"),
+        Ok(()) => tracing::debug!("the store is sound"),
+    }
+    std::future::pending().await
+}
+
+async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Fatal> {
+    let named = |source| Fatal::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(named)?;
+    let bound = listener.local_addr().map_err(named)?;
+    Ok((listener, bound))
+}
+
+/// For the owner and the group only: the files in it hold what users sent.
+fn make_directory(path: &Path) -> Result<(), Fatal> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o750)
+        .create(path)
+        .map_err(|source| Fatal::Directory { path: path.to_owned(), source })
+}
+
+fn ended_ledger(ended: Result<Result<(), ledger::Fatal>, JoinError>) -> Result<(), Fatal> {
+    match ended {
+        Ok(ended) => ended.map_err(Fatal::from),
+        // What was in memory cannot be trusted any more, and what is on disk can: so no orderly end.
+        Err(error) => {
+            tracing::error!(%error, "the ledger panicked");
+            std::process::abort()
+        }
+    }
+}
+
+fn ended_serving(served: Result<Result<(), tonic::transport::Error>, JoinError>) -> Result<(), Fatal> {
+    match served {
+        Ok(served) => served.map_err(Fatal::from),
+        Err(error) => {
+            tracing::error!(%error, "serving panicked");
+            std::process::abort()
+        }
+    }
+}

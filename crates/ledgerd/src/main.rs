@@ -1,0 +1,151 @@
+//! The `ledgerd` command: the daemon, and its own client.
+
+mod probe;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use ledgerd::config::{Flags, Loaded};
+use ledgerd::{Listening, telemetry};
+use std::io::Write;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// A durable task ledger that streams assignments to fleets of agent workers
+#[derive(Debug, Parser)]
+#[command(name = "ledgerd", version, propagate_version = true)]
+struct Cli {
+    #[command(flatten)]
+    global: ledger_cli::Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon
+    Serve(Flags),
+    /// Run a daemon to try things with, in a directory that goes away unless one is named
+    Dev(Flags),
+    /// Show what `serve` would go by, and where each value comes from
+    CheckConfig(Flags),
+    /// Ask a daemon whether it takes work: exit 0 when it does, 1 when not
+    Healthcheck(probe::Healthcheck),
+    /// Print the completion script of a shell
+    Completion {
+        /// Which
+        shell: Shell,
+    },
+    #[command(flatten)]
+    Client(ledger_cli::Command),
+}
+
+/// Bad configuration, as sysexits has it.
+const CONFIG: u8 = 78;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let Cli { global, command } = Cli::parse();
+    match command {
+        Command::Serve(flags) => serve(&flags, |_| {}).await,
+        Command::Dev(flags) => dev(flags).await,
+        Command::CheckConfig(flags) => check_config(&flags),
+        Command::Healthcheck(probe) => probe.run(&global.address).await,
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "ledgerd", &mut std::io::stdout());
+            ExitCode::SUCCESS
+        }
+        Command::Client(command) => command.run(&global).await,
+    }
+}
+
+async fn serve(flags: &Flags, then: impl FnOnce(Listening)) -> ExitCode {
+    let config = match read(flags).and_then(|loaded| loaded.config()) {
+        Ok(config) => config,
+        Err(errors) => return failed(&errors, CONFIG),
+    };
+    let _guard = telemetry::start(&config);
+    let shutdown = CancellationToken::new();
+    if let Err(error) = on_signals(shutdown.clone()) {
+        return failed(&error, 1);
+    }
+    let announce = |listening: Listening| {
+        let mut out = std::io::stdout().lock();
+        // Whoever started us may not read: that is no reason to end.
+        let _ = writeln!(out, "ledgerd listening on {}", listening.grpc);
+        if let Some(http) = listening.http {
+            let _ = writeln!(out, "http listening on {http}");
+        }
+        let _ = out.flush();
+        drop(out);
+        then(listening);
+    };
+    match ledgerd::run(config, shutdown.cancelled_owned(), announce).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fatal) => failed(&fatal, fatal.exit_code()),
+    }
+}
+
+async fn dev(mut flags: Flags) -> ExitCode {
+    let temporary = match flags.data_dir {
+        Some(_) => None,
+        None => match tempfile::Builder::new().prefix("ledgerd-dev-").tempdir() {
+            Ok(dir) => Some(dir),
+            Err(error) => return failed(&error, 74),
+        },
+    };
+    if let Some(dir) = &temporary {
+        flags.data_dir = Some(dir.path().display().to_string());
+    }
+    serve(&flags, |listening| {
+        let address = listening.grpc;
+        let mut out = std::io::stdout().lock();
+        let _ = writeln!(
+            out,
+            "\nTry, in another terminal:\n  \
+             ledgerd --address {address} worker exec --agent echo --capacity 2 -- cat\n  \
+             ledgerd --address {address} task enqueue echo hello --payload '{{\"text\":\"hi\"}}'\n  \
+             ledgerd --address {address} stats\n"
+        );
+    })
+    .await
+}
+
+fn check_config(flags: &Flags) -> ExitCode {
+    match read(flags).and_then(|loaded| loaded.config().map(|_| loaded)) {
+        Ok(loaded) => {
+            let _ = write!(std::io::stdout().lock(), "{loaded}");
+            ExitCode::SUCCESS
+        }
+        Err(errors) => failed(&errors, CONFIG),
+    }
+}
+
+fn read(flags: &Flags) -> Result<Loaded, ledgerd::config::ConfigErrors> {
+    Loaded::read(flags, |name| std::env::var(name).ok())
+}
+
+/// The first signal asks for a drain, the second ends the process.
+fn on_signals(shutdown: CancellationToken) -> std::io::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::spawn(async move {
+        for last in [false, true] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if last {
+                std::process::exit(1);
+            }
+            shutdown.cancel();
+        }
+    });
+    Ok(())
+}
+
+fn failed(error: &dyn std::fmt::Display, code: u8) -> ExitCode {
+    for line in error.to_string().lines() {
+        let _ = writeln!(std::io::stderr().lock(), "ledgerd: {line}");
+    }
+    ExitCode::from(code)
+}

@@ -1,0 +1,699 @@
+//! What every store promises, asked of each of them: SQLite, and the model, calm and overtaking.
+//!
+//! The promises speak through [`Rig`], a ledger of a few lines: it decides with ledger-core, writes, and decides anew
+//! what was overtaken.
+
+use super::model::ModelStore;
+use super::{Committed, Options, SqliteReader, SqliteStore, open};
+use bytes::Bytes;
+use ledger_core::fold::Folded;
+use ledger_core::store::{
+    AgentRow, Ask, BreakerRow, BudgetRow, Changed, Changes, DeadLetter, Known, Notes, Reader, Recovered, RequestRow,
+    SessionRow, Store, TaskData, Want,
+};
+use ledger_core::{
+    AgentId, AgentOverrides, Caller, Class, Context, Event, Holder, Now, Outcome, Overrides, Reason, Record, SessionId,
+    Settings, Spec, State, Task, TaskError, TaskId, Timestamp,
+};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+pub(super) const AGENT: AgentId = AgentId(1);
+/// When the tests begin.
+pub(super) const START: i64 = 1_800_000_000_000;
+
+/// A folder that goes when the test ends.
+pub(super) struct Folder(pub(super) PathBuf);
+
+impl Folder {
+    pub(super) fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let name = format!("ledgerd-store-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).expect("the temporary folder is writable");
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+pub(super) enum Kind {
+    Sqlite { folder: Folder, store: Option<SqliteStore>, reader: Arc<SqliteReader> },
+    Model(ModelStore),
+}
+
+/// A store with a ledger around it that is just large enough for the promises.
+pub(super) struct Rig {
+    pub(super) kind: Kind,
+    pub(super) now: Now,
+    pub(super) recovered: Recovered,
+    settings: Settings,
+}
+
+/// A task to be.
+#[derive(Clone, Default)]
+pub(super) struct New {
+    pub(super) agent: u32,
+    pub(super) task_type: &'static str,
+    pub(super) priority: u8,
+    pub(super) run_at: Option<Timestamp>,
+    pub(super) deadline: Option<Timestamp>,
+    pub(super) key: &'static str,
+    pub(super) frees_key: bool,
+    pub(super) policy: Overrides,
+    pub(super) labels: Vec<(String, String)>,
+}
+
+impl New {
+    pub(super) fn of(task_type: &'static str) -> Self {
+        Self { agent: AGENT.0, task_type, priority: 5, ..Self::default() }
+    }
+}
+
+impl Rig {
+    pub(super) async fn sqlite() -> Self {
+        Self::sqlite_with(Options::default()).await
+    }
+
+    pub(super) async fn sqlite_with(options: Options) -> Self {
+        let folder = Folder::new();
+        let (store, reader) = open(&folder.0, options).await.expect("a new ledger opens");
+        Self::of(Kind::Sqlite { folder, store: Some(store), reader }).await
+    }
+
+    pub(super) async fn model(seed: Option<u64>) -> Self {
+        Self::of(Kind::Model(ModelStore::new(seed))).await
+    }
+
+    async fn of(kind: Kind) -> Self {
+        let now = Now::steady(Timestamp::from_millis(START));
+        let mut rig = Self { kind, now, recovered: Recovered::default(), settings: Settings::default() };
+        rig.recover().await;
+        rig
+    }
+
+    pub(super) fn store(&mut self) -> &mut dyn Store<Proof = Committed> {
+        match &mut self.kind {
+            Kind::Sqlite { store, .. } => store.as_mut().expect("only reopening takes it"),
+            Kind::Model(store) => store,
+        }
+    }
+
+    pub(super) fn reader(&self) -> Option<&SqliteReader> {
+        match &self.kind {
+            Kind::Sqlite { reader, .. } => Some(reader),
+            Kind::Model(_) => None,
+        }
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        match &self.kind {
+            Kind::Sqlite { folder, .. } => &folder.0,
+            Kind::Model(_) => panic!("the model has no folder"),
+        }
+    }
+
+    pub(super) async fn recover(&mut self) {
+        let now = self.now;
+        self.recovered = self.store().recover(now).await.expect("it recovers");
+    }
+
+    /// As after a kill: what is not committed is gone.
+    pub(super) async fn reopen(mut self) -> Self {
+        if let Kind::Sqlite { folder, store, reader } = &mut self.kind {
+            reader.close().await;
+            drop(store.take());
+            let (again, read) = open(&folder.0, Options::default()).await.expect("it opens again");
+            *store = Some(again);
+            *reader = read;
+        }
+        self.recover().await;
+        self
+    }
+
+    pub(super) async fn commit(&mut self) -> Committed {
+        self.store().commit().await.expect("it commits")
+    }
+
+    pub(super) fn wait(&mut self, span: Duration) {
+        self.now.at = self.now.at.after(span);
+    }
+
+    pub(super) async fn get(&mut self, id: TaskId) -> Option<Task> {
+        let want = Want { tasks: vec![id], ..Want::default() };
+        self.store().begin(&want).await.expect("it reads").tasks.remove(&id)
+    }
+
+    pub(super) async fn known(&mut self, want: Want) -> Known {
+        self.store().begin(&want).await.expect("it reads")
+    }
+
+    pub(super) async fn write(&mut self, changes: Changes) -> Vec<TaskId> {
+        self.store().write(changes).await.expect("it writes")
+    }
+
+    pub(super) async fn enqueue(&mut self, new: New) -> TaskId {
+        self.enqueue_all([new]).await.remove(0)
+    }
+
+    pub(super) async fn enqueue_all(&mut self, new: impl IntoIterator<Item = New>) -> Vec<TaskId> {
+        let mut changes = Changes::default();
+        let mut ids = Vec::new();
+        for new in new {
+            let id = TaskId(self.store().ids(1).await.expect("numbers are local"));
+            let spec = Arc::new(Spec {
+                agent: AgentId(new.agent),
+                task_type: new.task_type.into(),
+                policy: new.policy,
+                created_at: self.now.at,
+                frees_key: new.frees_key,
+            });
+            let (task, record) = Task::enqueue(id, spec, new.priority, new.run_at, new.deadline, self.now);
+            changes.tasks.push(Changed { task, expected: 0, was: None });
+            changes.history.push(record);
+            let data = TaskData {
+                payload: Bytes::from(format!("payload of {id}")),
+                labels: new.labels,
+                key: new.key.to_owned(),
+                digest: id.0.wrapping_mul(u64::MAX / 3),
+                ..TaskData::default()
+            };
+            changes.data.push((id, Arc::new(data)));
+            ids.push(id);
+        }
+        assert_eq!(self.write(changes).await, [], "a new task cannot be overtaken");
+        ids
+    }
+
+    /// Lets an event happen to a task, as often as it is overtaken.
+    pub(super) async fn apply(&mut self, id: TaskId, event: Event) -> Option<Record> {
+        for _ in 0..100 {
+            let before = self.get(id).await.expect("the task exists");
+            let mut task = before.clone();
+            let cx = Context {
+                now: self.now,
+                settings: &self.settings,
+                draw: 1 << 63,
+                affords: &|_| true,
+                digest: id.0 + 1_000,
+            };
+            let applied = task.apply(&event, &cx).expect("the event is allowed");
+            let mut changes = Changes::default();
+            if task.state == State::Failed && before.state != State::Failed {
+                changes.dead_letters.push(letter(&task, applied.record.as_ref(), self.now));
+            }
+            if before.state == State::Failed && task.state != State::Failed {
+                changes.redriven.push(id);
+            }
+            if task.state == State::Done {
+                changes.results.push((id, Bytes::from(format!("result of {id}"))));
+            }
+            if task.spec.frees_key && task.state.is_terminal() {
+                changes.freed_keys.push(id);
+            }
+            changes.history.extend(applied.record.clone());
+            changes.tasks.push(Changed { task, expected: before.version, was: Some(before.state) });
+            if self.write(changes).await.is_empty() {
+                return applied.record;
+            }
+        }
+        panic!("overtaken a hundred times in a row");
+    }
+
+    pub(super) async fn claim(&mut self, id: TaskId) -> u64 {
+        let holder = Holder { worker: "w".into(), incarnation: 1, session: SessionId(3) };
+        let permit = Some(breaker_core::Permit { epoch: 2, probe: false });
+        self.apply(id, Event::Claim { holder, permit }).await.expect("a claim makes history").fence
+    }
+
+    pub(super) async fn run(&mut self, id: TaskId) -> u64 {
+        let fence = self.claim(id).await;
+        self.apply(id, Event::Ack(caller(), fence)).await;
+        fence
+    }
+
+    pub(super) async fn end(&mut self, id: TaskId, fence: u64, outcome: Outcome) -> Record {
+        self.apply(id, Event::Settle(caller(), fence, outcome)).await.expect("an outcome makes history")
+    }
+
+    pub(super) async fn complete(&mut self, id: TaskId) {
+        let fence = self.run(id).await;
+        self.end(id, fence, Outcome::Complete).await;
+    }
+
+    pub(super) async fn offer(&mut self, ask: Ask) -> Vec<TaskId> {
+        let now = self.now;
+        let found = self.store().offer(&[ask], now).await.expect("it offers").remove(0);
+        found.iter().map(|task| task.id).collect()
+    }
+
+    /// The transitions of a task, as far as they can be read.
+    async fn history(&self, id: TaskId) -> Vec<Record> {
+        match &self.kind {
+            Kind::Model(model) => model.history().into_iter().filter(|record| record.task == id).collect(),
+            Kind::Sqlite { reader, .. } => {
+                let rows = reader.history(id).await.expect("it reads").expect("the task exists");
+                assert!(rows.is_sorted_by(|a, b| a.seq < b.seq), "rows come oldest first");
+                rows.into_iter().map(|row| row.record).collect()
+            }
+        }
+    }
+}
+
+pub(super) fn caller() -> Caller {
+    Caller { worker: "w".into(), session: Some(SessionId(3)) }
+}
+
+pub(super) fn failure(class: Class) -> Outcome {
+    let error = TaskError { class, code: "E1".into(), message: "no luck".into(), detail: String::new() };
+    Outcome::Fail { error: Arc::new(error), retry_after: None }
+}
+
+fn letter(task: &Task, record: Option<&Record>, now: Now) -> DeadLetter {
+    DeadLetter {
+        task: task.id,
+        agent: task.spec.agent,
+        task_type: Arc::clone(&task.spec.task_type),
+        reason: task.reason,
+        error: record.and_then(|record| record.error.clone()),
+        fingerprint: u64::MAX - 1,
+        failed_at: now.at,
+        attempt: task.attempt,
+        redrives: task.redrives,
+        discarded: None,
+    }
+}
+
+pub(super) fn everything() -> Ask {
+    Ask { agent: AGENT, types: None, limit: 100, gated: false }
+}
+
+macro_rules! promises {
+    ($($name:ident)+) => {
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(super::Rig::sqlite().await).await;
+            })+
+        }
+        mod model {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(super::Rig::model(None).await).await;
+            })+
+        }
+        mod overtaking {
+            $(#[tokio::test]
+            async fn $name() {
+                for seed in 0..20 {
+                    super::$name(super::Rig::model(Some(seed * 1_000)).await).await;
+                }
+            })+
+        }
+    };
+}
+
+promises! {
+    a_batch_reads_what_it_wrote
+    offers_come_in_the_usual_order
+    a_task_is_offered_when_its_time_has_come
+    calendar_tasks_go_by_the_wall_clock
+    gated_tasks_are_offered_only_when_asked_for
+    many_changes_of_one_task_are_one
+    a_key_is_held_until_it_is_freed
+    an_answer_is_remembered
+    the_row_that_settled_a_fence_is_found
+    everything_reads_back_after_a_restart
+    an_uncommitted_batch_leaves_nothing
+    rows_beside_the_tasks_read_back
+    folding_the_history_gives_the_state
+}
+
+async fn a_batch_reads_what_it_wrote(mut rig: Rig) {
+    let id = rig.enqueue(New::of("a")).await;
+    assert_eq!(rig.get(id).await.map(|task| task.state), Some(State::Queued));
+    assert_eq!(rig.offer(everything()).await, [id]);
+    rig.claim(id).await;
+    assert_eq!(rig.offer(everything()).await, []);
+    assert_eq!(rig.get(id).await.map(|task| task.state), Some(State::Running));
+    rig.commit().await;
+    assert_eq!(rig.get(id).await.map(|task| task.state), Some(State::Running));
+    assert_eq!(rig.get(TaskId(id.0 + 1)).await, None);
+}
+
+async fn offers_come_in_the_usual_order(mut rig: Rig) {
+    let types = ["a", "b", "c"];
+    let mut expected = Vec::new();
+    for n in 0..300_u64 {
+        let draw = retry_core::draw(5, n, 0);
+        let new = New { priority: (draw % 10) as u8, ..New::of(types[(draw / 16 % 3) as usize]) };
+        let id = rig.enqueue(new.clone()).await;
+        expected.push((9 - new.priority, rig.now.at, id, new.task_type));
+        rig.wait(Duration::from_millis(draw / 64 % 2));
+        if n % 50 == 0 {
+            rig.commit().await;
+        }
+    }
+    expected.sort_unstable();
+    for (asked, limit) in [(None, 7), (None, 1_000), (Some(vec!["b"]), 1_000), (Some(vec!["c", "a", "x"]), 20)] {
+        let types = asked.as_ref().map(|names| names.iter().map(|name| Arc::from(*name)).collect());
+        let offered = rig.offer(Ask { types, limit, ..everything() }).await;
+        let fits = expected.iter().filter(|(_, _, _, name)| asked.as_ref().is_none_or(|asked| asked.contains(name)));
+        let fits: Vec<TaskId> = fits.map(|(_, _, id, _)| *id).take(limit).collect();
+        assert_eq!(offered, fits, "asked for {asked:?}");
+    }
+    assert_eq!(rig.offer(Ask { agent: AgentId(9), ..everything() }).await, []);
+}
+
+async fn a_task_is_offered_when_its_time_has_come(mut rig: Rig) {
+    let id = rig.enqueue(New::of("a")).await;
+    let fence = rig.run(id).await;
+    let record = rig.end(id, fence, failure(Class::Transient)).await;
+    assert_eq!((record.to, record.reason), (State::Retry, Reason::Backoff));
+    let due = rig.get(id).await.expect("it is stored").run_at;
+    assert!(due > rig.now.at);
+    assert_eq!(rig.offer(everything()).await, []);
+    let now = rig.now;
+    assert_eq!(rig.store().next_due(now), Some(due));
+    rig.commit().await;
+    rig.now.at = due.before(Duration::from_millis(1));
+    assert_eq!(rig.offer(everything()).await, []);
+    rig.now.at = due;
+    assert_eq!(rig.offer(everything()).await, [id]);
+    let now = rig.now;
+    assert_eq!(rig.store().next_due(now), None, "what is due is not waited for");
+}
+
+async fn calendar_tasks_go_by_the_wall_clock(mut rig: Rig) {
+    let hour = Duration::from_secs(3_600);
+    let named = rig.now.at.after(hour);
+    let id = rig.enqueue(New { run_at: Some(named), ..New::of("a") }).await;
+    let plain = rig.enqueue(New::of("a")).await;
+    rig.commit().await;
+    assert_eq!(rig.offer(everything()).await, [plain]);
+    let now = rig.now;
+    assert_eq!(rig.store().next_due(now), Some(named));
+    // The wall clock is set two hours forward, and back again.
+    rig.now.skew = 7_200_000;
+    assert_eq!(rig.offer(everything()).await, [plain, id]);
+    rig.now.skew = 0;
+    assert_eq!(rig.offer(everything()).await, [plain]);
+    let now = rig.now;
+    assert_eq!(rig.store().next_due(now), Some(named));
+    // One hour back: it comes an hour later on the steady clock.
+    rig.now.skew = -3_600_000;
+    rig.wait(hour);
+    assert_eq!(rig.offer(everything()).await, [plain]);
+    let now = rig.now;
+    assert_eq!(rig.store().next_due(now), Some(named.after(hour)));
+    rig.wait(hour);
+    assert_eq!(rig.offer(everything()).await, [plain, id]);
+}
+
+async fn gated_tasks_are_offered_only_when_asked_for(mut rig: Rig) {
+    let low = rig.enqueue(New { priority: 1, ..New::of("a") }).await;
+    let high = rig.enqueue(New { priority: 9, ..New::of("b") }).await;
+    let free = rig.enqueue(New::of("a")).await;
+    rig.apply(low, Event::Gate).await;
+    rig.apply(high, Event::Gate).await;
+    let gated = |rig: &mut Rig| {
+        let gated = rig.store().gated(AGENT);
+        futures_util::FutureExt::now_or_never(gated).expect("from memory").expect("it reads")
+    };
+    for _ in 0..2 {
+        assert_eq!(rig.offer(everything()).await, [free]);
+        assert_eq!(rig.offer(Ask { gated: true, ..everything() }).await, [high, free, low]);
+        let only = Some(Arc::from([Arc::from("a")]));
+        assert_eq!(rig.offer(Ask { gated: true, types: only, ..everything() }).await, [free, low]);
+        let ids: Vec<TaskId> = gated(&mut rig).iter().map(|task| task.id).collect();
+        assert_eq!(ids, [high, low]);
+        rig.commit().await;
+    }
+    rig.apply(high, Event::Ungate).await;
+    assert_eq!(rig.offer(everything()).await, [high, free]);
+    rig.claim(low).await;
+    assert!(gated(&mut rig).is_empty());
+}
+
+async fn many_changes_of_one_task_are_one(mut rig: Rig) {
+    let id = rig.enqueue(New::of("a")).await;
+    rig.complete(id).await;
+    let before = rig.get(id).await;
+    rig.commit().await;
+    let mut rig = rig.reopen().await;
+    assert_eq!(rig.get(id).await, before);
+    assert_eq!(before.map(|task| (task.state, task.version)), Some((State::Done, 4)));
+    assert_eq!(rig.recovered.counts[&AGENT], [0, 0, 0, 0, 0, 1, 0, 0]);
+    assert_eq!(rig.recovered.transitions, 4);
+    assert_eq!(rig.history(id).await.len(), 4);
+}
+
+async fn a_key_is_held_until_it_is_freed(mut rig: Rig) {
+    let want = || Want { keys: vec![(AGENT, "k".into()), (AgentId(2), "k".into())], ..Want::default() };
+    let id = rig.enqueue(New { key: "k", frees_key: true, ..New::of("a") }).await;
+    let held = [(AGENT, Arc::from("k"))];
+    for _ in 0..2 {
+        let known = rig.known(want()).await;
+        assert_eq!(known.keys.keys().cloned().collect::<Vec<_>>(), held);
+        assert_eq!(known.keys[&held[0]].task, id);
+        assert_eq!(known.keys[&held[0]].digest, id.0.wrapping_mul(u64::MAX / 3));
+        rig.commit().await;
+    }
+    rig.complete(id).await;
+    assert!(rig.known(want()).await.keys.is_empty(), "freed in this batch");
+    // Taken, freed and taken again in the batch that freed it.
+    let short = rig.enqueue(New { key: "k", frees_key: true, ..New::of("a") }).await;
+    rig.apply(short, Event::Cancel { note: "no".into() }).await;
+    let other = rig.enqueue(New { key: "k", ..New::of("a") }).await;
+    assert_eq!(rig.known(want()).await.keys[&held[0]].task, other);
+    rig.commit().await;
+    let mut rig = rig.reopen().await;
+    assert_eq!(rig.known(want()).await.keys[&held[0]].task, other);
+}
+
+async fn an_answer_is_remembered(mut rig: Rig) {
+    let row = RequestRow { id: "r-1".into(), digest: u64::MAX, answer: Bytes::from_static(b"\0yes"), at: rig.now.at };
+    let want = || Want { requests: vec!["r-1".into(), "r-2".into()], ..Want::default() };
+    rig.write(Changes { requests: vec![row.clone()], ..Changes::default() }).await;
+    assert_eq!(rig.known(want()).await.requests["r-1"], row);
+    rig.commit().await;
+    let mut rig = rig.reopen().await;
+    let known = rig.known(want()).await;
+    assert_eq!(known.requests.len(), 1);
+    assert_eq!(known.requests["r-1"], row);
+}
+
+async fn the_row_that_settled_a_fence_is_found(mut rig: Rig) {
+    let id = rig.enqueue(New::of("a")).await;
+    let first = rig.run(id).await;
+    let failed = rig.end(id, first, failure(Class::Unknown)).await;
+    rig.wait(Duration::from_secs(60));
+    let second = rig.run(id).await;
+    let leases = [(id, second), (id, first), (TaskId(99), 1), (id, 7)];
+    let found = rig.store().settled(&leases).await.expect("it reads");
+    assert_eq!(found, [None, Some(failed.clone()), None, None]);
+    rig.commit().await;
+    let done = rig.end(id, second, Outcome::Complete).await;
+    for _ in 0..2 {
+        let found = rig.store().settled(&leases).await.expect("it reads");
+        assert_eq!(found, [Some(done.clone()), Some(failed.clone()), None, None]);
+        rig.commit().await;
+    }
+}
+
+/// A life of many tasks, drawn with `seed`; batches of changing size. Returns the tasks.
+async fn live(rig: &mut Rig, seed: u64, steps: u64) -> Vec<TaskId> {
+    let mut ids: Vec<TaskId> = Vec::new();
+    for step in 0..steps {
+        let draw = retry_core::draw(seed, step, 1);
+        let pick = retry_core::draw(seed, step, 2);
+        if ids.is_empty() || draw % 8 == 0 {
+            let agent = 1 + (draw / 8 % 2) as u32;
+            let deadline = (draw / 16 % 3 == 0).then(|| rig.now.at.after(Duration::from_secs(90)));
+            let policy = Overrides { max_retries: (draw / 64 % 2 == 0).then_some(1), ..Overrides::NONE };
+            let new = New { agent, deadline, policy, priority: (draw % 10) as u8, ..New::of("a") };
+            ids.push(rig.enqueue(new).await);
+        } else {
+            let id = ids[(pick % ids.len() as u64) as usize];
+            let task = rig.get(id).await.expect("it exists");
+            step_of(rig, &task, draw / 8).await;
+        }
+        rig.wait(Duration::from_millis(draw / 512 % 300));
+        if draw / 4_096 % 5 == 0 {
+            rig.commit().await;
+        }
+    }
+    rig.commit().await;
+    ids
+}
+
+async fn step_of(rig: &mut Rig, task: &Task, draw: u64) {
+    let (id, fence, note) = (task.id, task.fence, Arc::<str>::from("ann: why"));
+    match (task.state, draw % 8) {
+        (State::Queued | State::Retry, 0..5) if task.can_be_claimed(rig.now) => {
+            rig.claim(id).await;
+        }
+        (State::Queued | State::Retry, 5) if task.can_be_claimed(rig.now) => {
+            rig.apply(id, Event::Gate).await;
+        }
+        (State::Queued | State::Retry | State::Running, 6) => {
+            rig.apply(id, Event::Cancel { note }).await;
+        }
+        (State::Running, 0 | 1) => {
+            rig.apply(id, Event::Ack(caller(), fence)).await;
+        }
+        (State::Running, 2 | 3) => {
+            rig.end(id, fence, failure(Class::Transient)).await;
+        }
+        (State::Running, 4) => {
+            rig.apply(id, Event::LeaseOver).await;
+        }
+        (State::Running, 5) => {
+            rig.end(id, fence, Outcome::Complete).await;
+        }
+        (State::Running, _) => {
+            rig.apply(id, Event::Beat(caller(), fence)).await;
+        }
+        (State::Blocked, _) if task.is_gated() => {
+            rig.apply(id, Event::Ungate).await;
+        }
+        (State::Failed, 0..3) => {
+            rig.apply(id, Event::Redrive { deadline: None, note }).await;
+        }
+        (State::Failed, 7) if !task.discarded => {
+            rig.apply(id, Event::Discard { note }).await;
+        }
+        _ => {}
+    }
+}
+
+async fn everything_reads_back_after_a_restart(mut rig: Rig) {
+    let ids = live(&mut rig, 11, 600).await;
+    let mut before = Vec::new();
+    for id in &ids {
+        before.push(rig.get(*id).await.expect("it exists"));
+    }
+    let asked = [everything(), Ask { agent: AgentId(2), limit: 1_000, gated: true, types: None }];
+    let now = rig.now;
+    let offers = rig.store().offer(&asked, now).await.expect("it offers");
+    let due = rig.store().next_due(now);
+    let mut rig = rig.reopen().await;
+    assert_eq!(rig.store().offer(&asked, now).await.expect("it offers"), offers);
+    assert_eq!(rig.store().next_due(now), due);
+    let mut timed: Vec<TaskId> = Vec::new();
+    let mut counts = std::collections::HashMap::<AgentId, [u64; 8]>::new();
+    for (id, before) in ids.iter().zip(before) {
+        let after = rig.get(*id).await.expect("it exists");
+        counts.entry(after.spec.agent).or_default()[usize::from(after.state.code())] += 1;
+        let timer = matches!(after.state, State::Running | State::Blocked) || after.deadline.is_some();
+        timed.extend((timer && !after.state.is_terminal()).then_some(*id));
+        assert_eq!(after, before);
+    }
+    let kept = |counts: &std::collections::HashMap<AgentId, [u64; 8]>| {
+        let mut counts: Vec<_> = counts.iter().map(|(agent, counts)| (*agent, *counts)).collect();
+        counts.sort_unstable();
+        counts
+    };
+    assert_eq!(kept(&rig.recovered.counts), kept(&counts));
+    assert_eq!(rig.recovered.timed.iter().map(|task| task.id).collect::<Vec<_>>(), timed);
+}
+
+async fn an_uncommitted_batch_leaves_nothing(mut rig: Rig) {
+    let kept = rig.enqueue(New::of("a")).await;
+    rig.commit().await;
+    let lost = rig.enqueue(New { key: "k", ..New::of("a") }).await;
+    rig.claim(kept).await;
+    let mut rig = rig.reopen().await;
+    assert_eq!(rig.get(lost).await, None);
+    assert_eq!(rig.get(kept).await.map(|task| task.state), Some(State::Queued));
+    assert_eq!(rig.recovered.transitions, 1);
+    assert_eq!(rig.recovered.counts[&AGENT], [0, 1, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(rig.enqueue(New::of("a")).await, lost, "a number that nobody was told is given again");
+    // The same without a restart: after an error the caller recovers.
+    rig.recover().await;
+    assert_eq!(rig.get(lost).await, None);
+    assert_eq!(rig.offer(everything()).await, [kept]);
+}
+
+async fn rows_beside_the_tasks_read_back(mut rig: Rig) {
+    let policy = Overrides { queue_timeout: Some(Duration::from_secs(5)), ..Overrides::NONE };
+    let given = AgentOverrides { policy, max_waiting: Some(10), ..AgentOverrides::default() };
+    let agents = vec![AgentRow { id: AGENT, name: "claude".into(), given, created_at: rig.now.at }];
+    let mut breaker = breaker_core::Breaker::new(breaker_core::Config { failure_threshold: 1, ..Default::default() })
+        .expect("the defaults are valid");
+    let permit = breaker.try_acquire(rig.now.at.since_epoch()).expect("a new breaker is closed");
+    breaker.record(permit, breaker_core::Sample::Failure, rig.now.at.since_epoch(), 1 << 60);
+    let mut snapshot = breaker.snapshot();
+    snapshot.order = Some(breaker_core::Order { actor: "ann".into(), reason: "it's broken".into() });
+    let breakers = vec![BreakerRow { agent: AGENT, snapshot, last_probe: Some(TaskId(4)) }];
+    let level = retry_core::Level { millitokens: 1_234, updated_at: START as u64 };
+    let mut budgets = vec![BudgetRow { agent: None, level }, BudgetRow { agent: Some(AGENT), level }];
+    let session = SessionRow {
+        worker: "host/claude/0".into(),
+        incarnation: u64::MAX,
+        session: SessionId(41),
+        connected_at: rig.now.at,
+        beat_at: rig.now.at,
+        open: true,
+    };
+    for (open, number) in [(true, 41), (false, 42)] {
+        let session = SessionRow { open, session: SessionId(number), ..session.clone() };
+        rig.write(Changes {
+            agents: agents.clone(),
+            breakers: breakers.clone(),
+            budgets: budgets.clone(),
+            sessions: vec![session],
+            ..Changes::default()
+        })
+        .await;
+    }
+    let waiting = rig.enqueue(New::of("a")).await;
+    rig.commit().await;
+    let seed = rig.recovered.seed;
+    let mut rig = rig.reopen().await;
+    let found = std::mem::take(&mut rig.recovered);
+    assert_eq!(found.seed, seed);
+    assert_eq!(found.agents, agents);
+    assert_eq!(found.breakers, breakers);
+    budgets.sort_by_key(|row| row.agent);
+    assert_eq!(found.budgets, budgets);
+    assert_eq!(found.sessions, [SessionRow { open: false, session: SessionId(42), ..session }]);
+    assert_eq!(found.last_session, 42);
+    if rig.reader().is_some() {
+        let timed: Vec<TaskId> = found.timed.iter().map(|task| task.id).collect();
+        assert_eq!(timed, [waiting], "its agent has a queue_timeout");
+    }
+}
+
+async fn folding_the_history_gives_the_state(mut rig: Rig) {
+    let ids = live(&mut rig, 23, 500).await;
+    for id in ids {
+        let task = rig.get(id).await.expect("it exists");
+        let rows = rig.history(id).await;
+        let folded = Folded::of(&rows).expect("rows follow each other");
+        assert_eq!(folded.state, Some(task.state));
+        assert_eq!(folded.reason, Some(task.reason));
+        assert_eq!((folded.version, folded.fence), (task.version, task.fence));
+        assert_eq!((folded.delivery, folded.attempt), (task.delivery, task.attempt));
+        assert_eq!((folded.retry_count, folded.losses), (task.retry_count, task.losses));
+        assert_eq!((folded.redrives, folded.discarded), (task.redrives, task.discarded));
+    }
+}
+
+/// Notes of every kind, for the tests of single stores.
+pub(super) fn notes(error: bool, checkpoint: bool) -> Notes {
+    let class = Class::Overloaded;
+    let told = TaskError { class, code: String::new(), message: "later".into(), detail: "much".into() };
+    Notes {
+        error: error.then(|| Arc::new(told)),
+        checkpoint: checkpoint.then(|| Bytes::from_static(&[0, 255, 1])),
+        progress: None,
+        question: None,
+    }
+}

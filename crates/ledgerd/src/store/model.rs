@@ -1,0 +1,224 @@
+//! A store in plain maps, to hold the real ones against; and the one that is overtaken.
+//!
+//! With a seed it changes, now and then, a task behind the back of whoever wants to write it, as another replica would:
+//! the write of that task is refused by name, and the caller has to read and decide anew.
+
+use super::Committed;
+use ledger_core::store::{
+    AgentRow, Ask, BreakerRow, BudgetRow, Changes, Counts, Fut, KeyHolder, Known, Recovered, RequestRow, SessionRow,
+    Store, StoreError, Want,
+};
+use ledger_core::{AgentId, Now, Record, State, Task, TaskId, Timestamp};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+#[derive(Clone, Default)]
+struct Content {
+    tasks: BTreeMap<TaskId, Task>,
+    history: Vec<Record>,
+    keys: HashMap<(AgentId, Arc<str>), KeyHolder>,
+    requests: HashMap<Arc<str>, RequestRow>,
+    agents: BTreeMap<AgentId, AgentRow>,
+    breakers: BTreeMap<AgentId, BreakerRow>,
+    budgets: BTreeMap<Option<AgentId>, BudgetRow>,
+    sessions: BTreeMap<Arc<str>, SessionRow>,
+    last_task: u64,
+}
+
+/// See the module.
+pub(super) struct ModelStore {
+    durable: Content,
+    open: Content,
+    /// Tasks that were changed since the caller read them.
+    stale: HashSet<TaskId>,
+    dice: u64,
+    overtakes: bool,
+    /// How often somebody was overtaken.
+    pub(super) overtaken: usize,
+}
+
+impl ModelStore {
+    /// Empty. With a seed it overtakes.
+    pub(super) fn new(seed: Option<u64>) -> Self {
+        Self {
+            durable: Content::default(),
+            open: Content::default(),
+            stale: HashSet::new(),
+            dice: seed.unwrap_or_default(),
+            overtakes: seed.is_some(),
+            overtaken: 0,
+        }
+    }
+
+    /// The transitions that are durable.
+    pub(super) fn history(&self) -> Vec<Record> {
+        self.durable.history.clone()
+    }
+
+    fn throws(&mut self) -> bool {
+        self.dice += 1;
+        self.overtakes && retry_core::draw(self.dice, 7, 7).is_multiple_of(4)
+    }
+
+    fn counts(&self) -> HashMap<AgentId, Counts> {
+        let mut counts: HashMap<AgentId, Counts> = HashMap::new();
+        for task in self.open.tasks.values() {
+            counts.entry(task.spec.agent).or_default()[usize::from(task.state.code())] += 1;
+        }
+        counts
+    }
+
+    fn take(&mut self, changes: Changes) -> Vec<TaskId> {
+        let mut refused = Vec::new();
+        for changed in &changes.tasks {
+            let id = changed.task.id;
+            if changed.expected > 0 && self.throws() {
+                // The other's change: one that no event of the tests makes, so that a lost update would show.
+                let other = self.open.tasks.get_mut(&id).expect("a task that was read is there");
+                other.probe_failures += 1;
+                self.stale.insert(id);
+            }
+            if self.stale.contains(&id) {
+                self.overtaken += 1;
+                refused.push(id);
+            }
+        }
+        let kept = |id: &TaskId| !refused.contains(id);
+        for changed in changes.tasks {
+            if !kept(&changed.task.id) {
+                continue;
+            }
+            let before = self.open.tasks.get(&changed.task.id);
+            assert_eq!(before.map_or(0, |task| task.version), changed.expected, "a write of another version");
+            assert_eq!(before.map(|task| task.state), changed.was, "a write from another state");
+            assert!(
+                before.is_none_or(|task| task.probe_failures == changed.task.probe_failures),
+                "an update was lost"
+            );
+            self.open.last_task = self.open.last_task.max(changed.task.id.0);
+            self.open.tasks.insert(changed.task.id, changed.task);
+        }
+        self.open.history.extend(changes.history.into_iter().filter(|record| kept(&record.task)));
+        for (id, data) in changes.data {
+            if !data.key.is_empty() {
+                let agent = self.open.tasks[&id].spec.agent;
+                self.open
+                    .keys
+                    .insert((agent, data.key.as_str().into()), KeyHolder { task: id, digest: data.digest });
+            }
+        }
+        self.open.keys.retain(|_, holder| !changes.freed_keys.contains(&holder.task));
+        self.open.requests.extend(changes.requests.into_iter().map(|row| (Arc::clone(&row.id), row)));
+        self.open.agents.extend(changes.agents.into_iter().map(|row| (row.id, row)));
+        self.open.breakers.extend(changes.breakers.into_iter().map(|row| (row.agent, row)));
+        self.open.budgets.extend(changes.budgets.into_iter().map(|row| (row.agent, row)));
+        self.open.sessions.extend(changes.sessions.into_iter().map(|row| (Arc::clone(&row.worker), row)));
+        refused
+    }
+
+    fn due<'a>(&'a self, ask: &'a Ask, now: Now) -> Vec<Task> {
+        let fits = |task: &&Task| {
+            task.spec.agent == ask.agent
+                && ask.types.as_ref().is_none_or(|types| types.contains(&task.spec.task_type))
+                && ((task.is_claimable_state() && task.due_at(now) <= now.at) || (ask.gated && task.is_gated()))
+        };
+        let mut found: Vec<Task> = self.open.tasks.values().filter(fits).cloned().collect();
+        found.sort_by_key(|task| (9 - task.priority, task.run_at, task.id));
+        found.truncate(ask.limit);
+        found
+    }
+}
+
+impl Store for ModelStore {
+    type Proof = Committed;
+
+    fn recover(&mut self, _now: Now) -> Fut<'_, Recovered> {
+        self.open = self.durable.clone();
+        self.stale.clear();
+        let content = &self.open;
+        let recovered = Recovered {
+            seed: 1,
+            agents: content.agents.values().cloned().collect(),
+            breakers: content.breakers.values().cloned().collect(),
+            budgets: content.budgets.values().copied().collect(),
+            sessions: content.sessions.values().cloned().collect(),
+            counts: self.counts(),
+            last_session: content.sessions.values().map(|row| row.session.0).max().unwrap_or(0),
+            transitions: content.history.len() as u64,
+            timed: content
+                .tasks
+                .values()
+                .filter(|task| matches!(task.state, State::Running | State::Blocked) || has_timer(task))
+                .cloned()
+                .collect(),
+        };
+        Box::pin(std::future::ready(Ok(recovered)))
+    }
+
+    fn ids(&mut self, n: usize) -> Fut<'_, u64> {
+        let first = self.open.last_task + 1;
+        self.open.last_task += n as u64;
+        Box::pin(std::future::ready(Ok(first)))
+    }
+
+    fn begin<'a>(&'a mut self, want: &'a Want) -> Fut<'a, Known> {
+        let mut known = Known::default();
+        for id in &want.tasks {
+            self.stale.remove(id);
+            known.tasks.extend(self.open.tasks.get(id).map(|task| (*id, task.clone())));
+        }
+        for key in &want.keys {
+            known.keys.extend(self.open.keys.get(key).map(|holder| (key.clone(), *holder)));
+        }
+        for id in &want.requests {
+            known.requests.extend(self.open.requests.get(id).map(|row| (Arc::clone(id), row.clone())));
+        }
+        Box::pin(std::future::ready(Ok(known)))
+    }
+
+    fn settled<'a>(&'a mut self, leases: &'a [(TaskId, u64)]) -> Fut<'a, Vec<Option<Record>>> {
+        let row = |(task, fence): &(TaskId, u64)| {
+            let fits = |row: &&Record| row.task == *task && row.fence == *fence && row.digest.is_some();
+            self.open.history.iter().find(fits).cloned()
+        };
+        Box::pin(std::future::ready(Ok(leases.iter().map(row).collect())))
+    }
+
+    fn offer<'a>(&'a mut self, asks: &'a [Ask], now: Now) -> Fut<'a, Vec<Vec<Task>>> {
+        let offers: Vec<Vec<Task>> = asks.iter().map(|ask| self.due(ask, now)).collect();
+        for task in offers.iter().flatten() {
+            self.stale.remove(&task.id);
+        }
+        Box::pin(std::future::ready(Ok(offers)))
+    }
+
+    fn gated(&mut self, agent: AgentId) -> Fut<'_, Vec<Task>> {
+        let tasks = self.open.tasks.values();
+        let mut found: Vec<Task> = tasks.filter(|task| task.spec.agent == agent && task.is_gated()).cloned().collect();
+        found.sort_by_key(|task| (9 - task.priority, task.run_at, task.id));
+        Box::pin(std::future::ready(Ok(found)))
+    }
+
+    fn write(&mut self, changes: Changes) -> Fut<'_, Vec<TaskId>> {
+        let refused = self.take(changes);
+        Box::pin(std::future::ready(Ok(refused)))
+    }
+
+    fn commit(&mut self) -> Fut<'_, Self::Proof> {
+        self.durable = self.open.clone();
+        let proof: Result<Committed, StoreError> = Ok(Committed::up_to(self.durable.history.len() as u64));
+        Box::pin(std::future::ready(proof))
+    }
+
+    fn next_due(&self, now: Now) -> Option<Timestamp> {
+        let waiting = self.open.tasks.values().filter(|task| task.is_claimable_state());
+        waiting.map(|task| task.due_at(now)).filter(|due| *due > now.at).min()
+    }
+}
+
+fn has_timer(task: &Task) -> bool {
+    !task.state.is_terminal()
+        && (task.deadline.is_some()
+            || task.spec.policy.queue_timeout.is_some()
+            || (task.state == State::Retry && task.reason == ledger_core::Reason::Budget))
+}

@@ -1,0 +1,292 @@
+//! The tasks that have not ended, and which of them can be claimed: all in memory, so that no index on a mutable column
+//! is paid for.
+//!
+//! Knows nothing of SQL. Invariants: each task stands in at most one of the sets, the one its [`Place`] names; the set of
+//! due tasks is kept per (agent, type), so those that nobody can run never stand in the way of those that somebody can;
+//! an offer costs what it returns, not what waits.
+
+use ledger_core::store::Ask;
+use ledger_core::{AgentId, Now, State, Task, TaskId, Timestamp};
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+
+/// The usual order: priority, `run_at`, id; the smallest first.
+type Key = (u8, Timestamp, TaskId);
+
+/// Which set a task stands in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// None: it runs, has ended, or waits for something else than time or room.
+    Nowhere,
+    /// Due.
+    Ready,
+    /// Waits for its time on the steady clock.
+    Steady,
+    /// Waits for its time on the wall clock.
+    Wall,
+    /// Held back by its agent's breaker.
+    Gated,
+}
+
+/// A task in memory.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// As of the last write, committed or not.
+    pub(super) task: Task,
+    /// Number of its newest history row.
+    pub(super) history: u64,
+    /// It was changed in the open batch.
+    pub(super) dirty: bool,
+    place: Place,
+}
+
+/// Task numbers come in sequence, so one multiplication spreads them well and costs a tenth of the default hash.
+#[derive(Clone, Copy, Default)]
+pub(super) struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.write_u64(u64::from(number));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // The table takes its bits from both ends: fold the well-mixed high half into the low one.
+        let mixed = (self.0 ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        self.0 = mixed ^ (mixed >> 32);
+    }
+}
+
+/// A map by task.
+pub(super) type ByTask<T> = HashMap<TaskId, T, BuildHasherDefault<IdHasher>>;
+
+#[derive(Debug, Default)]
+struct AgentSets {
+    types: HashMap<Arc<str>, BTreeSet<Key>>,
+    gated: BTreeSet<Key>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Ready {
+    tasks: ByTask<Entry>,
+    agents: HashMap<AgentId, AgentSets, BuildHasherDefault<IdHasher>>,
+    steady: BTreeSet<(Timestamp, TaskId)>,
+    wall: BTreeSet<(Timestamp, TaskId)>,
+    now: Now,
+}
+
+impl Ready {
+    /// Empty, at `now`.
+    pub(super) fn new(now: Now) -> Self {
+        Self {
+            tasks: HashMap::default(),
+            agents: HashMap::default(),
+            steady: BTreeSet::new(),
+            wall: BTreeSet::new(),
+            now,
+        }
+    }
+
+    /// The newest time it was told.
+    pub(super) const fn now(&self) -> Now {
+        self.now
+    }
+
+    pub(super) fn entry(&self, id: TaskId) -> Option<&Entry> {
+        self.tasks.get(&id)
+    }
+
+    pub(super) fn entry_mut(&mut self, id: TaskId) -> Option<&mut Entry> {
+        self.tasks.get_mut(&id)
+    }
+
+    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.tasks.values()
+    }
+
+    /// Takes a task as it is stored.
+    pub(super) fn load(&mut self, task: Task, history: u64) {
+        let id = task.id;
+        self.tasks.insert(id, Entry { task, history, dirty: false, place: Place::Nowhere });
+        self.stand(id);
+    }
+
+    /// Takes a changed task. Returns the state it was in, none for a new one, and whether the batch changed it before.
+    pub(super) fn put(&mut self, task: Task) -> (Option<State>, bool) {
+        let id = task.id;
+        let Some(entry) = self.tasks.get_mut(&id) else {
+            self.tasks.insert(id, Entry { task, history: 0, dirty: true, place: Place::Nowhere });
+            self.stand(id);
+            return (None, false);
+        };
+        // A beat moves the lease of a running task: it stands nowhere before and after.
+        let moves = entry.place != Place::Nowhere || !matches!(task.state, State::Running);
+        if entry.place != Place::Nowhere {
+            leave(&mut self.agents, &mut self.steady, &mut self.wall, &entry.task, entry.place);
+            entry.place = Place::Nowhere;
+        }
+        let was = (Some(entry.task.state), entry.dirty);
+        entry.task = task;
+        entry.dirty = true;
+        if moves {
+            self.stand(id);
+        }
+        was
+    }
+
+    /// Forgets a task: it has ended.
+    pub(super) fn forget(&mut self, id: TaskId) {
+        if let Some(entry) = self.tasks.remove(&id) {
+            leave(&mut self.agents, &mut self.steady, &mut self.wall, &entry.task, entry.place);
+        }
+    }
+
+    /// Claimable tasks in the usual order.
+    pub(super) fn offer(&mut self, ask: &Ask, now: Now) -> Vec<Task> {
+        self.advance(now);
+        let Some(sets) = self.agents.get(&ask.agent) else { return Vec::new() };
+        let mut types: Vec<_> = match &ask.types {
+            Some(types) => types.iter().filter_map(|name| sets.types.get(name)).map(BTreeSet::iter).collect(),
+            None => sets.types.values().map(BTreeSet::iter).collect(),
+        };
+        let mut gated = sets.gated.iter().filter(|(_, _, id)| {
+            ask.types.as_ref().is_none_or(|types| types.contains(&self.tasks[id].task.spec.task_type))
+        });
+        let mut heads = BinaryHeap::with_capacity(types.len() + 1);
+        for (index, keys) in types.iter_mut().enumerate() {
+            heads.extend(keys.next().map(|key| Reverse((*key, index))));
+        }
+        let of_gated = types.len();
+        if ask.gated {
+            heads.extend(gated.next().map(|key| Reverse((*key, of_gated))));
+        }
+        let mut found = Vec::with_capacity(ask.limit.min(64));
+        while found.len() < ask.limit
+            && let Some(Reverse((key, index))) = heads.pop()
+        {
+            let next = if index == of_gated { gated.next() } else { types[index].next() };
+            heads.extend(next.map(|key| Reverse((*key, index))));
+            // Two equal names in one question must not offer a task twice.
+            if found.last().is_none_or(|last: &Task| last.id != key.2) {
+                found.push(self.tasks[&key.2].task.clone());
+            }
+        }
+        found
+    }
+
+    /// Tasks that the agent's breaker holds back, in the usual order.
+    pub(super) fn gated(&self, agent: AgentId) -> Vec<Task> {
+        let sets = self.agents.get(&agent);
+        sets.iter().flat_map(|sets| &sets.gated).map(|(_, _, id)| self.tasks[id].task.clone()).collect()
+    }
+
+    /// When the next waiting task becomes due, strictly after `now`.
+    pub(super) fn next_due(&self, now: Now) -> Option<Timestamp> {
+        let after = |set: &BTreeSet<(Timestamp, TaskId)>, at: Timestamp| {
+            set.range((at, TaskId(u64::MAX))..).map(|(time, _)| *time).find(|time| *time > at)
+        };
+        let wall = after(&self.wall, now.wall()).map(|time| now.from_wall(time));
+        after(&self.steady, now.at).into_iter().chain(wall).min()
+    }
+
+    /// Moves what has become due by `now`.
+    fn advance(&mut self, now: Now) {
+        let back = now.wall() < self.now.wall() || now.at < self.now.at;
+        self.now = now;
+        if back {
+            self.stand_anew();
+        }
+        while let Some((_, id)) = self.steady.first().filter(|(time, _)| *time <= now.at).copied() {
+            self.steady.pop_first();
+            self.stand(id);
+        }
+        while let Some((_, id)) = self.wall.first().filter(|(time, _)| *time <= now.wall()).copied() {
+            self.wall.pop_first();
+            self.stand(id);
+        }
+    }
+
+    /// A clock was set back: what was due may not be any more. Looks at every task, for it hardly ever happens.
+    fn stand_anew(&mut self) {
+        let due: Vec<TaskId> =
+            self.tasks.values().filter(|entry| entry.place == Place::Ready).map(|entry| entry.task.id).collect();
+        for id in due {
+            let entry = &self.tasks[&id];
+            leave(&mut self.agents, &mut self.steady, &mut self.wall, &entry.task, entry.place);
+            self.stand(id);
+        }
+    }
+
+    /// Puts a task that stands in no set into its set.
+    fn stand(&mut self, id: TaskId) {
+        let Some(entry) = self.tasks.get_mut(&id) else { return };
+        let task = &entry.task;
+        let key = (9u8.saturating_sub(task.priority), task.run_at, id);
+        entry.place = if task.is_gated() {
+            self.agents.entry(task.spec.agent).or_default().gated.insert(key);
+            Place::Gated
+        } else if !task.is_claimable_state() {
+            Place::Nowhere
+        } else if task.due_at(self.now) <= self.now.at || (!task.calendar && task.run_at <= task.updated_at) {
+            let types = &mut self.agents.entry(task.spec.agent).or_default().types;
+            match types.get_mut(&task.spec.task_type) {
+                Some(keys) => keys.insert(key),
+                None => types.entry(Arc::clone(&task.spec.task_type)).or_default().insert(key),
+            };
+            Place::Ready
+        } else if task.calendar {
+            self.wall.insert((task.run_at, id));
+            Place::Wall
+        } else {
+            self.steady.insert((task.run_at, id));
+            Place::Steady
+        };
+    }
+}
+
+/// Takes a task out of the set it stands in.
+fn leave(
+    agents: &mut HashMap<AgentId, AgentSets, BuildHasherDefault<IdHasher>>,
+    steady: &mut BTreeSet<(Timestamp, TaskId)>,
+    wall: &mut BTreeSet<(Timestamp, TaskId)>,
+    task: &Task,
+    place: Place,
+) {
+    let key = (9u8.saturating_sub(task.priority), task.run_at, task.id);
+    match place {
+        Place::Nowhere => {}
+        Place::Steady => {
+            steady.remove(&(task.run_at, task.id));
+        }
+        Place::Wall => {
+            wall.remove(&(task.run_at, task.id));
+        }
+        Place::Gated => {
+            if let Some(sets) = agents.get_mut(&task.spec.agent) {
+                sets.gated.remove(&key);
+            }
+        }
+        Place::Ready => {
+            let Some(sets) = agents.get_mut(&task.spec.agent) else { return };
+            if let Some(keys) = sets.types.get_mut(&task.spec.task_type) {
+                keys.remove(&key);
+                // Types are the user's words and may be many: an empty set is not kept.
+                if keys.is_empty() {
+                    sets.types.remove(&task.spec.task_type);
+                }
+            }
+        }
+    }
+}

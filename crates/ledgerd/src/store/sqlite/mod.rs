@@ -1,0 +1,377 @@
+//! The ledger in one SQLite file, with one writer.
+//!
+//! One process owns everything, so nothing is ever overtaken and what is live is in memory. Invariants: one connection
+//! writes, one transaction per batch; memory that a failed batch has touched is not used again before a recovery; no
+//! statement is dropped half-way, for the caller runs on a task of its own.
+
+mod checkpoint;
+mod insert;
+mod open;
+mod read;
+mod recover;
+mod rows;
+mod text;
+mod write;
+
+pub use open::{OpenError, Options, open};
+pub use read::SqliteReader;
+
+use crate::store::Committed;
+use crate::store::ready::{ByTask, Ready};
+use checkpoint::Checkpoints;
+use ledger_core::limits::REQUEST_MEMORY;
+use ledger_core::store::{Ask, Changed, Changes, Fut, Known, Recovered, Store, StoreError, TaskData, Want};
+use ledger_core::{AgentId, Now, Record, State, Task, TaskId, Timestamp};
+use sqlx::sqlite::{SqliteArguments, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection};
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::sync::{Arc, Mutex, PoisonError};
+use write::{BLOCK_BITS, Plan, Row, Staged, Tallies, is_live};
+
+const FULL: i32 = 13;
+const BUSY: i32 = 5;
+const LOCKED: i32 = 6;
+const READ_ONLY: i32 = 8;
+const IO: i32 = 10;
+const CORRUPT: i32 = 11;
+const CANNOT_OPEN: i32 = 14;
+const NOT_A_DATABASE: i32 = 26;
+/// Texts of statements that run in one hop, kept until there are so many: few occur in a steady load.
+const SCRIPTS: usize = 256;
+
+/// The writing half.
+pub struct SqliteStore {
+    conn: SqliteConnection,
+    checkpoints: Checkpoints,
+    fresh: Arc<Fresh>,
+    ready: Ready,
+    staged: Staged,
+    tallies: Tallies,
+    /// Read for this batch although they have ended.
+    visited: Vec<TaskId>,
+    scripts: HashMap<Vec<u32>, Arc<str>>,
+    oldest_request: Timestamp,
+    /// A batch failed: memory may say what the file does not.
+    broken: bool,
+    /// Held locked; the lock ends with the file.
+    _lock: File,
+}
+
+impl std::fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SqliteStore").field("meta", &self.tallies.meta).finish_non_exhaustive()
+    }
+}
+
+impl SqliteStore {
+    fn new(conn: SqliteConnection, checkpoints: Checkpoints, fresh: Arc<Fresh>, lock: File) -> Self {
+        Self {
+            conn,
+            checkpoints,
+            fresh,
+            ready: Ready::new(Now::steady(Timestamp::EPOCH)),
+            staged: Staged::default(),
+            tallies: Tallies::default(),
+            visited: Vec::new(),
+            scripts: HashMap::new(),
+            oldest_request: Timestamp::FAR,
+            broken: true,
+            _lock: lock,
+        }
+    }
+
+    /// Closes the file in good order: the last connection moves the log into it. Readers are to be closed before.
+    ///
+    /// # Errors
+    /// That SQLite could not; everything committed is durable all the same.
+    pub async fn close(self) -> Result<(), StoreError> {
+        self.checkpoints.close().await.map_err(|error| failed(&error))?;
+        self.conn.close().await.map_err(|error| failed(&error))
+    }
+
+    fn usable(&self) -> Result<(), StoreError> {
+        if self.broken { Err(StoreError::Unavailable("a batch failed; recover first".to_owned())) } else { Ok(()) }
+    }
+
+    fn stage(&mut self, mut changes: Changes) -> Result<(), StoreError> {
+        for changed in changes.tasks.drain(..) {
+            self.stage_task(changed)?;
+        }
+        for record in changes.history.drain(..) {
+            self.stage_record(record)?;
+        }
+        let staged = &mut self.staged;
+        if let Some((id, _)) = changes.data.iter().find(|(id, _)| self.ready.entry(*id).is_none()) {
+            return Err(StoreError::Statement(format!("data of task {id}, which is not written")));
+        }
+        staged.data.append(&mut changes.data);
+        staged.results.append(&mut changes.results);
+        staged.salvage.append(&mut changes.salvage);
+        staged.notes.append(&mut changes.notes);
+        for id in changes.redriven {
+            staged.letters.insert(id, None);
+        }
+        for letter in changes.dead_letters {
+            // Both in one piece: the task's own state says which came last.
+            let stays = self.ready.entry(letter.task).is_none_or(|entry| entry.task.state == State::Failed);
+            staged.letters.insert(letter.task, stays.then_some(letter));
+        }
+        staged.freed.extend(changes.freed_keys);
+        for row in &changes.requests {
+            self.oldest_request = self.oldest_request.min(row.at);
+        }
+        staged.requests.append(&mut changes.requests);
+        staged.agents.extend(changes.agents.into_iter().map(|row| (row.id, row)));
+        staged.breakers.extend(changes.breakers.into_iter().map(|row| (row.agent, row)));
+        staged.budgets.extend(changes.budgets.into_iter().map(|row| (row.agent.unwrap_or(AgentId(0)), row)));
+        for row in changes.sessions {
+            self.tallies.meta.last_session = self.tallies.meta.last_session.max(row.session.0);
+            staged.sessions.insert(Arc::clone(&row.worker), row);
+        }
+        Ok(())
+    }
+
+    fn stage_task(&mut self, changed: Changed) -> Result<(), StoreError> {
+        let Changed { task, expected, .. } = changed;
+        let stored = self.ready.entry(task.id).map_or(0, |entry| entry.task.version);
+        if stored != expected {
+            return Err(StoreError::Statement(format!(
+                "task {} was decided from version {expected}, but {stored} is stored",
+                task.id
+            )));
+        }
+        let (id, agent, now) = (task.id, task.spec.agent, task.state);
+        self.tallies.meta.last_task = self.tallies.meta.last_task.max(id.0);
+        let (was, dirty) = self.ready.put(task);
+        if !dirty {
+            self.staged.tasks.push(id);
+        }
+        if was == Some(now) {
+            return Ok(());
+        }
+        let counts = self.tallies.counts.entry(agent).or_default();
+        if let Some(was) = was {
+            let count = &mut counts[usize::from(was.code())];
+            *count = count.saturating_sub(1);
+            self.staged.counts.insert((agent, was.code()));
+        }
+        counts[usize::from(now.code())] += 1;
+        self.staged.counts.insert((agent, now.code()));
+        let (lived, lives) = (was.is_some_and(is_live), is_live(now));
+        if lived != lives {
+            let block = id.0 >> BLOCK_BITS;
+            let live = self.tallies.blocks.entry(block).or_default();
+            *live = if lives { *live + 1 } else { live.saturating_sub(1) };
+            self.staged.blocks.insert(block);
+        }
+        Ok(())
+    }
+
+    fn stage_record(&mut self, record: Record) -> Result<(), StoreError> {
+        let Some(entry) = self.ready.entry_mut(record.task) else {
+            return Err(StoreError::Statement(format!("history of task {}, which is not written", record.task)));
+        };
+        self.tallies.meta.last_seq += 1;
+        let seq = self.tallies.meta.last_seq;
+        let prev = (entry.history != 0).then_some(entry.history);
+        entry.history = seq;
+        // The task's row names its newest history row, so it is written again.
+        if !entry.dirty {
+            entry.dirty = true;
+            self.staged.tasks.push(record.task);
+        }
+        self.staged.history.push(Row { seq, prev, record });
+        Ok(())
+    }
+
+    async fn write_staged(&mut self) -> Result<(), StoreError> {
+        self.staged.tasks.sort_unstable();
+        let purge = self.ready.now().at >= self.oldest_request.after(REQUEST_MEMORY);
+        let plan = Plan::new(&self.staged, &self.ready, &self.tallies, purge);
+        let mut first = 0;
+        while first < plan.steps.len() {
+            let steps = &plan.steps[first..first + plan.group(first)];
+            first += steps.len();
+            let mut args = SqliteArguments::default();
+            for (index, step) in steps.iter().enumerate() {
+                plan.bind(&mut args, step, index + 1 == steps.len());
+            }
+            let done = match steps {
+                [step] => sqlx::query_with(step.text, args).execute(&mut self.conn).await,
+                steps => {
+                    let tags: Vec<u32> = steps.iter().map(|step| step.tag).collect();
+                    if self.scripts.len() >= SCRIPTS && !self.scripts.contains_key(&tags) {
+                        self.scripts.clear();
+                    }
+                    let script = self.scripts.entry(tags).or_insert_with(|| {
+                        steps.iter().map(|step| step.text).collect::<Vec<_>>().join("; ").into()
+                    });
+                    sqlx::query_with(AssertSqlSafe(Arc::clone(script)), args).execute(&mut self.conn).await
+                }
+            };
+            if let Err(error) = done {
+                let error = failed_to_write(&error);
+                // Of no effect where SQLite has rolled back by itself.
+                let _ = sqlx::query("ROLLBACK").execute(&mut self.conn).await;
+                return Err(error);
+            }
+        }
+        self.checkpoints.wrote(plan.bytes());
+        if purge {
+            // The commit stands; a failed look only means that the next batch purges again.
+            self.oldest_request = self.read_oldest_request().await.unwrap_or(Timestamp::EPOCH);
+        }
+        Ok(())
+    }
+
+    /// The batch is over: what has ended leaves memory.
+    fn settle(&mut self) {
+        let mut staged = std::mem::take(&mut self.staged);
+        for id in staged.tasks.drain(..).chain(self.visited.drain(..)) {
+            let Some(entry) = self.ready.entry_mut(id) else { continue };
+            entry.dirty = false;
+            if entry.task.state.is_terminal() {
+                self.ready.forget(id);
+            }
+        }
+        for block in &staged.blocks {
+            if self.tallies.blocks.get(block) == Some(&0) {
+                self.tallies.blocks.remove(block);
+            }
+        }
+        self.fresh.extend(staged.data.drain(..));
+    }
+}
+
+impl Store for SqliteStore {
+    type Proof = Committed;
+
+    fn recover(&mut self, now: Now) -> Fut<'_, Recovered> {
+        Box::pin(self.read_everything(now))
+    }
+
+    fn ids(&mut self, n: usize) -> Fut<'_, u64> {
+        let first = self.tallies.meta.last_task + 1;
+        self.tallies.meta.last_task += n as u64;
+        Box::pin(std::future::ready(Ok(first)))
+    }
+
+    fn begin<'a>(&'a mut self, want: &'a Want) -> Fut<'a, Known> {
+        Box::pin(async move {
+            self.usable()?;
+            self.checkpoints.bound().await;
+            self.read_wanted(want).await
+        })
+    }
+
+    fn settled<'a>(&'a mut self, leases: &'a [(TaskId, u64)]) -> Fut<'a, Vec<Option<Record>>> {
+        Box::pin(self.read_settled(leases))
+    }
+
+    fn offer<'a>(&'a mut self, asks: &'a [Ask], now: Now) -> Fut<'a, Vec<Vec<Task>>> {
+        let offers = asks.iter().map(|ask| self.ready.offer(ask, now)).collect();
+        Box::pin(std::future::ready(self.usable().map(|()| offers)))
+    }
+
+    fn gated(&mut self, agent: AgentId) -> Fut<'_, Vec<Task>> {
+        Box::pin(std::future::ready(Ok(self.ready.gated(agent))))
+    }
+
+    fn write(&mut self, changes: Changes) -> Fut<'_, Vec<TaskId>> {
+        let written = self.usable().and_then(|()| self.stage(changes));
+        self.broken |= written.is_err();
+        Box::pin(std::future::ready(written.map(|()| Vec::new())))
+    }
+
+    fn commit(&mut self) -> Fut<'_, Self::Proof> {
+        Box::pin(async move {
+            self.usable()?;
+            if !self.staged.is_empty() {
+                // Until it is known to be durable, memory is ahead of the file.
+                self.broken = true;
+                self.write_staged().await?;
+                self.broken = false;
+            }
+            self.settle();
+            Ok(Committed::up_to(self.tallies.meta.last_seq))
+        })
+    }
+
+    fn next_due(&self, now: Now) -> Option<Timestamp> {
+        self.ready.next_due(now)
+    }
+}
+
+/// Data of the newest tasks, for the workers that get them next: most tasks are handed out soon after they came.
+#[derive(Debug)]
+pub(crate) struct Fresh {
+    most: usize,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    data: ByTask<Arc<TaskData>>,
+    order: VecDeque<TaskId>,
+    bytes: usize,
+}
+
+impl Fresh {
+    fn new(most: usize) -> Self {
+        Self { most, kept: Mutex::default() }
+    }
+
+    fn extend(&self, data: impl Iterator<Item = (TaskId, Arc<TaskData>)>) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        for (id, data) in data {
+            kept.bytes += weight(&data);
+            kept.data.insert(id, data);
+            kept.order.push_back(id);
+        }
+        while kept.bytes > self.most {
+            let Some(oldest) = kept.order.pop_front() else { break };
+            if let Some(data) = kept.data.remove(&oldest) {
+                kept.bytes -= weight(&data);
+            }
+        }
+    }
+
+    fn get(&self, ids: impl Iterator<Item = TaskId>) -> Vec<Option<Arc<TaskData>>> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        ids.map(|id| kept.data.get(&id).cloned()).collect()
+    }
+}
+
+/// Bytes that a task's data takes in memory, about.
+fn weight(data: &TaskData) -> usize {
+    let labels: usize = data.labels.iter().map(|(key, value)| key.len() + value.len() + 48).sum();
+    256 + data.payload.len() + labels + data.traceparent.len() + data.tracestate.len() + data.key.len()
+}
+
+/// SQLite's own number for an error, without the finer part.
+fn primary_code(error: &sqlx::Error) -> Option<i32> {
+    let code = error.as_database_error()?.code()?;
+    code.parse::<i32>().ok().map(|code| code & 0xff)
+}
+
+/// A read that failed: nothing was written.
+fn failed(error: &sqlx::Error) -> StoreError {
+    match primary_code(error) {
+        Some(CORRUPT | NOT_A_DATABASE) => StoreError::Corrupt(error.to_string()),
+        Some(BUSY | LOCKED | IO | CANNOT_OPEN) | None => StoreError::Unavailable(error.to_string()),
+        Some(_) => StoreError::Statement(error.to_string()),
+    }
+}
+
+/// A statement of a batch failed, its commit included.
+fn failed_to_write(error: &sqlx::Error) -> StoreError {
+    match primary_code(error) {
+        Some(FULL) => StoreError::Full,
+        Some(CORRUPT | NOT_A_DATABASE) => StoreError::Corrupt(error.to_string()),
+        Some(BUSY | LOCKED | READ_ONLY | CANNOT_OPEN) => StoreError::Unavailable(error.to_string()),
+        // An I/O error, or the connection's thread is gone: the commit may have reached the file.
+        Some(IO) | None => StoreError::Unknown(error.to_string()),
+        Some(_) => StoreError::Statement(error.to_string()),
+    }
+}

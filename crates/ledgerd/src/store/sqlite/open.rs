@@ -1,0 +1,238 @@
+//! Opening a data directory: the lock, the files and their modes, the settings of every connection, the schema.
+//!
+//! Invariants: one daemon at a time, by a lock held for life; files are 0640 whatever the umask, and never reached through
+//! a symbolic link; a schema that is newer than this program is left alone.
+
+use super::checkpoint::Checkpoints;
+use super::read::SqliteReader;
+use super::{Fresh, SqliteStore};
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
+use sqlx::{ConnectOptions, Row, SqlSafeStr};
+use std::borrow::Cow;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The database file, in the data directory.
+const DATABASE: &str = "ledger.db";
+/// Held locked for as long as a daemon uses the directory.
+const LOCK: &str = "ledger.lock";
+const MODE: u32 = 0o640;
+/// The first release without the write-ahead log reset bug (sqlite.org/wal.html).
+const SQLITE_AT_LEAST: [u32; 3] = [3, 51, 3];
+/// Nobody else writes; checkpoints and readers hold their locks for moments.
+const BUSY: Duration = Duration::from_millis(500);
+
+const MIGRATIONS: [(i64, &str, &str); 1] =
+    [(1, "ledger", include_str!("../../../migrations/sqlite/0001_ledger.sql"))];
+
+/// What may be set when a data directory is opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Bytes of the data of new tasks kept in memory for the workers that get them next.
+    pub fresh_bytes: usize,
+    /// Most pages of the database file; none: as many as the disk holds. For tests of a full disk.
+    pub max_pages: Option<u32>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { fresh_bytes: 64 << 20, max_pages: None }
+    }
+}
+
+/// Why a data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another daemon uses it.
+    #[error("{} is in use by another ledgerd; stop that one first", .0.display())]
+    Locked(PathBuf),
+    /// A file of it is a link or no plain file.
+    #[error("{} is not a regular file; ledgerd follows no links there", .0.display())]
+    NotAFile(PathBuf),
+    /// The content cannot be right.
+    #[error("{} is corrupt: {what}; restore a backup", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        what: String,
+    },
+    /// The SQLite that this program was built with has a known fault.
+    #[error("SQLite {0} can corrupt a ledger; build ledgerd with 3.51.3 or later")]
+    SqliteTooOld(String),
+    /// The schema was made by a later ledgerd.
+    #[error("{} has schema {found}, which is newer than this ledgerd knows; run the newer release", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Version of the schema.
+        found: i64,
+    },
+    /// A migration failed.
+    #[error("the schema could not be brought up to date: {0}")]
+    Migration(String),
+    /// A file could not be opened, read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// SQLite could not use the file.
+    #[error("{}: {what}", path.display())]
+    Database {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        what: String,
+    },
+}
+
+/// Opens the ledger in `dir`, which exists, and makes it when there is none.
+///
+/// The store is empty in memory until `recover` has run.
+///
+/// # Errors
+/// Why the directory cannot be used.
+pub async fn open(dir: &Path, options: Options) -> Result<(SqliteStore, Arc<SqliteReader>), OpenError> {
+    let lock = lock(dir)?;
+    let path = dir.join(DATABASE);
+    for suffix in ["", "-wal", "-shm"] {
+        let mut name = path.clone().into_os_string();
+        name.push(suffix);
+        check(Path::new(&name))?;
+    }
+    create(dir, &path)?;
+
+    let mut writing = settings(&path).synchronous(SqliteSynchronous::Full).foreign_keys(true);
+    if let Some(pages) = options.max_pages {
+        writing = writing.pragma("max_page_count", pages.to_string());
+    }
+    // The wal_autocheckpoint of a connection decides what its own commits do: nothing.
+    let writing = writing.journal_mode(SqliteJournalMode::Wal).pragma("wal_autocheckpoint", "0");
+    let named = |error: sqlx::Error| of_sqlx(&path, &error);
+    let mut conn = writing.connect().await.map_err(named)?;
+    check_sqlite(&mut conn).await.map_err(named)??;
+    migrate(&mut conn, &path).await?;
+    let checkpoints = Checkpoints::open(&writing).await.map_err(named)?;
+    // The migration's own connection settings ended with it: what follows is prepared anew, on the final schema.
+    let fresh = Arc::new(Fresh::new(options.fresh_bytes));
+    let reading = settings(&path).read_only(true).pragma("query_only", "ON");
+    let reader = Arc::new(SqliteReader::open(reading, Arc::clone(&fresh)));
+    Ok((SqliteStore::new(conn, checkpoints, fresh, lock), reader))
+}
+
+/// What every connection is set to.
+fn settings(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(false)
+        .page_size(4_096)
+        .busy_timeout(BUSY)
+        .statement_cache_capacity(512)
+        .pragma("trusted_schema", "OFF")
+        .pragma("cell_size_check", "ON")
+        .pragma("mmap_size", "0")
+        .pragma("cache_size", "-65536")
+        .pragma("temp_store", "MEMORY")
+        .disable_statement_logging()
+}
+
+fn lock(dir: &Path) -> Result<File, OpenError> {
+    let path = dir.join(LOCK);
+    check(&path)?;
+    let io = |source| OpenError::Io { path: path.clone(), source };
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(MODE)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(&path)
+        .map_err(io)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Locked(dir.to_owned())),
+        Err(TryLockError::Error(source)) => Err(io(source)),
+    }
+}
+
+/// Looks at a file that may be there. Wider modes and foreign owners are told of: to change them is the owner's affair.
+fn check(path: &Path) -> Result<(), OpenError> {
+    let found = match path.symlink_metadata() {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(OpenError::Io { path: path.to_owned(), source }),
+    };
+    if !found.file_type().is_file() {
+        return Err(OpenError::NotAFile(path.to_owned()));
+    }
+    let mode = found.permissions().mode() & 0o777;
+    if mode & !MODE != 0 {
+        tracing::warn!(file = %path.display(), mode = format!("{mode:o}"), "others can reach this file; set 0640");
+    }
+    let parent = path.parent().and_then(|dir| dir.metadata().ok());
+    if parent.is_some_and(|dir| dir.uid() != found.uid()) {
+        tracing::warn!(file = %path.display(), owner = found.uid(), "the owner is not that of the data directory");
+    }
+    Ok(())
+}
+
+/// Makes an empty database file: SQLite gives its side files the mode of this one, and would itself go by the umask.
+fn create(dir: &Path, path: &Path) -> Result<(), OpenError> {
+    let made = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(MODE)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
+        .and_then(|file| {
+            file.set_permissions(std::fs::Permissions::from_mode(MODE))?;
+            file.sync_all()
+        })
+        .and_then(|()| File::open(dir)?.sync_all());
+    match made {
+        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+            Err(OpenError::Io { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn check_sqlite(conn: &mut SqliteConnection) -> Result<Result<(), OpenError>, sqlx::Error> {
+    let row = sqlx::query("SELECT sqlite_version()").fetch_one(conn).await?;
+    let version: String = row.try_get(0)?;
+    let numbers: Vec<u32> = version.split('.').filter_map(|part| part.parse().ok()).collect();
+    Ok(if numbers.as_slice() >= SQLITE_AT_LEAST.as_slice() { Ok(()) } else { Err(OpenError::SqliteTooOld(version)) })
+}
+
+async fn migrate(conn: &mut SqliteConnection, path: &Path) -> Result<(), OpenError> {
+    use sqlx::migrate::MigrateError;
+    let migrations = MIGRATIONS.map(|(version, name, sql)| {
+        Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, sql.into_sql_str(), false)
+    });
+    match Migrator::with_migrations(migrations.to_vec()).run_direct(None, conn, false).await {
+        Ok(()) => Ok(()),
+        Err(MigrateError::VersionMissing(found)) => Err(OpenError::Newer { path: path.to_owned(), found }),
+        Err(MigrateError::VersionMismatch(found)) => {
+            Err(OpenError::Corrupt { path: path.to_owned(), what: format!("migration {found} is not as released") })
+        }
+        Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => Err(of_sqlx(path, &error)),
+        Err(error) => Err(OpenError::Migration(error.to_string())),
+    }
+}
+
+fn of_sqlx(path: &Path, error: &sqlx::Error) -> OpenError {
+    let path = path.to_owned();
+    match super::primary_code(error) {
+        Some(super::CORRUPT | super::NOT_A_DATABASE) => OpenError::Corrupt { path, what: error.to_string() },
+        _ => OpenError::Database { path, what: error.to_string() },
+    }
+}

@@ -1,0 +1,375 @@
+//! Reading for everybody but the writer: committed rows, on connections that cannot write.
+//!
+//! Invariants: a list looks at a bounded number of rows and says where it stopped; no read waits for the writer or makes
+//! it wait.
+
+use super::recover::each;
+use super::rows::{
+    Columns, Shared, data_columns, dead_letter_columns, note_columns, record_columns, task_columns,
+};
+use super::write::ids;
+use super::{Fresh, failed, text};
+use bytes::Bytes;
+use ledger_core::store::{
+    DeadLetter, DeadLetterFilter, Fut, HistoryView, Notes, Page, Reader, StoreError, TaskData, TaskFilter, TaskView,
+};
+use ledger_core::{AgentId, State, TaskId, Timestamp};
+use sqlx::pool::PoolConnection;
+use sqlx::query::Query;
+use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
+use sqlx::{Row, Sqlite};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Rows that one call for a list looks at.
+const LOOK: usize = 2_000;
+/// Each takes memory for pages of its own; more than there are processors would not read faster.
+const CONNECTIONS: u32 = 4;
+
+const NEWEST: &str = "SELECT id FROM tasks WHERE id < ?1 ORDER BY id DESC LIMIT ?2";
+const NEWEST_OF_AGENT: &str =
+    "SELECT id FROM task_specs WHERE agent = ?3 AND id < ?1 ORDER BY id DESC LIMIT ?2";
+const NEWEST_LIVE: &str = "SELECT t.id FROM live_blocks AS b \
+    CROSS JOIN tasks AS t ON t.id BETWEEN b.block << 12 AND (b.block << 12) + 4095 \
+    WHERE b.block <= ?1 >> 12 AND b.live > 0 AND t.id < ?1 \
+    ORDER BY b.block DESC, t.id DESC LIMIT ?2";
+const NEWEST_LIVE_OF_AGENT: &str = "SELECT s.id FROM live_blocks AS b \
+    CROSS JOIN task_specs AS s INDEXED BY task_specs_by_agent \
+    ON s.agent = ?3 AND s.id BETWEEN b.block << 12 AND (b.block << 12) + 4095 \
+    WHERE b.block <= ?1 >> 12 AND b.live > 0 AND s.id < ?1 \
+    ORDER BY b.block DESC, s.id DESC LIMIT ?2";
+const NEWEST_FAILED: &str =
+    "SELECT task_id FROM dead_letter_queue WHERE task_id < ?1 ORDER BY task_id DESC LIMIT ?2";
+const NEWEST_FAILED_OF_AGENT: &str =
+    "SELECT task_id FROM dead_letter_queue WHERE agent = ?3 AND task_id < ?1 ORDER BY task_id DESC LIMIT ?2";
+/// Of the tasks ?1 those that fit, newest first.
+const VIEWS: &str = concat!(
+    "SELECT ",
+    task_columns!(),
+    ", a.name, CASE WHEN ?2 THEN s.payload END, ",
+    data_columns!(),
+    ", LENGTH(s.payload), LENGTH(r.result), CASE WHEN ?2 THEN r.result END, ",
+    note_columns!(),
+    " FROM json_each(?1) AS wanted \
+     CROSS JOIN tasks AS t ON t.id = wanted.value \
+     CROSS JOIN task_specs AS s ON s.id = t.id \
+     LEFT JOIN agents AS a ON a.id = s.agent \
+     LEFT JOIN results AS r ON r.task_id = t.id \
+     LEFT JOIN task_notes AS n ON n.task_id = t.id \
+     WHERE (?4 IS NULL OR t.state IN (SELECT value FROM json_each(?4))) \
+     AND (?5 IS NULL OR s.task_type = ?5) \
+     AND (?6 IS NULL OR t.priority = ?6) \
+     AND (?7 IS NULL OR s.created_at >= ?7) \
+     AND (?8 IS NULL OR s.created_at < ?8) \
+     AND (?9 IS NULL OR NOT EXISTS ( \
+        SELECT 1 FROM json_each(?9) AS needed \
+        WHERE NOT EXISTS ( \
+            SELECT 1 FROM json_each(s.labels) AS label \
+            WHERE label.value ->> 0 = needed.value ->> 0 AND label.value ->> 1 = needed.value ->> 1))) \
+     ORDER BY t.id DESC LIMIT ?3"
+);
+const HISTORY: &str = concat!(
+    "WITH RECURSIVE chain (seq) AS ( \
+        SELECT history FROM tasks WHERE id = ? \
+        UNION ALL \
+        SELECT h.prev FROM chain CROSS JOIN task_history AS h ON h.seq = chain.seq WHERE h.prev IS NOT NULL \
+     ) \
+     SELECT h.seq, ",
+    record_columns!(),
+    " FROM chain CROSS JOIN task_history AS h ON h.seq = chain.seq ORDER BY h.seq"
+);
+const DEAD_LETTERS: &str = concat!(
+    "SELECT ",
+    dead_letter_columns!(),
+    " FROM json_each(?1) AS wanted \
+     CROSS JOIN dead_letter_queue AS d ON d.task_id = wanted.value \
+     WHERE (?3 OR d.discarded_at IS NULL) \
+     AND (?4 IS NULL OR d.task_type = ?4) \
+     AND (?5 IS NULL OR d.reason = ?5) \
+     AND (?6 IS NULL OR d.fingerprint = ?6) \
+     AND (?7 IS NULL OR d.failed_at >= ?7) \
+     AND (?8 IS NULL OR d.failed_at < ?8) \
+     ORDER BY d.task_id DESC LIMIT ?2"
+);
+const DATA: &str = concat!(
+    "SELECT s.id, s.payload, ",
+    data_columns!(),
+    " FROM json_each(?) AS wanted CROSS JOIN task_specs AS s ON s.id = wanted.value"
+);
+const NOTES: &str = concat!(
+    "SELECT n.task_id, ",
+    note_columns!(),
+    " FROM json_each(?) AS wanted CROSS JOIN task_notes AS n ON n.task_id = wanted.value"
+);
+const SIZES: &str = "SELECT (SELECT COUNT(*) FROM dead_letter_queue WHERE discarded_at IS NULL), \
+    (SELECT page_count FROM pragma_page_count) * (SELECT page_size FROM pragma_page_size)";
+const QUICK_CHECK: &str = "PRAGMA quick_check(1)";
+
+/// Every statement here, for a test to prepare.
+#[cfg(test)]
+pub(super) const STATEMENTS: [&str; 13] = [
+    NEWEST,
+    NEWEST_OF_AGENT,
+    NEWEST_LIVE,
+    NEWEST_LIVE_OF_AGENT,
+    NEWEST_FAILED,
+    NEWEST_FAILED_OF_AGENT,
+    VIEWS,
+    HISTORY,
+    DEAD_LETTERS,
+    DATA,
+    NOTES,
+    SIZES,
+    QUICK_CHECK,
+];
+
+/// The reading half.
+#[derive(Debug)]
+pub struct SqliteReader {
+    pool: SqlitePool,
+    fresh: Arc<Fresh>,
+}
+
+impl SqliteReader {
+    /// Connections are made when they are first needed.
+    pub(super) fn open(options: SqliteConnectOptions, fresh: Arc<Fresh>) -> Self {
+        let pool = SqlitePoolOptions::new()
+            .max_connections(CONNECTIONS)
+            .max_lifetime(None)
+            .idle_timeout(None)
+            .test_before_acquire(false)
+            .connect_lazy_with(options);
+        Self { pool, fresh }
+    }
+
+    /// Looks through the whole file for damage; slow, so it runs after the ledger serves.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] with what was found.
+    pub async fn quick_check(&self) -> Result<(), StoreError> {
+        let row = sqlx::query(QUICK_CHECK).fetch_one(&self.pool).await.map_err(|error| failed(&error))?;
+        match row.try_get::<&str, _>(0) {
+            Ok("ok") => Ok(()),
+            Ok(found) => Err(StoreError::Corrupt(found.to_owned())),
+            Err(error) => Err(failed(&error)),
+        }
+    }
+
+    /// Closes its connections, once the reads that run have ended.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    async fn conn(&self) -> Result<PoolConnection<Sqlite>, StoreError> {
+        self.pool.acquire().await.map_err(|error| failed(&error))
+    }
+
+    /// The newest numbers of a source, older than `before`, at most `look`.
+    async fn newest(
+        &self,
+        statement: &'static str,
+        before: Option<u64>,
+        agent: Option<AgentId>,
+        look: usize,
+    ) -> Result<Vec<TaskId>, StoreError> {
+        let before = before.and_then(|before| i64::try_from(before).ok()).unwrap_or(i64::MAX);
+        let mut query = sqlx::query(statement).bind(before).bind(look as i64);
+        if let Some(agent) = agent {
+            query = query.bind(i64::from(agent.0));
+        }
+        let rows = query.fetch_all(&self.pool).await.map_err(|error| failed(&error))?;
+        rows.iter().map(|row| Columns::of(row).task_id()).collect()
+    }
+
+    async fn views(
+        &self,
+        wanted: &[TaskId],
+        with_data: bool,
+        filter: &TaskFilter,
+        limit: usize,
+    ) -> Result<Vec<TaskView>, StoreError> {
+        let states: Vec<u8> = filter.states.iter().map(|state| state.code()).collect();
+        let query = sqlx::query(VIEWS)
+            .bind(ids(wanted.iter()))
+            .bind(with_data)
+            .bind(limit as i64)
+            .bind((!states.is_empty()).then(|| text::written(&states)))
+            .bind(filter.task_type.clone())
+            .bind(filter.priority.map(i64::from))
+            .bind(filter.created_after.map(Timestamp::millis))
+            .bind(filter.created_before.map(Timestamp::millis))
+            .bind((!filter.labels.is_empty()).then(|| text::labels(&filter.labels)));
+        let mut shared = Shared::default();
+        let mut names: HashMap<AgentId, Arc<str>> = HashMap::new();
+        let rows = query.fetch_all(&self.pool).await.map_err(|error| failed(&error))?;
+        let mut found = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let mut row = Columns::of(row);
+            let (task, _) = row.task(&mut shared)?;
+            let name = row.maybe_text()?.unwrap_or_default();
+            let agent = Arc::clone(names.entry(task.spec.agent).or_insert_with(|| name.into()));
+            let payload = row.maybe_bytes()?.unwrap_or_default();
+            let data = row.data(payload)?;
+            let payload_bytes = row.number()?;
+            let result_bytes = row.maybe()?.unwrap_or_default().cast_unsigned();
+            let result = row.maybe_bytes()?;
+            let notes = row.notes()?;
+            found.push(TaskView { task, agent, data, payload_bytes, result_bytes, result, notes });
+        }
+        Ok(found)
+    }
+
+    async fn letters(
+        &self,
+        wanted: &[TaskId],
+        filter: &DeadLetterFilter,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, StoreError> {
+        let query: Query<'_, Sqlite, SqliteArguments> = sqlx::query(DEAD_LETTERS)
+            .bind(ids(wanted.iter()))
+            .bind(limit as i64)
+            .bind(filter.discarded)
+            .bind(filter.task_type.clone())
+            .bind(filter.reason.map(|reason| i64::from(reason.code())))
+            .bind(filter.fingerprint.map(u64::cast_signed))
+            .bind(filter.failed_after.map(Timestamp::millis))
+            .bind(filter.failed_before.map(Timestamp::millis));
+        let rows = query.fetch_all(&self.pool).await.map_err(|error| failed(&error))?;
+        rows.iter().map(|row| Columns::of(row).dead_letter()).collect()
+    }
+}
+
+/// Where a list gets its numbers from, and whether every one of them fits.
+fn source(filter: &TaskFilter) -> (&'static str, bool) {
+    let of_agent = filter.agent.is_some();
+    let rest = filter.task_type.is_none()
+        && filter.priority.is_none()
+        && filter.labels.is_empty()
+        && filter.created_after.is_none()
+        && filter.created_before.is_none();
+    let states = &filter.states;
+    let statement = if states.is_empty() {
+        if of_agent { NEWEST_OF_AGENT } else { NEWEST }
+    } else if states.iter().all(|state| *state == State::Failed) {
+        if of_agent { NEWEST_FAILED_OF_AGENT } else { NEWEST_FAILED }
+    } else if states.iter().all(|state| !state.is_terminal()) {
+        if of_agent { NEWEST_LIVE_OF_AGENT } else { NEWEST_LIVE }
+    } else if of_agent {
+        NEWEST_OF_AGENT
+    } else {
+        NEWEST
+    };
+    let all_fit = rest && (states.is_empty() || states.iter().all(|state| *state == State::Failed));
+    (statement, all_fit)
+}
+
+/// Where to go on after a page: `looked` at of at most `look`, of which `found` fit of at most `limit`.
+fn next(looked: &[TaskId], look: usize, found: Option<TaskId>, full: bool) -> Option<u64> {
+    let last = *looked.last()?;
+    match found {
+        Some(found) if full && found != last => Some(found.0),
+        _ => (looked.len() == look).then_some(last.0),
+    }
+}
+
+impl Reader for SqliteReader {
+    fn task(&self, id: TaskId, with_data: bool) -> Fut<'_, Option<TaskView>> {
+        Box::pin(async move {
+            let found = self.views(&[id], with_data, &TaskFilter::default(), 1).await?;
+            Ok(found.into_iter().next())
+        })
+    }
+
+    fn tasks<'a>(&'a self, filter: &'a TaskFilter, before: Option<u64>, limit: usize) -> Fut<'a, Page<TaskView>> {
+        Box::pin(async move {
+            let (statement, all_fit) = source(filter);
+            let look = if all_fit { limit.clamp(1, LOOK) } else { LOOK };
+            let looked = self.newest(statement, before, filter.agent, look).await?;
+            let items = self.views(&looked, false, filter, limit).await?;
+            let last = items.last().map(|view| view.task.id);
+            let before = next(&looked, look, last, items.len() == limit);
+            Ok(Page { items, before })
+        })
+    }
+
+    fn history(&self, id: TaskId) -> Fut<'_, Option<Vec<HistoryView>>> {
+        Box::pin(async move {
+            let query = sqlx::query(HISTORY).bind(id.0.cast_signed());
+            let rows = query.fetch_all(&self.pool).await.map_err(|error| failed(&error))?;
+            let views: Result<Vec<HistoryView>, StoreError> = rows
+                .iter()
+                .map(|row| {
+                    let mut row = Columns::of(row);
+                    Ok(HistoryView { seq: row.number()?, record: row.record()? })
+                })
+                .collect();
+            // A task has at least the row of its enqueue.
+            Ok(Some(views?).filter(|views| !views.is_empty()))
+        })
+    }
+
+    fn dead_letter(&self, id: TaskId) -> Fut<'_, Option<DeadLetter>> {
+        Box::pin(async move {
+            let any = DeadLetterFilter { discarded: true, ..DeadLetterFilter::default() };
+            Ok(self.letters(&[id], &any, 1).await?.into_iter().next())
+        })
+    }
+
+    fn dead_letters<'a>(
+        &'a self,
+        filter: &'a DeadLetterFilter,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Fut<'a, Page<DeadLetter>> {
+        Box::pin(async move {
+            let statement = if filter.agent.is_some() { NEWEST_FAILED_OF_AGENT } else { NEWEST_FAILED };
+            let looked = self.newest(statement, before, filter.agent, LOOK).await?;
+            let items = self.letters(&looked, filter, limit).await?;
+            let before = next(&looked, LOOK, items.last().map(|letter| letter.task), items.len() == limit);
+            Ok(Page { items, before })
+        })
+    }
+
+    fn for_workers<'a>(&'a self, wanted: &'a [(TaskId, bool)]) -> Fut<'a, Vec<(Arc<TaskData>, Notes)>> {
+        Box::pin(async move {
+            let fresh = self.fresh.get(wanted.iter().map(|(id, _)| *id));
+            let missing: Vec<TaskId> =
+                wanted.iter().zip(&fresh).filter(|(_, data)| data.is_none()).map(|((id, _), _)| *id).collect();
+            let delivered: Vec<TaskId> = wanted.iter().filter(|(_, before)| *before).map(|(id, _)| *id).collect();
+            let mut read: HashMap<TaskId, Arc<TaskData>> = HashMap::new();
+            let mut notes: HashMap<TaskId, Notes> = HashMap::new();
+            if !missing.is_empty() || !delivered.is_empty() {
+                let mut conn = self.conn().await?;
+                if !missing.is_empty() {
+                    each(&mut conn, DATA, Some(ids(missing.iter())), |row| {
+                        let (id, payload): (TaskId, Bytes) = (row.task_id()?, row.bytes()?);
+                        read.insert(id, Arc::new(row.data(payload)?));
+                        Ok(())
+                    })
+                    .await?;
+                }
+                if !delivered.is_empty() {
+                    each(&mut conn, NOTES, Some(ids(delivered.iter())), |row| {
+                        notes.insert(row.task_id()?, row.notes()?);
+                        Ok(())
+                    })
+                    .await?;
+                }
+            }
+            let of = |((id, _), fresh): (&(TaskId, bool), Option<Arc<TaskData>>)| {
+                let data = fresh.or_else(|| read.get(id).cloned());
+                let data = data.ok_or_else(|| StoreError::Corrupt(format!("task {id} has no data")))?;
+                Ok((data, notes.get(id).cloned().unwrap_or_default()))
+            };
+            wanted.iter().zip(fresh).map(of).collect()
+        })
+    }
+
+    fn sizes(&self) -> Fut<'_, (u64, u64)> {
+        Box::pin(async move {
+            let row = sqlx::query(SIZES).fetch_one(&self.pool).await.map_err(|error| failed(&error))?;
+            let mut row = Columns::of(&row);
+            Ok((row.number()?, row.number()?))
+        })
+    }
+}

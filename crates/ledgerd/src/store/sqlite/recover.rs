@@ -1,0 +1,289 @@
+//! What the writer reads: everything at the start, and what the commands of a batch name.
+//!
+//! Invariant: a start looks into the blocks that have live tasks, never at finished ones elsewhere.
+
+use super::rows::{Columns, Shared, record_columns, task_columns};
+use super::write::{Staged, ids, request_hash};
+use super::{SqliteStore, failed};
+use crate::store::ready::Ready;
+use futures_util::TryStreamExt;
+use ledger_core::store::{AgentRow, Counts, KeyHolder, Known, Recovered, StoreError, Want};
+use ledger_core::{AgentId, Now, Reason, Record, State, Task, TaskId, Timestamp};
+use sqlx::sqlite::SqliteConnection;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+const META: &str = "SELECT seed, last_task, last_seq, last_session FROM meta WHERE id = 1";
+const AGENTS: &str = "SELECT id, name, settings, created_at FROM agents ORDER BY id";
+const BREAKERS: &str = "SELECT agent, version, state, epoch, run, successes, probes_in_flight, reopens, since_ns, \
+    until_ns, actor, order_reason, stats, last_probe FROM breakers ORDER BY agent";
+const BUDGETS: &str = "SELECT agent, millitokens, updated_at FROM budgets ORDER BY agent";
+const SESSIONS: &str = "SELECT worker, incarnation, session, connected_at, beat_at, open FROM sessions";
+const COUNTS: &str = "SELECT agent, state, n FROM counts";
+const BLOCKS: &str = "SELECT block, live FROM live_blocks WHERE live > 0";
+/// CROSS JOIN fixes the order: blocks, then their tasks, then the data of those that live.
+pub(super) const LIVE: &str = concat!(
+    "SELECT ",
+    task_columns!(),
+    " FROM live_blocks AS b \
+     CROSS JOIN tasks AS t ON t.id BETWEEN b.block << 12 AND (b.block << 12) + 4095 \
+     CROSS JOIN task_specs AS s ON s.id = t.id \
+     WHERE b.live > 0 AND t.state <= 4"
+);
+const TASKS: &str = concat!(
+    "SELECT ",
+    task_columns!(),
+    " FROM json_each(?) AS wanted \
+     CROSS JOIN tasks AS t ON t.id = wanted.value \
+     CROSS JOIN task_specs AS s ON s.id = t.id"
+);
+const KEYS: &str = "SELECT wanted.key, k.task_id, k.digest \
+    FROM json_each(?) AS wanted \
+    CROSS JOIN idempotency_keys AS k ON k.agent = wanted.value ->> 0 AND k.key = wanted.value ->> 1";
+const REQUESTS: &str = "SELECT r.id, r.digest, r.answer, r.at \
+    FROM json_each(?) AS wanted \
+    CROSS JOIN requests AS r ON r.hash = wanted.value ->> 0 AND r.id = wanted.value ->> 1";
+const OLDEST_REQUEST: &str = "SELECT at FROM requests ORDER BY seq LIMIT 1";
+/// Follows each task's chain of rows back, no further than the fence that is looked for.
+const SETTLED: &str = concat!(
+    "WITH RECURSIVE chain (n, fence, seq) AS ( \
+        SELECT wanted.key, wanted.value ->> 1, t.history \
+        FROM json_each(?) AS wanted \
+        CROSS JOIN tasks AS t ON t.id = wanted.value ->> 0 \
+        UNION ALL \
+        SELECT chain.n, chain.fence, h.prev \
+        FROM chain \
+        CROSS JOIN task_history AS h ON h.seq = chain.seq \
+        WHERE h.prev IS NOT NULL AND h.fence >= chain.fence AND NOT (h.fence = chain.fence AND h.digest IS NOT NULL) \
+     ) \
+     SELECT chain.n, ",
+    record_columns!(),
+    " FROM chain \
+     CROSS JOIN task_history AS h ON h.seq = chain.seq \
+     WHERE h.fence = chain.fence AND h.digest IS NOT NULL"
+);
+
+/// Every statement here, for a test to prepare.
+#[cfg(test)]
+pub(super) const STATEMENTS: [&str; 13] = [
+    META, AGENTS, BREAKERS, BUDGETS, SESSIONS, COUNTS, BLOCKS, LIVE, TASKS, KEYS, REQUESTS, OLDEST_REQUEST, SETTLED,
+];
+
+impl SqliteStore {
+    pub(super) async fn read_everything(&mut self, now: Now) -> Result<Recovered, StoreError> {
+        // Of a batch that failed half-way, should SQLite not have rolled it back by itself.
+        let _ = sqlx::query("ROLLBACK").execute(&mut self.conn).await;
+        self.staged = Staged::default();
+        self.visited.clear();
+        self.ready = Ready::new(now);
+        self.tallies.counts.clear();
+        self.tallies.blocks.clear();
+        let mut found = Recovered::default();
+        let conn = &mut self.conn;
+        each(conn, META, None, |row| {
+            found.seed = row.bits()?;
+            self.tallies.meta.last_task = row.number()?;
+            self.tallies.meta.last_seq = row.number()?;
+            self.tallies.meta.last_session = row.number()?;
+            Ok(())
+        })
+        .await?;
+        found.transitions = self.tallies.meta.last_seq;
+        found.last_session = self.tallies.meta.last_session;
+        each(conn, AGENTS, None, |row| Ok(found.agents.push(row.agent_row()?))).await?;
+        each(conn, BREAKERS, None, |row| Ok(found.breakers.push(row.breaker()?))).await?;
+        each(conn, BUDGETS, None, |row| Ok(found.budgets.push(row.budget()?))).await?;
+        each(conn, SESSIONS, None, |row| Ok(found.sessions.push(row.session()?))).await?;
+        each(conn, COUNTS, None, |row| {
+            let counts: &mut Counts = found.counts.entry(row.agent()?).or_default();
+            counts[usize::from(row.state()?.code())] = row.number()?;
+            Ok(())
+        })
+        .await?;
+        each(conn, BLOCKS, None, |row| {
+            self.tallies.blocks.insert(row.number()?, row.number()?);
+            Ok(())
+        })
+        .await?;
+        let mut shared = Shared::default();
+        each(conn, LIVE, None, |row| {
+            let (mut task, history) = row.task(&mut shared)?;
+            clamp(&mut task, now);
+            self.ready.load(task, history);
+            Ok(())
+        })
+        .await?;
+        self.tallies.counts.clone_from(&found.counts);
+        self.oldest_request = self.read_oldest_request().await?;
+        let queue_timeouts = agents_with_queue_timeout(&found.agents);
+        let timed = |task: &&Task| has_timer(task, &queue_timeouts);
+        found.timed = self.ready.entries().map(|entry| &entry.task).filter(timed).cloned().collect();
+        // The map has no order of its own; the same file must give the same answer.
+        found.timed.sort_unstable_by_key(|task| task.id);
+        self.broken = false;
+        Ok(found)
+    }
+
+    pub(super) async fn read_oldest_request(&mut self) -> Result<Timestamp, StoreError> {
+        let mut oldest = Timestamp::FAR;
+        each(&mut self.conn, OLDEST_REQUEST, None, |row| {
+            oldest = row.time()?;
+            Ok(())
+        })
+        .await?;
+        Ok(oldest)
+    }
+
+    pub(super) async fn read_wanted(&mut self, want: &Want) -> Result<Known, StoreError> {
+        let mut known = Known::default();
+        known.tasks.reserve(want.tasks.len());
+        let mut missing = Vec::new();
+        for id in &want.tasks {
+            match self.ready.entry(*id) {
+                Some(entry) => {
+                    known.tasks.insert(*id, entry.task.clone());
+                }
+                // A number that was never given needs no look.
+                None if id.0 <= self.tallies.meta.last_task => missing.push(*id),
+                None => {}
+            }
+        }
+        if !missing.is_empty() {
+            let mut shared = Shared::default();
+            each(&mut self.conn, TASKS, Some(ids(missing.iter())), |row| {
+                let (task, history) = row.task(&mut shared)?;
+                self.visited.push(task.id);
+                known.tasks.insert(task.id, task.clone());
+                self.ready.load(task, history);
+                Ok(())
+            })
+            .await?;
+        }
+        self.read_keys(want, &mut known).await?;
+        self.read_requests(want, &mut known).await?;
+        Ok(known)
+    }
+
+    async fn read_keys(&mut self, want: &Want, known: &mut Known) -> Result<(), StoreError> {
+        if want.keys.is_empty() {
+            return Ok(());
+        }
+        let wanted: Vec<(u32, &str)> = want.keys.iter().map(|(agent, key)| (agent.0, &**key)).collect();
+        each(&mut self.conn, KEYS, Some(super::text::written(&wanted)), |row| {
+            let asked = usize::try_from(row.number()?).unwrap_or(usize::MAX);
+            let holder = KeyHolder { task: row.task_id()?, digest: row.bits()? };
+            if let Some(key) = want.keys.get(asked).filter(|_| !self.staged.freed.contains(&holder.task)) {
+                known.keys.insert(key.clone(), holder);
+            }
+            Ok(())
+        })
+        .await?;
+        // A batch that is decided anew in part asks again after it has written.
+        if self.staged.data.is_empty() {
+            return Ok(());
+        }
+        let asked: HashMap<(AgentId, &str), usize> =
+            want.keys.iter().enumerate().map(|(index, (agent, key))| ((*agent, &**key), index)).collect();
+        for (id, data) in self.staged.data.iter().filter(|(id, _)| !self.staged.freed.contains(id)) {
+            let Some(entry) = self.ready.entry(*id) else { continue };
+            if let Some(index) = asked.get(&(entry.task.spec.agent, data.key.as_str())) {
+                known.keys.insert(want.keys[*index].clone(), KeyHolder { task: *id, digest: data.digest });
+            }
+        }
+        Ok(())
+    }
+
+    async fn read_requests(&mut self, want: &Want, known: &mut Known) -> Result<(), StoreError> {
+        if want.requests.is_empty() {
+            return Ok(());
+        }
+        let wanted: Vec<(i64, &str)> = want.requests.iter().map(|id| (request_hash(id), &**id)).collect();
+        each(&mut self.conn, REQUESTS, Some(super::text::written(&wanted)), |row| {
+            let request = row.request()?;
+            known.requests.insert(Arc::clone(&request.id), request);
+            Ok(())
+        })
+        .await?;
+        if !self.staged.requests.is_empty() {
+            let wanted: HashSet<&Arc<str>> = want.requests.iter().collect();
+            let staged = self.staged.requests.iter().filter(|row| wanted.contains(&row.id));
+            known.requests.extend(staged.map(|row| (Arc::clone(&row.id), row.clone())));
+        }
+        Ok(())
+    }
+
+    pub(super) async fn read_settled(&mut self, leases: &[(TaskId, u64)]) -> Result<Vec<Option<Record>>, StoreError> {
+        let mut found = vec![None; leases.len()];
+        if leases.is_empty() {
+            return Ok(found);
+        }
+        let staged: HashMap<(TaskId, u64), &Record> = self
+            .staged
+            .history
+            .iter()
+            .filter(|row| row.record.digest.is_some())
+            .map(|row| ((row.record.task, row.record.fence), &row.record))
+            .collect();
+        let mut missing = Vec::new();
+        for (index, lease) in leases.iter().enumerate() {
+            found[index] = staged.get(lease).map(|record| (*record).clone());
+            if found[index].is_none() {
+                missing.push(index);
+            }
+        }
+        if !missing.is_empty() {
+            let asked: Vec<(u64, u64)> = missing.iter().map(|index| (leases[*index].0.0, leases[*index].1)).collect();
+            each(&mut self.conn, SETTLED, Some(super::text::written(&asked)), |row| {
+                let asked = usize::try_from(row.number()?).unwrap_or(usize::MAX);
+                if let Some(index) = missing.get(asked) {
+                    found[*index] = Some(row.record()?);
+                }
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(found)
+    }
+}
+
+/// Runs a query and hands each row over as it comes.
+pub(super) async fn each(
+    conn: &mut SqliteConnection,
+    statement: &'static str,
+    json: Option<String>,
+    mut row: impl FnMut(&mut Columns<'_>) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let mut query = sqlx::query(statement);
+    if let Some(json) = json {
+        query = query.bind(json);
+    }
+    let mut rows = query.fetch(conn);
+    while let Some(found) = rows.try_next().await.map_err(|error| failed(&error))? {
+        row(&mut Columns::of(&found))?;
+    }
+    Ok(())
+}
+
+/// A wall clock that was set back while nobody served must not make a back-off longer than it was.
+fn clamp(task: &mut Task, now: Now) {
+    if !task.calendar && matches!(task.state, State::Queued | State::Retry) {
+        task.run_at = task.run_at.min(now.at.after(task.run_at.since(task.updated_at)));
+    }
+}
+
+fn agents_with_queue_timeout(agents: &[AgentRow]) -> HashSet<AgentId> {
+    agents.iter().filter(|row| row.given.policy.queue_timeout.is_some()).map(|row| row.id).collect()
+}
+
+fn has_timer(task: &Task, queue_timeouts: &HashSet<AgentId>) -> bool {
+    match task.state {
+        State::Running | State::Blocked => true,
+        State::Retry if task.reason == Reason::Budget => true,
+        state => {
+            !state.is_terminal()
+                && (task.deadline.is_some()
+                    || task.spec.policy.queue_timeout.is_some()
+                    || queue_timeouts.contains(&task.spec.agent))
+        }
+    }
+}

@@ -1,0 +1,392 @@
+//! Rows to values, column by column in the order that the statement named them.
+//!
+//! Not the other way: values are bound in `write`. A stored number that means nothing is [`StoreError::Corrupt`].
+
+use super::text;
+use bytes::Bytes;
+use ledger_core::store::{AgentRow, BreakerRow, BudgetRow, DeadLetter, Notes, ProgressNote, SessionRow, StoreError};
+use ledger_core::store::{RequestRow, TaskData};
+use ledger_core::{
+    AgentId, EventKind, Holder, Lease, Overrides, Reason, Record, Sample, SessionId, Spec, State, Stop, StopCause, Task,
+    TaskError, TaskId, Timestamp,
+};
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The columns that [`Columns::task`] reads, of `tasks AS t` and `task_specs AS s`.
+macro_rules! task_columns {
+    () => {
+        "t.id, t.state, t.reason, t.priority, t.run_at, t.calendar, t.deadline, t.queued_at, t.updated_at, t.version, \
+         t.fence, t.delivery, t.attempt, t.idle_deliveries, t.history, t.worker, t.incarnation, t.session, \
+         t.lease_until, t.acked_at, t.progress_at, t.sample_epoch, t.sample_probe, t.sample_told, t.retry_count, \
+         t.losses, t.preemptions, t.redrives, t.probe_failures, t.tokens, t.previous_delay, t.stop_cause, \
+         t.stop_until, t.discarded, s.agent, s.task_type, s.policy, s.created_at, s.frees_key"
+    };
+}
+/// The columns that [`Columns::record`] reads, of `task_history AS h`.
+macro_rules! record_columns {
+    () => {
+        "h.task_id, h.version, h.kind, h.from_state, h.to_state, h.reason, h.at, h.fence, h.attempt, h.worker, \
+         h.until, h.digest, h.error, h.facts"
+    };
+}
+/// The columns that [`Columns::data`] reads, of `task_specs AS s`, without the payload.
+macro_rules! data_columns {
+    () => {
+        "s.labels, s.traceparent, s.tracestate, s.key, s.digest"
+    };
+}
+/// The columns that [`Columns::notes`] reads, of `task_notes AS n`.
+macro_rules! note_columns {
+    () => {
+        "n.error, n.checkpoint, n.progress_fraction, n.progress_note, n.progress_at, n.question"
+    };
+}
+/// The columns that [`Columns::dead_letter`] reads, of `dead_letter_queue AS d`.
+macro_rules! dead_letter_columns {
+    () => {
+        "d.task_id, d.agent, d.task_type, d.reason, d.error, d.fingerprint, d.failed_at, d.attempt, d.redrives, \
+         d.discarded_at, d.discard_reason"
+    };
+}
+pub(super) use {data_columns, dead_letter_columns, note_columns, record_columns, task_columns};
+
+/// Texts that many rows share, kept once. A scan of a million tasks meets few types and workers.
+#[derive(Default)]
+pub(super) struct Shared(std::collections::HashSet<Arc<str>>);
+
+impl Shared {
+    fn text(&mut self, text: &str) -> Arc<str> {
+        if let Some(known) = self.0.get(text) {
+            return Arc::clone(known);
+        }
+        let shared: Arc<str> = text.into();
+        // Bounded: types are the user's words and may be many.
+        if self.0.len() < 10_000 {
+            self.0.insert(Arc::clone(&shared));
+        }
+        shared
+    }
+}
+
+/// Reads a row from left to right.
+pub(super) struct Columns<'r> {
+    row: &'r SqliteRow,
+    next: usize,
+}
+
+impl<'r> Columns<'r> {
+    pub(super) const fn of(row: &'r SqliteRow) -> Self {
+        Self { row, next: 0 }
+    }
+
+    fn get<T: sqlx::Decode<'r, sqlx::Sqlite>>(&mut self) -> Result<T, StoreError> {
+        self.next += 1;
+        // STRICT tables: the type of a column is known, and checking it again per value is a fifth of a scan.
+        self.row
+            .try_get_unchecked(self.next - 1)
+            .map_err(|error| StoreError::Corrupt(format!("column {}: {error}", self.next - 1)))
+    }
+
+    pub(super) fn int(&mut self) -> Result<i64, StoreError> {
+        self.get()
+    }
+
+    pub(super) fn maybe(&mut self) -> Result<Option<i64>, StoreError> {
+        self.get()
+    }
+
+    pub(super) fn number(&mut self) -> Result<u64, StoreError> {
+        self.narrow()
+    }
+
+    /// The bits of a 64-bit digest, seed or hash.
+    pub(super) fn bits(&mut self) -> Result<u64, StoreError> {
+        Ok(self.int()?.cast_unsigned())
+    }
+
+    fn narrow<T: TryFrom<i64>>(&mut self) -> Result<T, StoreError> {
+        let value = self.int()?;
+        T::try_from(value).map_err(|_| StoreError::Corrupt(format!("column {}: {value}", self.next - 1)))
+    }
+
+    pub(super) fn flag(&mut self) -> Result<bool, StoreError> {
+        Ok(self.int()? != 0)
+    }
+
+    pub(super) fn time(&mut self) -> Result<Timestamp, StoreError> {
+        Ok(Timestamp::from_millis(self.int()?))
+    }
+
+    pub(super) fn maybe_time(&mut self) -> Result<Option<Timestamp>, StoreError> {
+        Ok(self.maybe()?.map(Timestamp::from_millis))
+    }
+
+    pub(super) fn text(&mut self) -> Result<&'r str, StoreError> {
+        self.get()
+    }
+
+    pub(super) fn maybe_text(&mut self) -> Result<Option<&'r str>, StoreError> {
+        self.get()
+    }
+
+    pub(super) fn maybe_bytes(&mut self) -> Result<Option<Bytes>, StoreError> {
+        Ok(self.get::<Option<&[u8]>>()?.map(Bytes::copy_from_slice))
+    }
+
+    pub(super) fn bytes(&mut self) -> Result<Bytes, StoreError> {
+        Ok(Bytes::copy_from_slice(self.get::<&[u8]>()?))
+    }
+
+    fn code<T>(&mut self, from: impl Fn(u8) -> Option<T>) -> Result<T, StoreError> {
+        let code = self.int()?;
+        u8::try_from(code)
+            .ok()
+            .and_then(from)
+            .ok_or_else(|| StoreError::Corrupt(format!("column {}: code {code}", self.next - 1)))
+    }
+
+    pub(super) fn task_id(&mut self) -> Result<TaskId, StoreError> {
+        self.number().map(TaskId)
+    }
+
+    pub(super) fn agent(&mut self) -> Result<AgentId, StoreError> {
+        self.narrow().map(AgentId)
+    }
+
+    pub(super) fn state(&mut self) -> Result<State, StoreError> {
+        self.code(State::from_code)
+    }
+
+    fn error(&mut self) -> Result<Option<Arc<TaskError>>, StoreError> {
+        self.maybe_text()?.map(text::error_of).transpose()
+    }
+
+    /// A task and the number of its newest history row.
+    pub(super) fn task(&mut self, shared: &mut Shared) -> Result<(Task, u64), StoreError> {
+        let id = self.task_id()?;
+        let state = self.state()?;
+        let reason = self.code(Reason::from_code)?;
+        let priority = self.narrow()?;
+        let run_at = self.time()?;
+        let calendar = self.flag()?;
+        let deadline = self.maybe_time()?;
+        let queued_at = self.time()?;
+        let updated_at = self.time()?;
+        let version = self.number()?;
+        let fence = self.number()?;
+        let delivery = self.narrow()?;
+        let attempt = self.narrow()?;
+        let idle_deliveries = self.narrow()?;
+        let history = self.number()?;
+        let worker = self.maybe_text()?;
+        let (incarnation, session) = (self.maybe()?, self.maybe()?);
+        let holder = worker.map(|worker| Holder {
+            worker: shared.text(worker),
+            incarnation: incarnation.unwrap_or_default().cast_unsigned(),
+            session: SessionId(session.unwrap_or_default().cast_unsigned()),
+        });
+        let (until, acked_at, progress_at) = (self.maybe_time()?, self.maybe_time()?, self.maybe_time()?);
+        let lease = until.map(|until| Lease { until, acked_at, progress_at: progress_at.unwrap_or(until) });
+        let (epoch, probe, told) = (self.maybe()?, self.maybe()?, self.maybe()?);
+        let sample = epoch.map(|epoch| Sample {
+            permit: breaker_core::Permit { epoch: epoch.cast_unsigned(), probe: probe == Some(1) },
+            told: told == Some(1),
+        });
+        let retry_count = self.narrow()?;
+        let losses = self.narrow()?;
+        let preemptions = self.narrow()?;
+        let redrives = self.narrow()?;
+        let probe_failures = self.narrow()?;
+        let tokens = self.narrow()?;
+        let previous_delay = self.narrow()?;
+        let cause = self.maybe()?;
+        let stop = match (cause, self.maybe_time()?) {
+            (Some(cause), Some(until)) => {
+                let cause = u8::try_from(cause).ok().and_then(StopCause::from_code);
+                Some(Stop {
+                    cause: cause.ok_or_else(|| StoreError::Corrupt(format!("task {id}: its stop")))?,
+                    until,
+                })
+            }
+            _ => None,
+        };
+        let discarded = self.flag()?;
+        let agent = self.agent()?;
+        let task_type = shared.text(self.text()?);
+        let policy = self.maybe_text()?.map(text::policy_of).transpose()?.unwrap_or(Overrides::NONE);
+        let spec = Arc::new(Spec { agent, task_type, policy, created_at: self.time()?, frees_key: self.flag()? });
+        let task = Task {
+            id,
+            spec,
+            state,
+            reason,
+            priority,
+            run_at,
+            calendar,
+            deadline,
+            queued_at,
+            updated_at,
+            version,
+            fence,
+            delivery,
+            attempt,
+            retry_count,
+            losses,
+            idle_deliveries,
+            preemptions,
+            redrives,
+            probe_failures,
+            tokens,
+            previous_delay,
+            holder,
+            lease,
+            sample,
+            stop,
+            discarded,
+        };
+        Ok((task, history))
+    }
+
+    pub(super) fn record(&mut self) -> Result<Record, StoreError> {
+        Ok(Record {
+            task: self.task_id()?,
+            version: self.number()?,
+            kind: self.code(EventKind::from_code)?,
+            from: match self.maybe()? {
+                None => None,
+                Some(code) => Some(
+                    u8::try_from(code)
+                        .ok()
+                        .and_then(State::from_code)
+                        .ok_or_else(|| StoreError::Corrupt(format!("a history row from state {code}")))?,
+                ),
+            },
+            to: self.state()?,
+            reason: self.code(Reason::from_code)?,
+            at: self.time()?,
+            fence: self.number()?,
+            attempt: self.narrow()?,
+            worker: self.maybe_text()?.map(Arc::from),
+            until: self.maybe_time()?,
+            digest: self.maybe()?.map(i64::cast_unsigned),
+            error: self.error()?,
+            facts: self.maybe_text()?.map(text::facts_of).transpose()?.unwrap_or_default(),
+        })
+    }
+
+    pub(super) fn data(&mut self, payload: Bytes) -> Result<TaskData, StoreError> {
+        Ok(TaskData {
+            payload,
+            labels: self.maybe_text()?.map(text::labels_of).transpose()?.unwrap_or_default(),
+            traceparent: self.maybe_text()?.unwrap_or_default().to_owned(),
+            tracestate: self.maybe_text()?.unwrap_or_default().to_owned(),
+            key: self.maybe_text()?.unwrap_or_default().to_owned(),
+            digest: self.bits()?,
+        })
+    }
+
+    pub(super) fn notes(&mut self) -> Result<Notes, StoreError> {
+        let error = self.error()?;
+        let checkpoint = self.maybe_bytes()?;
+        let (fraction, note, at) = (self.get::<Option<f64>>()?, self.maybe_text()?, self.maybe_time()?);
+        let progress = at.map(|at| ProgressNote {
+            fraction: fraction.unwrap_or_default(),
+            note: note.unwrap_or_default().to_owned(),
+            at,
+        });
+        Ok(Notes { error, checkpoint, progress, question: self.maybe_text()?.map(Arc::from) })
+    }
+
+    pub(super) fn dead_letter(&mut self) -> Result<DeadLetter, StoreError> {
+        Ok(DeadLetter {
+            task: self.task_id()?,
+            agent: self.agent()?,
+            task_type: self.text()?.into(),
+            reason: self.code(Reason::from_code)?,
+            error: self.error()?,
+            fingerprint: self.bits()?,
+            failed_at: self.time()?,
+            attempt: self.narrow()?,
+            redrives: self.narrow()?,
+            discarded: match (self.maybe_time()?, self.maybe_text()?) {
+                (Some(at), why) => Some((at, why.unwrap_or_default().into())),
+                (None, _) => None,
+            },
+        })
+    }
+
+    pub(super) fn request(&mut self) -> Result<RequestRow, StoreError> {
+        Ok(RequestRow { id: self.text()?.into(), digest: self.bits()?, answer: self.bytes()?, at: self.time()? })
+    }
+
+    pub(super) fn agent_row(&mut self) -> Result<AgentRow, StoreError> {
+        Ok(AgentRow {
+            id: self.agent()?,
+            name: self.text()?.into(),
+            given: text::agent_of(self.text()?)?,
+            created_at: self.time()?,
+        })
+    }
+
+    pub(super) fn breaker(&mut self) -> Result<BreakerRow, StoreError> {
+        let agent = self.agent()?;
+        let version = self.narrow()?;
+        let name = self.text()?;
+        let state = name.parse().map_err(|error| StoreError::Corrupt(format!("a breaker: {error}")))?;
+        let epoch = self.bits()?;
+        let (run, successes, probes_in_flight) = (self.narrow()?, self.narrow()?, self.narrow()?);
+        let reopens = self.narrow()?;
+        let since = Duration::from_nanos(self.number()?);
+        let until = self.maybe()?.map(|until| Duration::from_nanos(u64::try_from(until).unwrap_or_default()));
+        let order = match (self.maybe_text()?, self.maybe_text()?) {
+            (Some(actor), reason) => Some(breaker_core::Order {
+                actor: actor.to_owned(),
+                reason: reason.unwrap_or_default().to_owned(),
+            }),
+            (None, _) => None,
+        };
+        let [calls, good, failures, rejections, late_ok, late_err, transitions]: [u64; 7] = text::read(self.text()?)?;
+        let snapshot = breaker_core::Snapshot {
+            version,
+            state,
+            epoch,
+            run,
+            successes,
+            probes_in_flight,
+            reopens,
+            since,
+            until,
+            order,
+            stats: breaker_core::Stats {
+                calls,
+                successes: good,
+                failures,
+                rejections,
+                late_ok,
+                late_err,
+                transitions,
+            },
+        };
+        Ok(BreakerRow { agent, snapshot, last_probe: self.maybe()?.map(|id| TaskId(id.cast_unsigned())) })
+    }
+
+    pub(super) fn budget(&mut self) -> Result<BudgetRow, StoreError> {
+        let agent = self.agent()?;
+        let level = retry_core::Level { millitokens: self.number()?, updated_at: self.number()? };
+        Ok(BudgetRow { agent: (agent.0 != 0).then_some(agent), level })
+    }
+
+    pub(super) fn session(&mut self) -> Result<SessionRow, StoreError> {
+        Ok(SessionRow {
+            worker: self.text()?.into(),
+            incarnation: self.bits()?,
+            session: SessionId(self.number()?),
+            connected_at: self.time()?,
+            beat_at: self.time()?,
+            open: self.flag()?,
+        })
+    }
+}

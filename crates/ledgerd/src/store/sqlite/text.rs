@@ -1,0 +1,285 @@
+//! The few columns that hold JSON: errors, facts, labels and what was set of a policy.
+//!
+//! Not the wire's JSON: the names here are stored and never change. Durations are whole nanoseconds and floats the
+//! shortest text that reads back as the same number, so what comes back equals what went in.
+
+use ledger_core::store::StoreError;
+use ledger_core::{AgentOverrides, Class, Fact, Overrides, TaskError};
+use retry_core::Jitter;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::time::Duration;
+
+#[derive(Serialize, Deserialize)]
+struct ErrorText<'a> {
+    class: u8,
+    #[serde(borrow, default, skip_serializing_if = "is_empty")]
+    code: std::borrow::Cow<'a, str>,
+    #[serde(borrow, default, skip_serializing_if = "is_empty")]
+    message: std::borrow::Cow<'a, str>,
+    #[serde(borrow, default, skip_serializing_if = "is_empty")]
+    detail: std::borrow::Cow<'a, str>,
+}
+
+fn is_empty(text: &str) -> bool {
+    text.is_empty()
+}
+
+/// Settings of a task or agent; only what is set is written.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct PolicyText {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_retries: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base_delay_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exponential_base: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_delay_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jitter: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ack_timeout_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lease_duration_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attempt_timeout_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stall_timeout_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue_timeout_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_grace_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_losses: Option<u32>,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct AgentText {
+    policy: PolicyText,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure_threshold: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    success_threshold: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    open_timeout_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    half_open_permits: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    breaker_enabled: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    budget_capacity: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    budget_floor: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    budget_deposit: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    budget_enabled: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_waiting: Option<u64>,
+}
+
+pub(super) fn error(error: &TaskError) -> String {
+    written(&ErrorText {
+        class: error.class.code(),
+        code: error.code.as_str().into(),
+        message: error.message.as_str().into(),
+        detail: error.detail.as_str().into(),
+    })
+}
+
+pub(super) fn error_of(text: &str) -> Result<Arc<TaskError>, StoreError> {
+    let text: ErrorText<'_> =
+        serde_json::from_str(text).map_err(|error| StoreError::Corrupt(format!("a stored failure: {error}")))?;
+    let class = Class::from_code(text.class)
+        .ok_or_else(|| StoreError::Corrupt(format!("a stored failure of class {}", text.class)))?;
+    Ok(Arc::new(TaskError {
+        class,
+        code: text.code.into_owned(),
+        message: text.message.into_owned(),
+        detail: text.detail.into_owned(),
+    }))
+}
+
+/// Pairs, not an object: their order is part of the record.
+pub(super) fn facts(facts: &[(Fact, Arc<str>)]) -> String {
+    written(&facts.iter().map(|(fact, text)| (fact.as_str(), &**text)).collect::<Vec<_>>())
+}
+
+pub(super) fn facts_of(text: &str) -> Result<Vec<(Fact, Arc<str>)>, StoreError> {
+    let pairs: Vec<(String, String)> = read(text)?;
+    pairs
+        .into_iter()
+        .map(|(name, text)| match Fact::from_name(&name) {
+            Some(fact) => Ok((fact, text.into())),
+            None => Err(StoreError::Corrupt(format!("a stored fact {name:?}"))),
+        })
+        .collect()
+}
+
+pub(super) fn labels(labels: &[(String, String)]) -> String {
+    written(&labels)
+}
+
+pub(super) fn labels_of(text: &str) -> Result<Vec<(String, String)>, StoreError> {
+    read(text)
+}
+
+pub(super) fn policy(policy: &Overrides) -> String {
+    written(&policy_text(policy))
+}
+
+pub(super) fn policy_of(text: &str) -> Result<Overrides, StoreError> {
+    overrides(read(text)?)
+}
+
+pub(super) fn agent(given: &AgentOverrides) -> String {
+    written(&AgentText {
+        policy: policy_text(&given.policy),
+        failure_threshold: given.failure_threshold,
+        success_threshold: given.success_threshold,
+        open_timeout_ns: given.open_timeout.map(nanos),
+        half_open_permits: given.half_open_permits,
+        breaker_enabled: given.breaker_enabled,
+        budget_capacity: given.budget_capacity.map(float),
+        budget_floor: given.budget_floor.map(float),
+        budget_deposit: given.budget_deposit.map(float),
+        budget_enabled: given.budget_enabled,
+        max_waiting: given.max_waiting,
+    })
+}
+
+pub(super) fn agent_of(text: &str) -> Result<AgentOverrides, StoreError> {
+    let text: AgentText = read(text)?;
+    Ok(AgentOverrides {
+        policy: overrides(text.policy)?,
+        failure_threshold: text.failure_threshold,
+        success_threshold: text.success_threshold,
+        open_timeout: text.open_timeout_ns.map(Duration::from_nanos),
+        half_open_permits: text.half_open_permits,
+        breaker_enabled: text.breaker_enabled,
+        budget_capacity: text.budget_capacity.map(float_of).transpose()?,
+        budget_floor: text.budget_floor.map(float_of).transpose()?,
+        budget_deposit: text.budget_deposit.map(float_of).transpose()?,
+        budget_enabled: text.budget_enabled,
+        max_waiting: text.max_waiting,
+    })
+}
+
+fn policy_text(policy: &Overrides) -> PolicyText {
+    PolicyText {
+        max_retries: policy.max_retries,
+        base_delay_ns: policy.base_delay.map(nanos),
+        exponential_base: policy.exponential_base.map(float),
+        max_delay_ns: policy.max_delay.map(nanos),
+        jitter: policy.jitter.map(jitter),
+        ack_timeout_ns: policy.ack_timeout.map(nanos),
+        lease_duration_ns: policy.lease_duration.map(nanos),
+        attempt_timeout_ns: policy.attempt_timeout.map(nanos),
+        stall_timeout_ns: policy.stall_timeout.map(nanos),
+        queue_timeout_ns: policy.queue_timeout.map(nanos),
+        stop_grace_ns: policy.stop_grace.map(nanos),
+        max_losses: policy.max_losses,
+    }
+}
+
+fn overrides(text: PolicyText) -> Result<Overrides, StoreError> {
+    Ok(Overrides {
+        max_retries: text.max_retries,
+        base_delay: text.base_delay_ns.map(Duration::from_nanos),
+        exponential_base: text.exponential_base.map(float_of).transpose()?,
+        max_delay: text.max_delay_ns.map(Duration::from_nanos),
+        jitter: text.jitter.as_deref().map(jitter_of).transpose()?,
+        ack_timeout: text.ack_timeout_ns.map(Duration::from_nanos),
+        lease_duration: text.lease_duration_ns.map(Duration::from_nanos),
+        attempt_timeout: text.attempt_timeout_ns.map(Duration::from_nanos),
+        stall_timeout: text.stall_timeout_ns.map(Duration::from_nanos),
+        queue_timeout: text.queue_timeout_ns.map(Duration::from_nanos),
+        stop_grace: text.stop_grace_ns.map(Duration::from_nanos),
+        max_losses: text.max_losses,
+    })
+}
+
+fn jitter(jitter: Jitter) -> String {
+    match jitter {
+        Jitter::None => "NONE".to_owned(),
+        Jitter::Full => "FULL".to_owned(),
+        Jitter::Equal => "EQUAL".to_owned(),
+        Jitter::Decorrelated => "DECORRELATED".to_owned(),
+        Jitter::Proportional(share) => float(share),
+    }
+}
+
+fn jitter_of(text: &str) -> Result<Jitter, StoreError> {
+    Ok(match text {
+        "NONE" => Jitter::None,
+        "FULL" => Jitter::Full,
+        "EQUAL" => Jitter::Equal,
+        "DECORRELATED" => Jitter::Decorrelated,
+        share => Jitter::Proportional(float_of(share.to_owned())?),
+    })
+}
+
+pub(super) fn nanos(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn float(number: f64) -> String {
+    format!("{number:?}")
+}
+
+fn float_of(text: String) -> Result<f64, StoreError> {
+    text.parse().map_err(|_| StoreError::Corrupt(format!("a stored number {text:?}")))
+}
+
+pub(super) fn written<T: Serialize>(value: &T) -> String {
+    serde_json::to_string(value).expect("plain structs with text keys always serialize")
+}
+
+pub(super) fn read<T: DeserializeOwned>(text: &str) -> Result<T, StoreError> {
+    serde_json::from_str(text).map_err(|error| StoreError::Corrupt(format!("stored JSON: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_read_back_as_they_were() {
+        let policy = Overrides {
+            max_retries: Some(7),
+            base_delay: Some(Duration::from_nanos(1_500)),
+            exponential_base: Some(1.1 + 0.2),
+            jitter: Some(Jitter::Proportional(1.0 / 3.0)),
+            stop_grace: Some(Duration::ZERO),
+            ..Overrides::NONE
+        };
+        assert_eq!(policy_of(&super::policy(&policy)).unwrap(), policy);
+        let given = AgentOverrides {
+            policy,
+            budget_floor: Some(0.1),
+            breaker_enabled: Some(false),
+            max_waiting: Some(9),
+            ..AgentOverrides::default()
+        };
+        assert_eq!(agent_of(&agent(&given)).unwrap(), given);
+        assert_eq!(super::policy(&Overrides::NONE), "{}");
+    }
+
+    #[test]
+    fn failures_and_facts_read_back_as_they_were() {
+        let error = TaskError {
+            class: Class::Timeout,
+            code: "E\"1\"".to_owned(),
+            message: "slow\nbut sure".to_owned(),
+            detail: String::new(),
+        };
+        assert_eq!(*error_of(&super::error(&error)).unwrap(), error);
+        let facts = vec![(Fact::Note, Arc::from("ann: no")), (Fact::Cause, Arc::from("USER"))];
+        assert_eq!(facts_of(&super::facts(&facts)).unwrap(), facts);
+        assert!(matches!(facts_of("[[\"colour\",\"red\"]]"), Err(StoreError::Corrupt(_))));
+    }
+}

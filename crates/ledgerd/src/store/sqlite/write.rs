@@ -1,0 +1,555 @@
+//! A batch on its way to the file: what was decided, and the statements it becomes.
+//!
+//! Decides nothing. Invariants: one row image per task, the last; history in the order it was decided; the whole batch in
+//! one transaction; the number of statements grows with the number of tables touched, not of tasks.
+
+use super::insert::{MOST, Table};
+use super::text;
+use crate::store::ready::Ready;
+use bytes::Bytes;
+use ledger_core::limits::{REQUEST_MEMORY, SALVAGED};
+use ledger_core::store::{
+    AgentRow, BreakerRow, BudgetRow, Counts, DeadLetter, Notes, RequestRow, SessionRow, TaskData,
+};
+use ledger_core::{AgentId, Overrides, Record, State, Task, TaskId};
+use sqlx::Arguments;
+use sqlx::sqlite::SqliteArguments;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Task numbers whose live ones are counted together: 2 to the power of this.
+pub(super) const BLOCK_BITS: u32 = 12;
+/// A statement with more variables than this runs alone: preparing one anew costs more than the hop it saves.
+const SMALL: usize = 256;
+
+/// A history row on its way.
+pub(super) struct Row {
+    pub(super) seq: u64,
+    pub(super) prev: Option<u64>,
+    pub(super) record: Record,
+}
+
+/// What the open batch has changed.
+#[derive(Default)]
+pub(super) struct Staged {
+    pub(super) tasks: Vec<TaskId>,
+    pub(super) data: Vec<(TaskId, Arc<TaskData>)>,
+    pub(super) history: Vec<Row>,
+    pub(super) results: Vec<(TaskId, Bytes)>,
+    pub(super) salvage: Vec<(TaskId, u64, Bytes)>,
+    pub(super) notes: Vec<(TaskId, Notes)>,
+    /// None: there is no letter any more.
+    pub(super) letters: BTreeMap<TaskId, Option<DeadLetter>>,
+    pub(super) freed: BTreeSet<TaskId>,
+    pub(super) requests: Vec<RequestRow>,
+    pub(super) agents: BTreeMap<AgentId, AgentRow>,
+    pub(super) breakers: BTreeMap<AgentId, BreakerRow>,
+    pub(super) budgets: BTreeMap<AgentId, BudgetRow>,
+    pub(super) sessions: BTreeMap<Arc<str>, SessionRow>,
+    pub(super) counts: BTreeSet<(AgentId, u8)>,
+    pub(super) blocks: BTreeSet<u64>,
+}
+
+/// What a batch leaves behind in `meta`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Meta {
+    pub(super) last_task: u64,
+    pub(super) last_seq: u64,
+    pub(super) last_session: u64,
+}
+
+/// Numbers kept beside the tasks, all of them written where they changed.
+#[derive(Default)]
+pub(super) struct Tallies {
+    pub(super) counts: HashMap<AgentId, Counts>,
+    pub(super) blocks: HashMap<u64, u64>,
+    pub(super) meta: Meta,
+}
+
+impl Tallies {
+    fn live(&self, block: u64) -> u64 {
+        self.blocks.get(&block).copied().unwrap_or(0)
+    }
+}
+
+/// A statement of the batch.
+pub(super) struct Step {
+    pub(super) text: &'static str,
+    pub(super) variables: usize,
+    /// Tells its text from the others'.
+    pub(super) tag: u32,
+    bind: Bind,
+}
+
+enum Bind {
+    Nothing,
+    Json(String),
+    Salvaged(String),
+    Meta,
+    Purge { before: i64, most: i64 },
+    Rows(Table, Range<usize>, usize),
+}
+
+/// The statements of a batch, in order, and the rows they are bound to.
+pub(super) struct Plan<'a> {
+    pub(super) steps: Vec<Step>,
+    staged: &'a Staged,
+    ready: &'a Ready,
+    tallies: &'a Tallies,
+    plain: Vec<TaskId>,
+    held: Vec<TaskId>,
+    full: Vec<TaskId>,
+    keys: Vec<(AgentId, &'a TaskData, TaskId)>,
+    letters: Vec<&'a DeadLetter>,
+    agents: Vec<&'a AgentRow>,
+    breakers: Vec<&'a BreakerRow>,
+    budgets: Vec<&'a BudgetRow>,
+    sessions: Vec<&'a SessionRow>,
+    counts: Vec<(AgentId, u8)>,
+    blocks: Vec<u64>,
+}
+
+const BEGIN: &str = "BEGIN IMMEDIATE";
+const COMMIT: &str = "COMMIT";
+const META: &str = "UPDATE meta SET last_task = ?, last_seq = ?, last_session = ? WHERE id = 1";
+const FREE_KEYS: &str = "DELETE FROM idempotency_keys \
+    WHERE (agent, key) IN ( \
+        SELECT s.agent, s.key FROM json_each(?) AS freed \
+        CROSS JOIN task_specs AS s ON s.id = freed.value \
+        WHERE s.key IS NOT NULL AND idempotency_keys.task_id = s.id)";
+const REDRIVEN: &str = "DELETE FROM dead_letter_queue WHERE task_id IN (SELECT value FROM json_each(?))";
+const EMPTY_BLOCKS: &str = "DELETE FROM live_blocks WHERE block IN (SELECT value FROM json_each(?))";
+const PRUNE_SALVAGE: &str = "DELETE FROM salvage \
+    WHERE task_id IN (SELECT value FROM json_each(?)) \
+    AND fence NOT IN ( \
+        SELECT newest.fence FROM salvage AS newest \
+        WHERE newest.task_id = salvage.task_id \
+        ORDER BY newest.fence DESC LIMIT ?)";
+/// Looks at the oldest rows alone, whether or not they go: never a scan.
+const PURGE_REQUESTS: &str = "DELETE FROM requests WHERE seq IN ( \
+    SELECT seq FROM (SELECT seq, at FROM requests ORDER BY seq LIMIT ?) WHERE at < ?)";
+
+/// Every statement that is no insert, for a test to prepare.
+#[cfg(test)]
+pub(super) const STATEMENTS: [&str; 6] = [META, FREE_KEYS, REDRIVEN, EMPTY_BLOCKS, PRUNE_SALVAGE, PURGE_REQUESTS];
+
+impl Staged {
+    /// Whether a commit has nothing to write.
+    pub(super) fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
+            && self.data.is_empty()
+            && self.history.is_empty()
+            && self.results.is_empty()
+            && self.salvage.is_empty()
+            && self.notes.is_empty()
+            && self.letters.is_empty()
+            && self.freed.is_empty()
+            && self.requests.is_empty()
+            && self.agents.is_empty()
+            && self.breakers.is_empty()
+            && self.budgets.is_empty()
+            && self.sessions.is_empty()
+    }
+
+    fn blob_bytes(&self) -> usize {
+        let data: usize = self.data.iter().map(|(_, data)| data.payload.len()).sum();
+        let results: usize = self.results.iter().map(|(_, result)| result.len()).sum();
+        let salvage: usize = self.salvage.iter().map(|(_, _, result)| result.len()).sum();
+        let answers: usize = self.requests.iter().map(|row| row.answer.len()).sum();
+        let notes = self.notes.iter().map(|(_, notes)| notes.checkpoint.as_ref().map_or(0, Bytes::len));
+        data + results + salvage + answers + notes.sum::<usize>()
+    }
+}
+
+impl<'a> Plan<'a> {
+    /// The statements for all that is staged. `purge`: answers may have grown old enough to be forgotten.
+    pub(super) fn new(staged: &'a Staged, ready: &'a Ready, tallies: &'a Tallies, purge: bool) -> Self {
+        let mut plan = Self {
+            steps: Vec::with_capacity(32),
+            staged,
+            ready,
+            tallies,
+            plain: Vec::with_capacity(staged.tasks.len()),
+            held: Vec::with_capacity(staged.tasks.len()),
+            full: Vec::new(),
+            keys: Vec::new(),
+            letters: staged.letters.values().flatten().collect(),
+            agents: staged.agents.values().collect(),
+            breakers: staged.breakers.values().collect(),
+            budgets: staged.budgets.values().collect(),
+            sessions: staged.sessions.values().collect(),
+            counts: staged.counts.iter().copied().collect(),
+            blocks: staged.blocks.iter().copied().filter(|block| tallies.live(*block) > 0).collect(),
+        };
+        for entry in staged.tasks.iter().filter_map(|id| ready.entry(*id)) {
+            match form(&entry.task) {
+                Table::TasksFull => plan.full.push(entry.task.id),
+                Table::TasksHeld => plan.held.push(entry.task.id),
+                _ => plan.plain.push(entry.task.id),
+            }
+        }
+        for (id, data) in staged.data.iter().filter(|(id, data)| !data.key.is_empty() && !staged.freed.contains(id)) {
+            plan.keys.extend(ready.entry(*id).map(|entry| (entry.task.spec.agent, &**data, *id)));
+        }
+        plan.write(purge);
+        plan
+    }
+
+    fn write(&mut self, purge: bool) {
+        let staged = self.staged;
+        self.step(BEGIN, 0, 0, Bind::Nothing);
+        if !staged.freed.is_empty() {
+            self.step(FREE_KEYS, 1, 1, Bind::Json(ids(staged.freed.iter())));
+        }
+        let gone: Vec<_> = staged.letters.iter().filter(|(_, letter)| letter.is_none()).map(|(id, _)| id).collect();
+        if !gone.is_empty() {
+            self.step(REDRIVEN, 1, 2, Bind::Json(ids(gone.into_iter())));
+        }
+        if purge {
+            let most = 100 + 2 * staged.requests.len() as i64;
+            let before = self.ready.now().at.before(REQUEST_MEMORY).millis();
+            self.step(PURGE_REQUESTS, 2, 3, Bind::Purge { before, most });
+        }
+        let empty: Vec<_> = staged.blocks.iter().filter(|block| self.tallies.live(**block) == 0).collect();
+        if !empty.is_empty() {
+            self.step(EMPTY_BLOCKS, 1, 7, Bind::Json(text::written(&empty)));
+        }
+        self.rows(Table::Counts, self.counts.len());
+        self.rows(Table::LiveBlocks, self.blocks.len());
+        self.step(META, 3, 4, Bind::Meta);
+        self.rows(Table::Agents, self.agents.len());
+        self.rows(Table::Breakers, self.breakers.len());
+        self.rows(Table::Budgets, self.budgets.len());
+        self.rows(Table::Sessions, self.sessions.len());
+        self.rows(Table::Specs, staged.data.len());
+        self.rows(Table::TasksPlain, self.plain.len());
+        self.rows(Table::TasksHeld, self.held.len());
+        self.rows(Table::TasksFull, self.full.len());
+        self.rows(Table::History, staged.history.len());
+        self.rows(Table::Results, staged.results.len());
+        self.rows(Table::Notes, staged.notes.len());
+        self.rows(Table::DeadLetters, self.letters.len());
+        self.rows(Table::Keys, self.keys.len());
+        self.rows(Table::Requests, staged.requests.len());
+        self.rows(Table::Salvage, staged.salvage.len());
+        // Large ones alone, and the small ones together in front of them: deletes stay before inserts either way.
+        self.steps[1..].sort_by_key(|step| step.variables > SMALL);
+        if !staged.salvage.is_empty() {
+            let tasks: BTreeSet<_> = staged.salvage.iter().map(|(task, _, _)| task).collect();
+            self.step(PRUNE_SALVAGE, 2, 5, Bind::Salvaged(ids(tasks.into_iter())));
+        }
+        self.step(COMMIT, 0, 6, Bind::Nothing);
+    }
+
+    fn step(&mut self, text: &'static str, variables: usize, tag: u32, bind: Bind) {
+        self.steps.push(Step { text, variables, tag, bind });
+    }
+
+    fn rows(&mut self, table: Table, count: usize) {
+        let insert = table.insert();
+        let mut from = 0;
+        while from < count {
+            let size = MOST.min((count - from).next_power_of_two());
+            let to = count.min(from + size);
+            let tag = (table as u32 + 1) * 1_024 + size as u32;
+            self.step(insert.text(size), size * insert.width(), tag, Bind::Rows(table, from..to, size));
+            from = to;
+        }
+    }
+
+    /// The number of statements, from `first` on, that go to the connection in one hop.
+    pub(super) fn group(&self, first: usize) -> usize {
+        let mut variables = 0;
+        let fits = |step: &&Step| {
+            variables += step.variables;
+            step.variables <= SMALL && variables <= 4 * SMALL
+        };
+        self.steps[first..].iter().take_while(fits).count().max(1)
+    }
+
+    /// A guess of the bytes that the commit adds to the write-ahead log.
+    pub(super) fn bytes(&self) -> u64 {
+        let variables: usize = self.steps.iter().map(|step| step.variables).sum();
+        (16 * 1_024 + 12 * variables + self.staged.blob_bytes()) as u64
+    }
+
+    /// Binds what `step` takes. `last`: nothing follows in the same hop, so trailing NULLs need no binding.
+    pub(super) fn bind(&self, args: &mut SqliteArguments, step: &Step, last: bool) {
+        match &step.bind {
+            Bind::Nothing => {}
+            Bind::Json(json) => add(args, json.clone()),
+            Bind::Salvaged(json) => {
+                add(args, json.clone());
+                add(args, SALVAGED as i64);
+            }
+            Bind::Purge { before, most } => {
+                add(args, *most);
+                add(args, *before);
+            }
+            Bind::Meta => {
+                let meta = self.tallies.meta;
+                add(args, meta.last_task.cast_signed());
+                add(args, meta.last_seq.cast_signed());
+                add(args, meta.last_session.cast_signed());
+            }
+            Bind::Rows(table, range, size) => {
+                args.reserve(step.variables, 0);
+                for index in range.clone() {
+                    self.row(args, *table, index);
+                }
+                if !last {
+                    for _ in 0..(size - range.len()) * table.insert().width() {
+                        add(args, None::<i64>);
+                    }
+                }
+            }
+        }
+    }
+
+    fn row(&self, args: &mut SqliteArguments, table: Table, index: usize) {
+        let staged = self.staged;
+        match table {
+            Table::Specs => self.spec(args, &staged.data[index]),
+            Table::TasksPlain => self.task(args, self.plain[index], table),
+            Table::TasksHeld => self.task(args, self.held[index], table),
+            Table::TasksFull => self.task(args, self.full[index], table),
+            Table::History => history(args, &staged.history[index]),
+            Table::Results => {
+                let (task, result) = &staged.results[index];
+                add(args, task.0.cast_signed());
+                add(args, result.to_vec());
+            }
+            Table::Salvage => {
+                let (task, fence, result) = &staged.salvage[index];
+                add(args, task.0.cast_signed());
+                add(args, fence.cast_signed());
+                add(args, result.to_vec());
+            }
+            Table::Notes => notes(args, &staged.notes[index]),
+            Table::DeadLetters => letter(args, self.letters[index]),
+            Table::Keys => {
+                let (agent, data, task) = self.keys[index];
+                add(args, i64::from(agent.0));
+                add(args, data.key.clone());
+                add(args, task.0.cast_signed());
+                add(args, data.digest.cast_signed());
+            }
+            Table::Requests => {
+                let row = &staged.requests[index];
+                add(args, request_hash(&row.id));
+                add(args, Arc::clone(&row.id));
+                add(args, row.digest.cast_signed());
+                add(args, row.answer.to_vec());
+                add(args, row.at.millis());
+            }
+            Table::Agents => {
+                let row = self.agents[index];
+                add(args, i64::from(row.id.0));
+                add(args, Arc::clone(&row.name));
+                add(args, text::agent(&row.given));
+                add(args, row.created_at.millis());
+            }
+            Table::Breakers => breaker(args, self.breakers[index]),
+            Table::Budgets => {
+                let row = self.budgets[index];
+                add(args, row.agent.map_or(0, |agent| i64::from(agent.0)));
+                add(args, row.level.millitokens.cast_signed());
+                add(args, row.level.updated_at.cast_signed());
+            }
+            Table::Sessions => {
+                let row = self.sessions[index];
+                add(args, Arc::clone(&row.worker));
+                add(args, row.incarnation.cast_signed());
+                add(args, row.session.0.cast_signed());
+                add(args, row.connected_at.millis());
+                add(args, row.beat_at.millis());
+                add(args, row.open);
+            }
+            Table::Counts => {
+                let (agent, state) = self.counts[index];
+                add(args, i64::from(agent.0));
+                add(args, i64::from(state));
+                add(args, self.tallies.counts.get(&agent).map_or(0, |counts| counts[usize::from(state)]).cast_signed());
+            }
+            Table::LiveBlocks => {
+                let block = self.blocks[index];
+                add(args, block.cast_signed());
+                add(args, self.tallies.live(block).cast_signed());
+            }
+        }
+    }
+
+    fn spec(&self, args: &mut SqliteArguments, (id, data): &(TaskId, Arc<TaskData>)) {
+        let spec = &self.ready.entry(*id).expect("write() refuses data of a task it has no image of").task.spec;
+        let filled = |text: &String| (!text.is_empty()).then(|| text.clone());
+        add(args, id.0.cast_signed());
+        add(args, i64::from(spec.agent.0));
+        add(args, Arc::clone(&spec.task_type));
+        add(args, spec.created_at.millis());
+        add(args, data.payload.to_vec());
+        add(args, (!data.labels.is_empty()).then(|| text::labels(&data.labels)));
+        add(args, (spec.policy != Overrides::NONE).then(|| text::policy(&spec.policy)));
+        add(args, filled(&data.traceparent));
+        add(args, filled(&data.tracestate));
+        add(args, filled(&data.key));
+        add(args, data.digest.cast_signed());
+        add(args, spec.frees_key);
+    }
+
+    fn task(&self, args: &mut SqliteArguments, id: TaskId, table: Table) {
+        let entry = self.ready.entry(id).expect("what is dirty is in memory until the commit");
+        let task = &entry.task;
+        add(args, id.0.cast_signed());
+        add(args, i64::from(task.state.code()));
+        add(args, i64::from(task.reason.code()));
+        add(args, i64::from(task.priority));
+        add(args, task.run_at.millis());
+        add(args, task.calendar);
+        add(args, task.deadline.map(ledger_core::Timestamp::millis));
+        add(args, task.queued_at.millis());
+        add(args, task.updated_at.millis());
+        add(args, task.version.cast_signed());
+        add(args, task.fence.cast_signed());
+        add(args, i64::from(task.delivery));
+        add(args, i64::from(task.attempt));
+        add(args, i64::from(task.idle_deliveries));
+        add(args, entry.history.cast_signed());
+        if table == Table::TasksPlain {
+            return;
+        }
+        let holder = task.holder.as_ref();
+        add(args, holder.map(|holder| Arc::clone(&holder.worker)));
+        add(args, holder.map(|holder| holder.incarnation.cast_signed()));
+        add(args, holder.map(|holder| holder.session.0.cast_signed()));
+        add(args, task.lease.map(|lease| lease.until.millis()));
+        add(args, task.lease.and_then(|lease| lease.acked_at).map(ledger_core::Timestamp::millis));
+        add(args, task.lease.map(|lease| lease.progress_at.millis()));
+        add(args, task.sample.map(|sample| sample.permit.epoch.cast_signed()));
+        add(args, task.sample.map(|sample| sample.permit.probe));
+        add(args, task.sample.map(|sample| sample.told));
+        if table == Table::TasksHeld {
+            return;
+        }
+        add(args, i64::from(task.retry_count));
+        add(args, i64::from(task.losses));
+        add(args, i64::from(task.preemptions));
+        add(args, i64::from(task.redrives));
+        add(args, i64::from(task.probe_failures));
+        add(args, i64::from(task.tokens));
+        add(args, i64::from(task.previous_delay));
+        add(args, task.stop.map(|stop| i64::from(stop.cause.code())));
+        add(args, task.stop.map(|stop| stop.until.millis()));
+        add(args, task.discarded);
+    }
+}
+
+/// The shortest form of a task's row.
+fn form(task: &Task) -> Table {
+    let rare = task.retry_count | task.losses | task.preemptions | task.redrives | task.probe_failures;
+    if rare | task.tokens | task.previous_delay != 0 || task.stop.is_some() || task.discarded {
+        Table::TasksFull
+    } else if task.holder.is_some() || task.lease.is_some() || task.sample.is_some() {
+        Table::TasksHeld
+    } else {
+        Table::TasksPlain
+    }
+}
+
+fn history(args: &mut SqliteArguments, row: &Row) {
+    let record = &row.record;
+    add(args, row.seq.cast_signed());
+    add(args, record.task.0.cast_signed());
+    add(args, record.version.cast_signed());
+    add(args, row.prev.map(u64::cast_signed));
+    add(args, i64::from(record.kind.code()));
+    add(args, record.from.map(|state| i64::from(state.code())));
+    add(args, i64::from(record.to.code()));
+    add(args, i64::from(record.reason.code()));
+    add(args, record.at.millis());
+    add(args, record.fence.cast_signed());
+    add(args, i64::from(record.attempt));
+    add(args, record.worker.clone());
+    add(args, record.until.map(ledger_core::Timestamp::millis));
+    add(args, record.digest.map(u64::cast_signed));
+    add(args, record.error.as_deref().map(text::error));
+    add(args, (!record.facts.is_empty()).then(|| text::facts(&record.facts)));
+}
+
+fn notes(args: &mut SqliteArguments, (task, notes): &(TaskId, Notes)) {
+    add(args, task.0.cast_signed());
+    add(args, notes.error.as_deref().map(text::error));
+    add(args, notes.checkpoint.as_deref().map(<[u8]>::to_vec));
+    add(args, notes.progress.as_ref().map(|progress| progress.fraction));
+    add(args, notes.progress.as_ref().map(|progress| progress.note.clone()));
+    add(args, notes.progress.as_ref().map(|progress| progress.at.millis()));
+    add(args, notes.question.clone());
+}
+
+fn letter(args: &mut SqliteArguments, letter: &DeadLetter) {
+    add(args, letter.task.0.cast_signed());
+    add(args, i64::from(letter.agent.0));
+    add(args, Arc::clone(&letter.task_type));
+    add(args, i64::from(letter.reason.code()));
+    add(args, letter.error.as_deref().map(text::error));
+    add(args, letter.fingerprint.cast_signed());
+    add(args, letter.failed_at.millis());
+    add(args, i64::from(letter.attempt));
+    add(args, i64::from(letter.redrives));
+    add(args, letter.discarded.as_ref().map(|(at, _)| at.millis()));
+    add(args, letter.discarded.as_ref().map(|(_, why)| Arc::clone(why)));
+}
+
+fn breaker(args: &mut SqliteArguments, row: &BreakerRow) {
+    let snapshot = &row.snapshot;
+    let stats = &snapshot.stats;
+    let seen = [
+        stats.calls,
+        stats.successes,
+        stats.failures,
+        stats.rejections,
+        stats.late_ok,
+        stats.late_err,
+        stats.transitions,
+    ];
+    let span = |span| i64::try_from(text::nanos(span)).unwrap_or(i64::MAX);
+    add(args, i64::from(row.agent.0));
+    add(args, i64::from(snapshot.version));
+    add(args, snapshot.state.as_str());
+    add(args, snapshot.epoch.cast_signed());
+    add(args, i64::from(snapshot.run));
+    add(args, i64::from(snapshot.successes));
+    add(args, i64::from(snapshot.probes_in_flight));
+    add(args, i64::from(snapshot.reopens));
+    add(args, span(snapshot.since));
+    add(args, snapshot.until.map(span));
+    add(args, snapshot.order.as_ref().map(|order| order.actor.clone()));
+    add(args, snapshot.order.as_ref().map(|order| order.reason.clone()));
+    add(args, text::written(&seen));
+    add(args, row.last_probe.map(|task| task.0.cast_signed()));
+}
+
+/// A hash of a request id that is stored, so it never changes: FNV-1a.
+pub(super) fn request_hash(id: &str) -> i64 {
+    let hash = id.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
+    });
+    hash.cast_signed()
+}
+
+/// A JSON list of task numbers.
+pub(super) fn ids<'a>(ids: impl Iterator<Item = &'a TaskId>) -> String {
+    text::written(&ids.map(|id| id.0).collect::<Vec<_>>())
+}
+
+/// Whether a task counts as live in its block.
+pub(super) const fn is_live(state: State) -> bool {
+    !state.is_terminal()
+}
+
+fn add<'q, T>(args: &mut SqliteArguments, value: T)
+where
+    T: sqlx::Encode<'q, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>,
+{
+    args.add(value).expect("encoding a number, text or blob cannot fail");
+}
