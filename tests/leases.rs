@@ -215,7 +215,7 @@ async fn a_cancel_reaches_the_worker_and_its_word_ends_the_task() {
     let asked = client.tasks().cancel_task(request).await.expect("asked").into_inner().task.expect("set");
     assert_eq!((asked.state(), asked.stop_cause()), (TaskState::Running, StopCause::User));
     let stop = worker.stop().await;
-    assert_eq!((stop.lease, stop.stop_cause()), (Some(lease(&held)), StopCause::User));
+    assert_eq!((stop.stop_cause(), stop.lease), (StopCause::User, Some(lease(&held))));
     worker.beat(vec![lease(&held)]).await;
     assert_eq!(worker.heartbeat_ack().await.leases[0].state(), LeaseState::Stop);
     worker.settle(vec![outcome(lease(&held), v1::outcome::Outcome::Cancelled(v1::Cancelled {}))]).await;

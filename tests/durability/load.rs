@@ -128,10 +128,12 @@ impl Shared {
     }
 
     /// Repeats a call, with its request id, until somebody answers.
-    async fn insist<T>(&self, mut call: impl AsyncFnMut(&Client) -> Result<T, tonic::Status>) -> T {
+    async fn insist<T, F>(&self, call: impl Fn(Client) -> F) -> T
+    where
+        F: Future<Output = Result<T, tonic::Status>>,
+    {
         loop {
-            let client = Client::lazy(&self.address).expect("the address is one");
-            match call(&client).await {
+            match call(Client::lazy(&self.address).expect("the address is one")).await {
                 Ok(answer) => return answer,
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
@@ -149,7 +151,11 @@ impl Shared {
                 ..v1::EnqueueTasksRequest::default()
             };
             self.counts.enqueues.fetch_add(1, Relaxed);
-            let answer = self.insist(async |c| c.tasks().enqueue_tasks(request.clone()).await).await.into_inner();
+            let call = |client: Client| {
+                let request = request.clone();
+                async move { client.tasks().enqueue_tasks(request).await }
+            };
+            let answer = self.insist(call).await.into_inner();
             self.counts.enqueues.fetch_sub(1, Relaxed);
             self.counts.acknowledged.fetch_add(answer.results.len() as u64, Relaxed);
             self.record(|record| record.enqueued.extend(answer.results.into_iter().map(|item| item.task_id)));
@@ -173,12 +179,16 @@ impl Shared {
                 request_id: format!("cancel-{index}-{call}"),
             };
             self.counts.cancels.fetch_add(1, Relaxed);
-            let done = self
-                .insist(async |client| match client.tasks().cancel_task(request.clone()).await {
-                    Err(status) if status.code() == tonic::Code::FailedPrecondition => Ok(false),
-                    other => other.map(|_| true),
-                })
-                .await;
+            let call = |client: Client| {
+                let request = request.clone();
+                async move {
+                    match client.tasks().cancel_task(request).await {
+                        Err(status) if status.code() == tonic::Code::FailedPrecondition => Ok(false),
+                        other => other.map(|_| true),
+                    }
+                }
+            };
+            let done = self.insist(call).await;
             self.counts.cancels.fetch_sub(1, Relaxed);
             if done {
                 self.counts.acknowledged.fetch_add(1, Relaxed);
@@ -215,7 +225,6 @@ impl Shared {
         mut stream: tonic::Streaming<v1::WorkResponse>,
         stop: &CancellationToken,
     ) {
-        let send = async |frame| sender.send(v1::WorkRequest { frame: Some(frame) }).await.is_ok();
         loop {
             let next = tokio::select! {
                 next = stream.message() => next,
@@ -228,10 +237,10 @@ impl Shared {
                         hands.started.retain(|key| Some(lease_of(key)) != verdict.lease);
                     }
                     let again: Vec<_> = hands.ended.values().cloned().collect();
-                    send(work_request::Frame::Outcomes(v1::Outcomes { items: again })).await;
+                    send(&sender, work_request::Frame::Outcomes(v1::Outcomes { items: again })).await;
                     // What was started before the break ends now.
                     let started = std::mem::take(&mut hands.started);
-                    self.end(hands, started, &send).await;
+                    self.end(hands, started, &sender).await;
                 }
                 Some(work_response::Frame::Assignments(frame)) => {
                     let keys: Vec<Key> = frame.items.into_iter().map(|a| (a.task_id, a.fence)).collect();
@@ -242,7 +251,7 @@ impl Shared {
                     let items = keys.iter().map(lease_of).collect();
                     hands.acked.extend(keys.iter().cloned().map(|key| (key, ())));
                     hands.started.extend(keys);
-                    send(work_request::Frame::Acks(v1::Acks { items })).await;
+                    send(&sender, work_request::Frame::Acks(v1::Acks { items })).await;
                 }
                 Some(work_response::Frame::Receipts(frame)) => {
                     let mut started = Vec::new();
@@ -265,7 +274,7 @@ impl Shared {
                             self.record(|record| record.receipts.push((key, receipt)));
                         }
                     }
-                    self.end(hands, started, &send).await;
+                    self.end(hands, started, &sender).await;
                 }
                 _ => {}
             }
@@ -273,12 +282,7 @@ impl Shared {
     }
 
     /// Ends tasks: every seventh fails.
-    async fn end(
-        &self,
-        hands: &mut Hands,
-        keys: Vec<Key>,
-        send: &impl AsyncFn(work_request::Frame) -> bool,
-    ) {
+    async fn end(&self, hands: &mut Hands, keys: Vec<Key>, sender: &mpsc::Sender<v1::WorkRequest>) {
         let mut items = Vec::new();
         for key in keys {
             hands.count += 1;
@@ -289,9 +293,14 @@ impl Shared {
             items.push(item);
         }
         if !items.is_empty() {
-            send(work_request::Frame::Outcomes(v1::Outcomes { items })).await;
+            send(sender, work_request::Frame::Outcomes(v1::Outcomes { items })).await;
         }
     }
+}
+
+/// A stream that broke says so on its other side.
+async fn send(sender: &mpsc::Sender<v1::WorkRequest>, frame: work_request::Frame) {
+    let _ = sender.send(v1::WorkRequest { frame: Some(frame) }).await;
 }
 
 /// What a worker holds, over its streams.

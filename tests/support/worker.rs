@@ -68,7 +68,8 @@ impl Stream {
         let (sender, frames) = mpsc::channel(64);
         let _ = sender.send(v1::WorkRequest { frame: first }).await;
         let client = ledgerd_client::Client::connect(address).await.expect("the daemon listens");
-        let opened = client.workers().work(ReceiverStream::new(frames));
+        let mut workers = client.workers();
+        let opened = workers.work(ReceiverStream::new(frames));
         let opened = tokio::time::timeout(PATIENCE, opened).await.expect("the daemon answers");
         let mut frames = opened?.into_inner();
         let first = tokio::time::timeout(PATIENCE, frames.message()).await.expect("the daemon answers")?;
