@@ -129,7 +129,7 @@ async fn streams_that_begin_wrong_are_ended_by_name() {
         ("84 first frame is not Hello", Some(Frame::Goodbye(v1::Goodbye {})), Code::FailedPrecondition),
         ("86 unknown protocol version", Some(Frame::Hello(v1::Hello { protocol_version: 99, ..hello("w", "a", 1) })), Code::FailedPrecondition),
         ("88 capacity over 10,000", Some(Frame::Hello(hello("w", "a", 10_001))), Code::InvalidArgument),
-        ("89 empty oneof", None, Code::InvalidArgument),
+        ("84 nothing at all", None, Code::FailedPrecondition),
         ("no agents", Some(Frame::Hello(v1::Hello { agents: vec![], ..hello("w", "a", 1) })), Code::InvalidArgument),
         ("no worker id", Some(Frame::Hello(hello("", "a", 1))), Code::InvalidArgument),
     ];
@@ -166,6 +166,9 @@ async fn streams_that_go_wrong_later_are_ended_or_refuse_the_item() {
     let worker = Stream::open(&daemon, hello("w2", "a", 1)).await;
     worker.send(Frame::Capacity(v1::Capacity { capacity: u32::MAX })).await;
     assert_eq!(worker.end().await.code(), Code::InvalidArgument, "88 capacity over 10,000");
+    let worker = Stream::open(&daemon, hello("w4", "a", 1)).await;
+    worker.send_empty().await;
+    assert_eq!(worker.end().await.code(), Code::InvalidArgument, "89 empty oneof");
 
     let id = enqueue(&client, task("b")).await;
     let mut worker = Stream::open(&daemon, hello("w3", "b", 1)).await;

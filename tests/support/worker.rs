@@ -90,6 +90,11 @@ impl Stream {
         self.sender.send(v1::WorkRequest { frame: Some(frame) }).await.expect("the stream is open");
     }
 
+    /// Sends a frame that says nothing.
+    pub async fn send_empty(&self) {
+        self.sender.send(v1::WorkRequest { frame: None }).await.expect("the stream is open");
+    }
+
     pub async fn ack(&self, lease: v1::Lease) {
         self.send(work_request::Frame::Acks(v1::Acks { items: vec![lease] })).await;
     }

@@ -4,33 +4,38 @@ use crate::support::*;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, Request};
 use http_body_util::{BodyExt, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
-use tonic::body::Body;
 use tonic::transport::Channel;
-use tower::{Service, ServiceExt};
 
 const GET_TASK: &str = "/ledger.v1.TaskService/GetTask";
 const ENQUEUE: &str = "/ledger.v1.TaskService/EnqueueTask";
 
 /// Sends a body as it is. Returns the HTTP status and the gRPC status, from headers or trailers.
-async fn send(channel: &Channel, path: &str, headers: &[(&str, &str)], body: Bytes) -> (u16, Option<i32>) {
-    let mut request = Request::post(format!("http://ledgerd{path}")).header("te", "trailers");
+///
+/// Straight over HTTP/2: tonic's client obeys a `grpc-timeout` itself and would not let a bad one out.
+async fn send(address: &str, path: &str, headers: &[(&str, &str)], body: Bytes) -> (u16, Option<i32>) {
+    let mut request = Request::post(format!("http://{address}{path}")).header("te", "trailers");
     if !headers.iter().any(|(name, _)| *name == "content-type") {
         request = request.header("content-type", "application/grpc");
     }
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    let request = request.body(Body::new(Full::new(body))).expect("it is a request");
-    let mut channel = channel.clone();
-    let channel = channel.ready().await.expect("the daemon listens");
-    let response = within("an answer", channel.call(request)).await.expect("an answer comes");
+    let request = request.body(Full::new(body)).expect("it is a request");
+    let socket = tokio::net::TcpStream::connect(address).await.expect("the daemon listens");
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(socket))
+        .await
+        .expect("the daemon speaks HTTP/2");
+    let connection = tokio::spawn(connection);
+    let response = within("an answer", sender.send_request(request)).await.expect("an answer comes");
     let status = |headers: &HeaderMap| {
         headers.get("grpc-status").and_then(|value| value.to_str().ok()).and_then(|text| text.parse().ok())
     };
     let (parts, body) = response.into_parts();
     let in_headers = status(&parts.headers);
     let trailers = body.collect().await.ok().and_then(|body| body.trailers().cloned());
+    connection.abort();
     (parts.status.as_u16(), in_headers.or_else(|| trailers.as_ref().and_then(status)))
 }
 
@@ -49,7 +54,6 @@ fn message(bytes: &[u8]) -> Bytes {
 #[tokio::test]
 async fn malformed_frames_get_the_code_of_the_table() {
     let daemon = Daemon::start();
-    let channel = Channel::from_shared(format!("http://{}", daemon.address)).expect("an address").connect_lazy();
     let over = vec![0_u8; (4 << 20) + 1];
     // Depth 101 of nested groups: protobuf's own limit is 100.
     let nested: Vec<u8> = std::iter::repeat_n(0x0b, 101).collect();
@@ -70,10 +74,10 @@ async fn malformed_frames_get_the_code_of_the_table() {
     ];
     for (row, headers, body, code) in cases {
         let path = if row.starts_with("14") { "/ledger.v1.TaskService/Nothing" } else { GET_TASK };
-        let (_, status) = send(&channel, path, headers, body).await;
+        let (_, status) = send(&daemon.address, path, headers, body).await;
         assert_eq!(status, Some(code), "{row}");
     }
-    let (http, _) = send(&channel, GET_TASK, &[("content-type", "text/plain")], message(&[])).await;
+    let (http, _) = send(&daemon.address, GET_TASK, &[("content-type", "text/plain")], message(&[])).await;
     assert_eq!(http, 415, "12 content-type text/plain");
     let stats = daemon.client().await.admin().get_stats(ledgerd_client::v1::GetStatsRequest {}).await;
     assert_eq!(stats.expect("it still answers").into_inner().transitions, 0);
@@ -95,7 +99,7 @@ async fn gzip_is_taken() {
 async fn a_message_that_grows_beyond_the_limit_when_unpacked_is_refused() {
     let daemon = Daemon::start();
     let channel = Channel::from_shared(format!("http://{}", daemon.address)).expect("an address").connect_lazy();
-    let client = ledgerd_client::v1::task_service_client::TaskServiceClient::new(channel.clone())
+    let client = ledgerd_client::v1::task_service_client::TaskServiceClient::new(channel)
         .send_compressed(tonic::codec::CompressionEncoding::Gzip);
     let bomb = ledgerd_client::v1::NewTask { payload: vec![0; 64 << 20].into(), ..task("a") };
     let request = ledgerd_client::v1::EnqueueTaskRequest { task: Some(bomb), request_id: String::new() };
@@ -105,6 +109,6 @@ async fn a_message_that_grows_beyond_the_limit_when_unpacked_is_refused() {
         matches!(refused.code(), tonic::Code::OutOfRange | tonic::Code::ResourceExhausted),
         "{refused}"
     );
-    let (_, status) = send(&channel, ENQUEUE, &[], message(&[])).await;
+    let (_, status) = send(&daemon.address, ENQUEUE, &[], message(&[])).await;
     assert_eq!(status, Some(3), "it still answers");
 }
