@@ -3,10 +3,14 @@
 mod support;
 
 mod admin;
+mod behaviours;
 mod breaker;
+mod cli;
 mod delivery;
 mod drain;
 mod durability;
+mod exec;
 mod leases;
 mod retries;
+mod sdk;
 mod wire;

@@ -3,7 +3,7 @@
 use crate::support::worker::{complete, fail, hello, outcome};
 use crate::support::{PATIENCE, task};
 use ledgerd_client::{Client, v1};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -236,6 +236,9 @@ impl Shared {
                     for verdict in welcome.leases.into_iter().filter(|v| v.state() == v1::LeaseState::Lost) {
                         hands.started.retain(|key| Some(lease_of(key)) != verdict.lease);
                     }
+                    // Acks that were under way when the stream broke are so no more.
+                    self.counts.acks.fetch_sub(hands.acked.len() as u64, Relaxed);
+                    hands.acked.clear();
                     let again: Vec<_> = hands.ended.values().cloned().collect();
                     send(&sender, work_request::Frame::Outcomes(v1::Outcomes { items: again })).await;
                     // What was started before the break ends now.
@@ -249,7 +252,7 @@ impl Shared {
                     });
                     self.counts.acks.fetch_add(keys.len() as u64, Relaxed);
                     let items = keys.iter().map(lease_of).collect();
-                    hands.acked.extend(keys.iter().cloned().map(|key| (key, ())));
+                    hands.acked.extend(keys.iter().cloned());
                     hands.started.extend(keys);
                     send(&sender, work_request::Frame::Acks(v1::Acks { items })).await;
                 }
@@ -259,7 +262,7 @@ impl Shared {
                         let lease = receipt.lease.clone().unwrap_or_default();
                         let key = (lease.task_id, lease.fence);
                         if receipt.kind() == v1::ReceiptKind::Ack {
-                            if hands.acked.remove(&key).is_some() {
+                            if hands.acked.remove(&key) {
                                 self.counts.acks.fetch_sub(1, Relaxed);
                             }
                             hands.started.retain(|held| *held != key);
@@ -306,7 +309,7 @@ async fn send(sender: &mpsc::Sender<v1::WorkRequest>, frame: work_request::Frame
 /// What a worker holds, over its streams.
 #[derive(Debug, Default)]
 struct Hands {
-    acked: HashMap<Key, ()>,
+    acked: HashSet<Key>,
     started: Vec<Key>,
     ended: HashMap<Key, v1::Outcome>,
     count: u64,

@@ -142,9 +142,9 @@ impl Run {
 
 impl Args {
     pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
-        if let Some(address) = &self.target {
+        if let Some(address) = self.target.clone() {
             let target = Global { address: address.clone(), ..global.clone() };
-            let report = self.load(&connect(&target).await?, address, None).await?;
+            let report = self.load(&connect(&target).await?, &address, None).await?;
             return report.say();
         }
         let folder = tempfile::tempdir().map_err(|error| cannot("make a temporary folder", &error))?;
@@ -174,7 +174,7 @@ impl Args {
     async fn load(self, client: &Client, address: &str, process: Option<u32>) -> Result<Report, Failure> {
         let args = self.clone();
         let run = Arc::new(Run::new(self));
-        refuse_leftovers(client, &args.agent).await?;
+        refuse_leftovers(client, &args.agent, "--agent names another for the run").await?;
         let before = stats(client).await?;
         let spent_before = Spent::of(process, &before);
         let mut workers = JoinSet::new();
@@ -244,15 +244,15 @@ fn elapsed(run: &Run, since: u64) -> Duration {
 }
 
 /// Tasks of an earlier run would be worked on as if they were ours.
-async fn refuse_leftovers(client: &Client, agent: &str) -> Result<(), Failure> {
+pub(crate) async fn refuse_leftovers(client: &Client, agent: &str, hint: &str) -> Result<(), Failure> {
     let found = match client.admin().get_agent(GetAgentRequest { agent: agent.into() }).await {
         Err(status) if status.code() == Code::NotFound => return Ok(()),
         found => found?.into_inner().agent.unwrap_or_default(),
     };
     let waiting: u64 = found.counts.iter().map(|count| count.count).sum();
     if waiting > 0 {
-        let hint = format!("agent {agent} has {waiting} tasks that are not done; --agent names another for the run");
-        return Err(Failure::new(Exit::Failure, hint));
+        let sentence = format!("agent {agent} has {waiting} tasks that are not done; {hint}");
+        return Err(Failure::new(Exit::Failure, sentence));
     }
     Ok(())
 }
@@ -268,7 +268,9 @@ async fn drained(run: &Run, tasks: u64) -> u64 {
         if done != last {
             (last, moved) = (done, Instant::now());
         } else if moved.elapsed() > STUCK {
-            run.blame(|| format!("{} tasks were not done {} s after the last one", tasks - done, STUCK.as_secs()));
+            run.blame(|| {
+                format!("{} tasks were not done {} s after the last one", tasks - done, STUCK.as_secs())
+            });
             return tasks - done;
         }
         sleep(LOOK).await;

@@ -27,6 +27,8 @@ async fn run(line: &str, global: &Global) -> Result<(), Failure> {
         Command::Dlq(command) => command.run(global).await,
         Command::Worker(command) => command.run(global).await,
         Command::Stats(command) => command.run(global).await,
+        Command::Demo(command) => command.run(global).await,
+        Command::Bench(command) => command.run(global).await,
     }
 }
 

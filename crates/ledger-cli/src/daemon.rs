@@ -71,7 +71,12 @@ impl Process {
     ///
     /// # Errors
     /// When it cannot be started.
-    pub(crate) fn start(mut command: Command, stdout: File, stderr: File, guard: &Guard) -> Result<Self, Failure> {
+    pub(crate) fn start(
+        mut command: Command,
+        stdout: File,
+        stderr: File,
+        guard: &Guard,
+    ) -> Result<Self, Failure> {
         let child = command
             .stdout(stdout)
             .stderr(stderr)
@@ -151,10 +156,14 @@ impl Daemon {
     /// When it does not listen within half a minute, with what it said.
     pub(crate) async fn start(data_dir: &Path, store: Option<&str>, guard: &Guard) -> Result<Self, Failure> {
         let (log, said) = (data_dir.join("ledgerd.log"), data_dir.join("ledgerd.out"));
-        let files = fs::create_dir_all(data_dir).and_then(|()| Ok((File::create(&said)?, File::create(&log)?)));
-        let (stdout, stderr) = files.map_err(|error| cannot(&format!("write to {}", data_dir.display()), &error))?;
+        let files =
+            fs::create_dir_all(data_dir).and_then(|()| Ok((File::create(&said)?, File::create(&log)?)));
+        let (stdout, stderr) =
+            files.map_err(|error| cannot(&format!("write to {}", data_dir.display()), &error))?;
         let mut command = command()?;
-        command.args(["serve", "--listen", "127.0.0.1:0", "--http-listen", "off", "--data-dir"]).arg(data_dir);
+        command
+            .args(["serve", "--listen", "127.0.0.1:0", "--http-listen", "off", "--data-dir"])
+            .arg(data_dir);
         if let Some(store) = store {
             command.args(["--store", store]);
         }
@@ -175,7 +184,10 @@ impl Daemon {
                     continue;
                 }
             };
-            return Err(Failure::new(Exit::Failure, format!("the daemon did not start: {why}{}", last_words(&log))));
+            return Err(Failure::new(
+                Exit::Failure,
+                format!("the daemon did not start: {why}{}", last_words(&log)),
+            ));
         }
     }
 

@@ -17,10 +17,13 @@
 
 mod agent;
 mod attempt;
+pub mod bench;
 mod breaker;
 mod checkpoint;
 mod child;
 mod connect;
+mod daemon;
+pub mod demo;
 mod dlq;
 mod enqueue;
 mod exec;
@@ -99,6 +102,10 @@ pub enum Command {
     Worker(WorkerCommand),
     /// Counts of the whole ledger
     Stats(Stats),
+    /// Show the main job end to end, with trouble
+    Demo(demo::Args),
+    /// Measure a daemon under load
+    Bench(bench::Args),
 }
 
 impl Command {
@@ -111,6 +118,8 @@ impl Command {
             Self::Dlq(command) => command.run(global).await,
             Self::Worker(command) => command.run(global).await,
             Self::Stats(command) => command.run(global).await,
+            Self::Demo(command) => command.run(global).await,
+            Self::Bench(command) => command.run(global).await,
         };
         let Err(failure) = done else { return ExitCode::SUCCESS };
         if let Some(sentence) = failure.sentence(global.address()) {
@@ -181,6 +190,8 @@ mod tests {
             "x worker list --agent a",
             "x worker exec --agent a --type t --capacity 2 -- prog -p {{payload.prompt}} --flag",
             "x stats",
+            "x demo some/folder --json --keep",
+            "x bench --target h:1 --callers 4 --batch 1 --duration 2s",
         ] {
             if let Err(error) = Cli::try_parse_from(line.split(' ')) {
                 panic!("{line}: {error}");

@@ -228,7 +228,7 @@ pub struct Record {
 /// Names of further facts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Fact {
-    /// Cause of a stop.
+    /// Cause of a stop; on the row of an end: the stop, not the outcome, decided where the task went.
     Cause,
     /// The outcome came after the lease had run out.
     Late,

@@ -35,7 +35,7 @@ pub struct Folded {
     pub redrives: u32,
     /// Failed probes that did not count.
     pub probe_failures: u32,
-    /// Who holds it.
+    /// Who holds it, while RUNNING.
     pub worker: Option<Arc<str>>,
     /// A stop that was asked for.
     pub stop: Option<(StopCause, Timestamp)>,
@@ -85,56 +85,21 @@ impl Folded {
         if row.attempt < self.attempt {
             return broken("the attempt fell");
         }
-        let ends_attempt = matches!(row.kind, EventKind::Completed | EventKind::Failed | EventKind::Blocked);
+        self.count(row);
         match row.kind {
-            EventKind::Assigned => {
-                self.delivery += 1;
-                self.idle_deliveries += 1;
-                self.worker = row.worker.clone();
-            }
-            EventKind::Redriven => {
-                self.redrives += 1;
-                self.retry_count = 0;
-                self.losses = 0;
-                self.idle_deliveries = 0;
-                self.preemptions = 0;
-                self.probe_failures = 0;
-            }
-            EventKind::Lost if row.to == State::Retry && row.reason == Reason::Lost => self.losses += 1,
-            EventKind::Lost if row.to == State::Failed && row.fact(Fact::Cause).is_none() => self.losses += 1,
+            EventKind::Assigned | EventKind::Resumed => self.worker.clone_from(&row.worker),
             EventKind::StopRequested => {
-                let cause = StopCause::ALL.iter().find(|cause| row.fact(Fact::Cause) == Some(cause.as_str()));
-                let (Some(cause), Some(until)) = (cause, row.until) else {
-                    return broken("a stop without cause");
+                let (Some(cause), Some(until)) = (cause(row), row.until) else {
+                    return broken("a stop without cause or end");
                 };
-                self.stop = Some((*cause, until));
+                self.stop = Some((cause, until));
             }
             EventKind::Discarded => self.discarded = true,
             _ => {}
         }
-        let retried = row.to == State::Retry && matches!(row.reason, Reason::Backoff | Reason::Budget);
-        if retried && row.kind != EventKind::BudgetGranted {
-            match row.fact(Fact::Uncounted) {
-                Some(_) => self.probe_failures += 1,
-                None => self.retry_count += 1,
-            }
-        }
-        // An end that a stop turned into a failed attempt ends the run of idle deliveries, as a worker's own word does.
-        let timed_out = row.error.is_some() || retried;
-        if ends_attempt && !matches!(row.reason, Reason::User | Reason::Deadline)
-            || timed_out && row.kind != EventKind::BudgetGranted
-        {
-            self.idle_deliveries = 0;
-        }
-        if row.to == State::Queued
-            && matches!(row.reason, Reason::Drain | Reason::Preempted)
-            && row.kind != EventKind::Ungated
-        {
-            self.idle_deliveries = self.idle_deliveries.saturating_sub(1);
-            self.preemptions += u32::from(row.reason == Reason::Preempted);
-        }
         if row.to != State::Running {
             self.stop = None;
+            self.worker = None;
         }
         self.state = Some(row.to);
         self.reason = Some(row.reason);
@@ -143,4 +108,52 @@ impl Folded {
         self.attempt = row.attempt;
         Ok(())
     }
+
+    /// What a row adds to the counters. A cause on the row of an end says that a stop decided where the task went.
+    fn count(&mut self, row: &Record) {
+        use EventKind::{Assigned, Blocked, Completed, Failed, Lost, Redriven, StopRequested};
+        let stopped = cause(row).filter(|_| row.kind != StopRequested);
+        match row.kind {
+            Assigned => {
+                self.delivery = self.delivery.saturating_add(1);
+                self.idle_deliveries = self.idle_deliveries.saturating_add(1);
+            }
+            Lost if stopped.is_none() => self.losses = self.losses.saturating_add(1),
+            Redriven => {
+                self.redrives = self.redrives.saturating_add(1);
+                self.retry_count = 0;
+                self.losses = 0;
+                self.idle_deliveries = 0;
+                self.preemptions = 0;
+                self.probe_failures = 0;
+            }
+            _ => {}
+        }
+        let failed = match stopped {
+            Some(cause) => matches!(cause, StopCause::Timeout | StopCause::Stall),
+            None => row.kind == Failed,
+        };
+        if failed || stopped.is_none() && matches!(row.kind, Completed | Blocked) {
+            self.idle_deliveries = 0;
+        }
+        if failed && row.to == State::Retry {
+            let counter = match row.fact(Fact::Uncounted) {
+                Some(_) => &mut self.probe_failures,
+                None => &mut self.retry_count,
+            };
+            *counter = counter.saturating_add(1);
+        }
+        // Deliveries that ended so do not count as idle; only these rows carry the reasons.
+        if matches!(row.reason, Reason::Drain | Reason::Preempted) {
+            self.idle_deliveries = self.idle_deliveries.saturating_sub(1);
+        }
+        if row.reason == Reason::Preempted {
+            self.preemptions = self.preemptions.saturating_add(1);
+        }
+    }
+}
+
+fn cause(row: &Record) -> Option<StopCause> {
+    let text = row.fact(Fact::Cause)?;
+    StopCause::ALL.iter().copied().find(|cause| cause.as_str() == text)
 }

@@ -31,7 +31,9 @@ const STATES: [(&str, fn() -> Life); 28] = [
     ("budget", || {
         let mut life = acked();
         life.tokens = 0;
-        due(after(life, fails(Class::Transient)))
+        let mut life = due(after(life, fails(Class::Transient)));
+        life.tokens = 10;
+        life
     }),
     ("lost", || due(lost())),
     ("lost_early", lost),
@@ -410,8 +412,7 @@ fn table() -> BTreeMap<(&'static str, &'static str), &'static str> {
         for line in lines {
             let (states, expected) = line.split_once('|').expect("states | what comes of it");
             let others = states.trim() == "others";
-            let named =
-                if others { STATES.iter().map(|(name, _)| *name).collect() } else { expand(states) };
+            let named = if others { STATES.iter().map(|(name, _)| *name).collect() } else { expand(states) };
             for state in named {
                 if others && cells.contains_key(&(event, state)) {
                     continue;

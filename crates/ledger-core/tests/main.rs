@@ -1,14 +1,7 @@
 //! What ledger-core promises, each promise by name.
 
-mod budgets;
-mod dispatch;
 mod grid;
 mod leases;
 mod life;
-mod properties;
-mod session;
-mod settings;
-mod simulation;
 mod stops;
 mod support;
-mod waiting;

@@ -29,12 +29,7 @@ pub(crate) fn holder(worker: &str) -> Holder {
 }
 
 pub(crate) fn error(class: Class) -> Arc<TaskError> {
-    Arc::new(TaskError {
-        class,
-        code: "E".to_owned(),
-        message: "it broke".to_owned(),
-        detail: String::new(),
-    })
+    Arc::new(TaskError { class, code: "E".to_owned(), message: "it broke".to_owned(), detail: String::new() })
 }
 
 pub(crate) fn fails(class: Class) -> Outcome {
@@ -170,7 +165,7 @@ impl Life {
                 assert_eq!(self.task.version, record.version);
                 assert_eq!(record.from, Some(before.state));
                 assert_eq!((record.to, record.reason), (self.task.state, self.task.reason));
-                self.tokens = self.tokens - effects.reserve + effects.refund;
+                self.tokens = self.tokens + effects.refund - effects.reserve;
                 self.history.push(record.clone());
                 assert_eq!(Folded::of(&self.history), Ok(folded(&self.task)), "after {event:?}");
             }

@@ -1,11 +1,10 @@
-//! The only reader of the clocks and of entropy.
+//! The only reader of the clocks.
 //!
 //! Steady time starts as wall time and then follows the monotonic clock: whatever is done to the wall clock, a lease is
 //! as long as it says. Where the two drift apart by more than 2 s, [`Now::skew`] says by how much, and only times that
 //! users named go by the wall clock anew.
 
 use ledger_core::{Now, Timestamp};
-use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Below this, wall and steady time are held to agree.
@@ -49,12 +48,6 @@ impl Clock {
     pub fn uptime(&self) -> Duration {
         self.started.elapsed()
     }
-}
-
-/// A random number, for the seed of a new ledger.
-#[must_use]
-pub fn entropy() -> u64 {
-    RandomState::new().hash_one(0x6c65_6467_6572_u64)
 }
 
 #[expect(clippy::disallowed_methods, reason = "the one place that reads clocks")]

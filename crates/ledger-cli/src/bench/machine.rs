@@ -9,7 +9,7 @@ use serde::Serialize;
 /// The unit of CPU times in `/proc`, the same on every Linux a program can run on.
 const TICK: Duration = Duration::from_millis(10);
 /// The magic number of a file system in memory.
-const TMPFS: i64 = 0x0102_1994;
+const TMPFS: u32 = 0x0102_1994;
 
 /// What a process has used since it started.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -73,9 +73,9 @@ fn cpu_model(cpuinfo: &str) -> Option<String> {
     Some(line.split_once(':')?.1.trim().into())
 }
 
-/// Whether files there are in memory only.
+/// Whether files there are in memory only. The type of the number differs between systems.
 pub(super) fn is_memory(folder: &Path) -> bool {
-    rustix::fs::statfs(folder).is_ok_and(|found| i64::try_from(found.f_type).is_ok_and(|kind| kind == TMPFS))
+    rustix::fs::statfs(folder).is_ok_and(|found| i128::from(found.f_type) == i128::from(TMPFS))
 }
 
 #[cfg(test)]
@@ -107,7 +107,10 @@ mod tests {
 
     #[test]
     fn the_model_is_taken_from_the_first_core() {
-        assert_eq!(cpu_model("processor: 0\nmodel name\t: AMD EPYC\nmodel name: x\n").as_deref(), Some("AMD EPYC"));
+        assert_eq!(
+            cpu_model("processor: 0\nmodel name\t: AMD EPYC\nmodel name: x\n").as_deref(),
+            Some("AMD EPYC")
+        );
         assert_eq!(cpu_model("processor: 0\n"), None);
     }
 }

@@ -99,7 +99,7 @@ impl Percentiles {
     }
 
     fn show(&self) -> String {
-        let one = |ms: Option<f64>| ms.map_or("-".into(), |ms| format!("{ms:.2}"));
+        let one = |ms: Option<f64>| ms.map_or_else(|| "-".into(), |ms| format!("{ms:.2}"));
         format!("p50 {}  p99 {}  p99.9 {} ms", one(self.p50), one(self.p99), one(self.p99_9))
     }
 }
@@ -135,7 +135,8 @@ impl Report {
                 .and_then(|bytes| per_task(bytes as f64))
                 .map(|n| rounded(n, 1)),
             fsyncs_per_lifecycle: per_task(seen.commits as f64).map(|n| rounded(n, 5)),
-            tasks_per_frame: (seen.worked.frames > 0).then(|| rounded(tasks as f64 / seen.worked.frames as f64, 1)),
+            tasks_per_frame: (seen.worked.frames > 0)
+                .then(|| rounded(tasks as f64 / seen.worked.frames as f64, 1)),
             tasks,
             errors,
             first_error: seen.first_error,
@@ -174,7 +175,8 @@ impl Report {
 
     pub(super) fn table(&self) -> String {
         let mut facts = Facts::default();
-        let (set, seconds) = (&self.settings, |s: f64| show_duration(Duration::from_millis((s * 1e3) as u64)));
+        let (set, seconds) =
+            (&self.settings, |s: f64| show_duration(Duration::from_millis((s * 1e3) as u64)));
         let acks = if set.explicit_acks { "explicit acks" } else { "outcomes stand for acks" };
         let ids = if set.request_ids { "request ids" } else { "no request ids" };
         facts.push("load", format!("{} callers × {} a call, {ids}", set.callers, set.batch));
@@ -183,11 +185,14 @@ impl Report {
         facts.push("enqueues/s", format!("{:.0}", self.enqueues_per_s));
         facts.push("call", self.call_ms.show());
         facts.push("enqueue to start", self.enqueue_to_start_ms.show());
-        let number = |value: Option<f64>, unit: &str| value.map_or("-".into(), |value| format!("{value}{unit}"));
+        let number = |value: Option<f64>, unit: &str| {
+            value.map_or_else(|| "-".into(), |value| format!("{value}{unit}"))
+        };
         facts.push("daemon CPU", number(self.server_cpu_us_per_lifecycle, " µs a lifecycle"));
         facts.push("written", number(self.written_bytes_per_lifecycle, " bytes a lifecycle"));
         facts.push("commits", number(self.fsyncs_per_lifecycle, " a lifecycle"));
-        let ran = format!("{} in {}, drained in {}", self.tasks, seconds(self.duration_s), seconds(self.drain_s));
+        let ran =
+            format!("{} in {}, drained in {}", self.tasks, seconds(self.duration_s), seconds(self.drain_s));
         facts.push("tasks", ran);
         facts.push("errors", self.errors);
         facts.push("refused, sent again", self.refused_and_retried);
@@ -207,7 +212,8 @@ impl Report {
             transitions_in_ledger: transitions,
             transitions_expected: expected,
         } = self.verification;
-        let error = self.first_error.as_ref().map(|error| format!("; first error: {error}")).unwrap_or_default();
+        let error =
+            self.first_error.as_ref().map(|error| format!("; first error: {error}")).unwrap_or_default();
         Some(format!(
             "the run does not hold up: {acknowledged} tasks were acknowledged, {receipted} outcomes were receipted, the \
              ledger counts {done} done and {transitions} transitions of {expected} expected, {} errors{error}",

@@ -92,7 +92,9 @@ fn what_does_not_agree_is_not_verified() {
 
 #[test]
 fn flags_have_bounds() {
-    for line in ["b --callers 0", "b --batch 1001", "b --payload 7", "b --capacity 10001", "b --target h:1 --store x"] {
+    for line in
+        ["b --callers 0", "b --batch 1001", "b --payload 7", "b --capacity 10001", "b --target h:1 --store x"]
+    {
         assert!(Line::try_parse_from(line.split(' ')).is_err(), "{line}");
     }
     let args = Line::try_parse_from("b --backlog 5".split(' ')).expect("arguments").args;

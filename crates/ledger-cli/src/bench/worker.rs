@@ -12,8 +12,8 @@ use ledgerd_client::Client;
 use ledgerd_client::v1::work_request::Frame as Said;
 use ledgerd_client::v1::work_response::Frame as Heard;
 use ledgerd_client::v1::{
-    Acks, Assignments, Complete, Goodbye, Heartbeat, Hello, Lease, Outcome, Outcomes, ReceiptKind, Receipts, TaskState,
-    WorkRequest, WorkResponse, outcome,
+    Acks, Assignments, Complete, Goodbye, Heartbeat, Hello, Lease, Outcome, Outcomes, ReceiptKind, Receipts,
+    TaskState, WorkRequest, WorkResponse, outcome,
 };
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio_stream::wrappers::UnboundedReceiverStream;

@@ -148,10 +148,12 @@ fn named(line: &str) -> Option<String> {
         let after = after.trim_start_matches(is_blank);
         match word {
             "fn" | "struct" | "class" | "def" => {
-                let name: String = after.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+                let name: String =
+                    after.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
                 return (!name.is_empty()).then(|| format!("{word} {name}"));
             }
-            "pub" | "async" | "const" | "unsafe" | "export" | "default" | "abstract" | "public" | "static" => {}
+            "pub" | "async" | "const" | "unsafe" | "export" | "default" | "abstract" | "public"
+            | "static" => {}
             word if word.starts_with("pub(") && word.ends_with(')') => {}
             _ => return None,
         }
@@ -169,7 +171,8 @@ mod tests {
 
     #[test]
     fn definitions_and_titles_are_found() {
-        let text = b"pub(in crate::x) fn no\npub(super) async fn end<T>(x: T) {\nclass\n\tdef _x1(self):\nfn \nfn x";
+        let text =
+            b"pub(in crate::x) fn no\npub(super) async fn end<T>(x: T) {\nclass\n\tdef _x1(self):\nfn \nfn x";
         assert_eq!(definitions(text, false), ["2: fn end", "4: def _x1", "6: fn x"]);
         let text = b"#  A  b\n#x\n\n###### six\n####### seven\n#";
         assert_eq!(definitions(text, true), ["1: # A b", "4: ###### six", "6: #"]);

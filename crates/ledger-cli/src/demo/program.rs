@@ -77,8 +77,9 @@ impl Program {
         let Payload { path } = serde_json::from_slice(&payload)
             .map_err(|error| Failure::usage(format!("the payload must be {{\"path\": FILE}}: {error}")))?;
         tokio::time::sleep(think).await;
-        let bytes = std::fs::read(&path)
-            .map_err(|error| Failure::new(Exit::Failure, format!("cannot read {}: {error}", path.display())))?;
+        let bytes = std::fs::read(&path).map_err(|error| {
+            Failure::new(Exit::Failure, format!("cannot read {}: {error}", path.display()))
+        })?;
         let is_markdown = path.extension().is_some_and(|extension| extension == "md");
         print(&format!("{}\n", self.result(&bytes, is_markdown)))
     }
@@ -93,7 +94,11 @@ impl Program {
 }
 
 fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
-    bytes.strip_suffix(b"\n").unwrap_or(bytes).split(|byte| *byte == b'\n').take(if bytes.is_empty() { 0 } else { usize::MAX })
+    bytes.strip_suffix(b"\n").unwrap_or(bytes).split(|byte| *byte == b'\n').take(if bytes.is_empty() {
+        0
+    } else {
+        usize::MAX
+    })
 }
 
 fn words(text: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -123,12 +128,11 @@ fn definition(line: &[u8]) -> Option<String> {
         known.contains(word) || *word == b"pub" || (word.starts_with(b"pub(") && word.ends_with(b")"))
     };
     let mut words = words(line).skip_while(is_modifier);
-    let kind = ["fn", "struct", "class", "def"].into_iter().find(|kind| {
-        let mut ahead = words.clone();
-        ahead.next() == Some(kind.as_bytes())
-    })?;
-    let name = words.nth(1)?;
-    let end = name.iter().position(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_').unwrap_or(name.len());
+    let first = words.next()?;
+    let kind = ["fn", "struct", "class", "def"].into_iter().find(|kind| kind.as_bytes() == first)?;
+    let name = words.next()?;
+    let end =
+        name.iter().position(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_').unwrap_or(name.len());
     let name = std::str::from_utf8(&name[..end]).ok().filter(|name| !name.is_empty())?;
     Some(format!("{kind} {name}"))
 }
@@ -149,7 +153,8 @@ fn hex(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    const RUST: &[u8] = b"//! Text.\npub(crate) struct Bars<'a> {\n\n    pub const fn len(&self) -> usize {\n\
+    const RUST: &[u8] =
+        b"//! Text.\npub(crate) struct Bars<'a> {\n\n    pub const fn len(&self) -> usize {\n\
         const X: u8 = 1;\nfn\nfn (\n// fn no\nstructure x\nasync fn run(self)\n";
 
     #[test]

@@ -80,9 +80,10 @@ impl Task {
     /// said itself that it does not hold the task.
     pub(super) fn ack_timeout(&mut self, keeps: bool, cx: &Context<'_>) -> Applied {
         if let Some(stop) = self.stop {
-            return self.stopped(EventKind::AckTimeout, stop.cause, cx);
+            return self.stopped(EventKind::AckTimeout, stop.cause, Duration::ZERO, cx);
         }
         let sample = self.take_sample(breaker_core::Sample::Neutral);
+        let worker = self.holder.as_ref().map(|holder| Arc::clone(&holder.worker));
         if !keeps {
             self.let_go();
         }
@@ -90,13 +91,20 @@ impl Task {
         self.wait_until(cx.now.at.after(delay));
         let mut applied = self.moves(EventKind::AckTimeout, State::Queued, Reason::AckTimeout, cx);
         applied.effects.sample = sample;
+        if let Some(record) = applied.record.as_mut() {
+            record.worker = worker;
+        }
         applied
     }
 
     /// The lease of a started task ran out. Its holder may still come back, until somebody else claims it.
     pub(super) fn lose(&mut self, sampled: bool, cx: &Context<'_>) -> Applied {
         if let Some(stop) = self.stop {
-            return self.stopped(EventKind::Lost, stop.cause, cx);
+            let mut applied = self.stopped(EventKind::Lost, stop.cause, Duration::ZERO, cx);
+            if let Some((_, sample)) = applied.effects.sample.as_mut().filter(|_| sampled) {
+                *sample = breaker_core::Sample::Neutral;
+            }
+            return applied;
         }
         let sample = self.take_sample(match sampled {
             true => breaker_core::Sample::Neutral,

@@ -1,9 +1,8 @@
 //! How an attempt ends: what its worker said, or what is said in its place.
 
 use super::row::push_fact;
-use super::stop::stop_error;
 use crate::event::{Applied, Context, Fact, Outcome, Refusal, ReleaseCause};
-use crate::task::{Class, EventKind, Reason, State, StopCause, Task};
+use crate::task::{Class, EventKind, Reason, State, Task};
 use crate::time::Timestamp;
 use retry_core::{Decision, Failure, Hint, Progress};
 use std::sync::Arc;
@@ -32,19 +31,16 @@ impl Task {
             Outcome::Block { .. } => EventKind::Blocked,
             Outcome::Cancelled => EventKind::Stopped,
         };
-        let mut applied = match (outcome, cause) {
-            (Outcome::Complete, _) => self.complete(cx),
-            (_, Some(StopCause::User)) => self.settled_neutral(kind, State::Cancelled, Reason::User, cx),
-            (_, Some(StopCause::Deadline)) => self.settled_neutral(kind, State::Failed, Reason::Deadline, cx),
-            (_, Some(StopCause::Timeout | StopCause::Stall)) => self.fail(kind, Class::Timeout, None, cx),
-            (Outcome::Fail { error, retry_after }, _) => self.fail(kind, error.class, *retry_after, cx),
-            (Outcome::Block { question, until }, _) => self.block(question, *until, cx),
-            (Outcome::Release { delay, .. }, Some(StopCause::Preempt)) => {
-                self.release(kind, ReleaseCause::Preempted, *delay, cx)
-            }
-            (Outcome::Release { cause, delay }, _) => self.release(kind, *cause, *delay, cx),
-            // NotStopped above leaves only PREEMPT.
-            (Outcome::Cancelled, _) => self.release(kind, ReleaseCause::Preempted, Duration::ZERO, cx),
+        let decides = cause.filter(|cause| cause.decides(outcome));
+        let mut applied = match (decides, outcome) {
+            (Some(cause), Outcome::Release { delay, .. }) => self.stopped(kind, cause, *delay, cx),
+            (Some(cause), _) => self.stopped(kind, cause, Duration::ZERO, cx),
+            (None, Outcome::Complete) => self.complete(cx),
+            (None, Outcome::Fail { error, retry_after }) => self.fail(kind, error.class, *retry_after, cx),
+            (None, Outcome::Block { question, until }) => self.block(question, *until, cx),
+            (None, Outcome::Release { cause, delay }) => self.release(kind, *cause, *delay, cx),
+            // Refused above without a stop, and every stop decides over it.
+            (None, Outcome::Cancelled) => return Err(Refusal::NotStopped),
         };
         applied.effects.refund += refund;
         applied.effects.settled = true;
@@ -53,10 +49,6 @@ impl Task {
             record.digest = Some(cx.digest);
             if let Outcome::Fail { error, .. } = outcome {
                 record.error = Some(Arc::clone(error));
-            } else if let Some(cause @ (StopCause::Timeout | StopCause::Stall)) =
-                cause.filter(|_| *outcome != Outcome::Complete)
-            {
-                record.error = Some(stop_error(cause));
             }
             if late {
                 record.facts.push((Fact::Late, "true".into()));
@@ -125,6 +117,8 @@ impl Task {
                 self.previous_delay = u32::try_from(delay.as_millis()).unwrap_or(u32::MAX);
                 self.wait_until(at);
                 let price = if uncounted || !cx.settings.budget_enabled { 0 } else { price };
+                // More than the bucket can ever hold would never come: such a task would starve, not wait.
+                let price = price.min(cx.settings.budget.capacity);
                 let affordable = price == 0 || (cx.affords)(price);
                 self.tokens = price;
                 let reason = if affordable { Reason::Backoff } else { Reason::Budget };

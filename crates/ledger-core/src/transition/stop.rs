@@ -1,10 +1,22 @@
 //! Asking a running task to end, and ending it when its worker does not.
 
 use super::row::push_fact;
-use crate::event::{Applied, Context, Fact, ReleaseCause};
+use crate::event::{Applied, Context, Fact, Outcome, ReleaseCause};
 use crate::task::{Class, EventKind, Reason, State, Stop, StopCause, Task, TaskError};
 use std::sync::Arc;
 use std::time::Duration;
+
+impl StopCause {
+    /// Whether this cause, and not the outcome itself, says where the task goes. What is complete is complete; who was
+    /// asked to make room did so by failing or blocking, too.
+    pub(super) const fn decides(self, outcome: &Outcome) -> bool {
+        match outcome {
+            Outcome::Complete => false,
+            Outcome::Fail { .. } | Outcome::Block { .. } => !matches!(self, Self::Preempt),
+            Outcome::Release { .. } | Outcome::Cancelled => true,
+        }
+    }
+}
 
 impl Task {
     pub(super) fn request_stop(&mut self, cause: StopCause, cx: &Context<'_>) -> Applied {
@@ -28,11 +40,17 @@ impl Task {
         let Some(stop) = self.stop else { return Applied::soft() };
         // Whoever still works on it has had its time: nothing it sends may change the task any more.
         self.fence += 1;
-        self.stopped(EventKind::Abandoned, stop.cause, cx)
+        self.stopped(EventKind::Abandoned, stop.cause, Duration::ZERO, cx)
     }
 
-    /// The end of a running task that was asked to end, without an outcome of its own.
-    pub(super) fn stopped(&mut self, kind: EventKind, cause: StopCause, cx: &Context<'_>) -> Applied {
+    /// The end of a running task as the cause of its stop says. `asked`: a released task is not offered before.
+    pub(super) fn stopped(
+        &mut self,
+        kind: EventKind,
+        cause: StopCause,
+        asked: Duration,
+        cx: &Context<'_>,
+    ) -> Applied {
         let worker = self.holder.as_ref().map(|holder| Arc::clone(&holder.worker));
         let over = kind == EventKind::Abandoned;
         let mut applied = match cause {
@@ -48,7 +66,7 @@ impl Task {
                 }
                 applied
             }
-            StopCause::Preempt => self.release(kind, ReleaseCause::Preempted, Duration::ZERO, cx),
+            StopCause::Preempt => self.release(kind, ReleaseCause::Preempted, asked, cx),
         };
         if let Some(record) = applied.record.as_mut() {
             record.worker = worker;
@@ -59,7 +77,7 @@ impl Task {
 }
 
 /// What is recorded when a stop of ours, not a worker, ended an attempt.
-pub(super) fn stop_error(cause: StopCause) -> Arc<TaskError> {
+fn stop_error(cause: StopCause) -> Arc<TaskError> {
     let message = match cause {
         StopCause::Stall => "the attempt made no progress for stall_timeout",
         _ => "the attempt ran longer than attempt_timeout",

@@ -52,10 +52,15 @@ pub(super) struct Batch<'a> {
     pub(super) said: Said,
 }
 
+type Answered = Result<Answer, LedgerError>;
+
+/// An answer and where it goes.
+pub(super) type Reply = (oneshot::Sender<Answered>, Answered);
+
 /// What will be said once the batch is durable.
 #[derive(Debug, Default)]
 pub(super) struct Said {
-    pub(super) replies: Vec<(oneshot::Sender<Result<Answer, LedgerError>>, Result<Answer, LedgerError>)>,
+    pub(super) replies: Vec<Reply>,
     pub(super) receipts: HashMap<SessionId, Vec<Receipt>>,
     pub(super) frames: Vec<(SessionId, ToWorker)>,
     pub(super) claimed: Vec<Claimed>,

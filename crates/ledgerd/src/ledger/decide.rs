@@ -12,7 +12,7 @@ use ledger_core::agent::Agent;
 use ledger_core::session::{Hello, Session, Unsent};
 use ledger_core::store::{KeyHolder, Notes, ProgressNote, RequestRow, Want};
 use ledger_core::{
-    AgentId, Caller, Event, Holder, Now, Outcome, Refusal, ReleaseCause, SessionId, Spec, State, Task, TaskId,
+    AgentId, Caller, Event, Holder, Now, Outcome, Refusal, ReleaseCause, SessionId, Settings, Spec, State, Task, TaskId,
 };
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -93,6 +93,10 @@ impl Batch<'_> {
                 Ok(Answer::Receipts(receipts))
             }
             Command::Configure(name, change) => {
+                // Judged before the agent is made, so that a refused call leaves no agent behind.
+                let known = self.memory.names.get(name).and_then(|id| self.memory.agents.get(id));
+                let given = known.map(|agent| agent.settings.given).unwrap_or_default();
+                Settings::of(change.or(given)).map_err(LedgerError::Invalid)?;
                 let id = self.agent(name)?;
                 let now = self.now;
                 if let Some(agent) = self.memory.agents.get_mut(&id) {

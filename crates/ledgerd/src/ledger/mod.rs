@@ -114,7 +114,11 @@ impl Loop {
                 }
             }
             self.gather(&mut orders);
-            self.batch(orders).await?;
+            if let Err(fatal) = self.batch(orders).await {
+                // An orderly end would checkpoint, that is write, on a disk that has just failed.
+                std::mem::forget(self.store);
+                return Err(fatal);
+            }
         }
     }
 

@@ -9,6 +9,8 @@ mod conformance;
 #[cfg(test)]
 mod model;
 mod ready;
+#[cfg(test)]
+mod rig;
 mod sqlite;
 
 pub use sqlite::{OpenError, Options, SqliteReader, SqliteStore, open};

@@ -5,8 +5,8 @@
 
 use super::Committed;
 use ledger_core::store::{
-    AgentRow, Ask, BreakerRow, BudgetRow, Changes, Counts, Fut, KeyHolder, Known, Recovered, RequestRow, SessionRow,
-    Store, StoreError, Want,
+    AgentRow, Ask, BreakerRow, BudgetRow, Changes, Counts, Fut, KeyHolder, Known, Recovered, RequestRow,
+    SessionRow, Store, StoreError, Want,
 };
 use ledger_core::{AgentId, Now, Record, State, Task, TaskId, Timestamp};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -91,10 +91,11 @@ impl ModelStore {
             let before = self.open.tasks.get(&changed.task.id);
             assert_eq!(before.map_or(0, |task| task.version), changed.expected, "a write of another version");
             assert_eq!(before.map(|task| task.state), changed.was, "a write from another state");
-            assert!(
-                before.is_none_or(|task| task.probe_failures == changed.task.probe_failures),
-                "an update was lost"
-            );
+            // A redrive alone sets the other's mark back.
+            let seen = |task: &Task| {
+                task.probe_failures == changed.task.probe_failures || task.redrives < changed.task.redrives
+            };
+            assert!(before.is_none_or(seen), "an update was lost");
             self.open.last_task = self.open.last_task.max(changed.task.id.0);
             self.open.tasks.insert(changed.task.id, changed.task);
         }
@@ -120,7 +121,8 @@ impl ModelStore {
         let fits = |task: &&Task| {
             task.spec.agent == ask.agent
                 && ask.types.as_ref().is_none_or(|types| types.contains(&task.spec.task_type))
-                && ((task.is_claimable_state() && task.due_at(now) <= now.at) || (ask.gated && task.is_gated()))
+                && ((task.is_claimable_state() && task.due_at(now) <= now.at)
+                    || (ask.gated && task.is_gated()))
         };
         let mut found: Vec<Task> = self.open.tasks.values().filter(fits).cloned().collect();
         found.sort_by_key(|task| (9 - task.priority, task.run_at, task.id));
@@ -194,7 +196,8 @@ impl Store for ModelStore {
 
     fn gated(&mut self, agent: AgentId) -> Fut<'_, Vec<Task>> {
         let tasks = self.open.tasks.values();
-        let mut found: Vec<Task> = tasks.filter(|task| task.spec.agent == agent && task.is_gated()).cloned().collect();
+        let mut found: Vec<Task> =
+            tasks.filter(|task| task.spec.agent == agent && task.is_gated()).cloned().collect();
         found.sort_by_key(|task| (9 - task.priority, task.run_at, task.id));
         Box::pin(std::future::ready(Ok(found)))
     }

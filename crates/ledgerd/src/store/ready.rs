@@ -220,8 +220,12 @@ impl Ready {
 
     /// A clock was set back: what was due may not be any more. Looks at every task, for it hardly ever happens.
     fn stand_anew(&mut self) {
-        let due: Vec<TaskId> =
-            self.tasks.values().filter(|entry| entry.place == Place::Ready).map(|entry| entry.task.id).collect();
+        let due: Vec<TaskId> = self
+            .tasks
+            .values()
+            .filter(|entry| entry.place == Place::Ready)
+            .map(|entry| entry.task.id)
+            .collect();
         for id in due {
             let entry = &self.tasks[&id];
             leave(&mut self.agents, &mut self.steady, &mut self.wall, &entry.task, entry.place);
@@ -239,7 +243,7 @@ impl Ready {
             Place::Gated
         } else if !task.is_claimable_state() {
             Place::Nowhere
-        } else if task.due_at(self.now) <= self.now.at || (!task.calendar && task.run_at <= task.updated_at) {
+        } else if task.due_at(self.now) <= self.now.at {
             let types = &mut self.agents.entry(task.spec.agent).or_default().types;
             match types.get_mut(&task.spec.task_type) {
                 Some(keys) => keys.insert(key),

@@ -2,7 +2,7 @@
 
 use super::check::{At, Check};
 use super::page::fingerprint_text;
-use super::task::{effective_policy, error_out, policy, span, time};
+use super::task::{effective_policy, error_out, overrides, span, time};
 use crate::grpc::{status, wire};
 use crate::ledger::command::{AgentView, LedgerError, WorkerView};
 use ledger_core::limits::{ITEMS, TASK_TYPE_BYTES};
@@ -27,8 +27,8 @@ pub(in crate::grpc) fn agent_settings(
     let at = At::In("settings");
     let breaker = given.breaker.unwrap_or_default();
     let budget = given.budget.unwrap_or_default();
-    let overrides = AgentOverrides {
-        policy: policy(&mut check, at, given.policy),
+    let change = AgentOverrides {
+        policy: overrides(&mut check, at, given.policy),
         failure_threshold: breaker.failure_threshold,
         success_threshold: breaker.success_threshold,
         open_timeout: check.span(at, "breaker.open_timeout", breaker.open_timeout),
@@ -40,7 +40,11 @@ pub(in crate::grpc) fn agent_settings(
         budget_enabled: budget.enabled,
         max_waiting: given.max_waiting,
     };
-    check.done(overrides)
+    if !check.found().is_empty() {
+        // The ledger will not see it, so this is the only chance to name the rest.
+        change.policy.check("settings.policy.", check.found());
+    }
+    check.done(change)
 }
 
 /// Which dead letters to list, but for the agent, whose number the ledger knows.

@@ -38,7 +38,8 @@ pub(in crate::grpc) fn new_task(check: &mut Check, at: At, new: wire::NewTask, w
     let labels = check.labels(at, new.labels.into_iter());
     // What was given, not what it means: the agent's settings may change between two calls.
     let given = new.policy.as_ref().map(Message::encode_to_vec).unwrap_or_default();
-    let policy = policy(check, at, new.policy);
+    let policy = overrides(check, at, new.policy);
+    policy.check(&at.path("policy."), check.found());
     let digest = if new.idempotency_key.is_empty() {
         0
     } else {
@@ -67,8 +68,8 @@ pub(in crate::grpc) fn new_task(check: &mut Check, at: At, new: wire::NewTask, w
     }
 }
 
-/// Settings that differ from others.
-pub(super) fn policy(check: &mut Check, at: At, given: Option<wire::TaskPolicy>) -> Overrides {
+/// Settings that differ from others. Their ranges are still to be checked.
+pub(super) fn overrides(check: &mut Check, at: At, given: Option<wire::TaskPolicy>) -> Overrides {
     let Some(given) = given else { return Overrides::NONE };
     let mut count = |field: &str, value: Option<i32>| {
         let value = value?;
@@ -93,7 +94,7 @@ pub(super) fn policy(check: &mut Check, at: At, given: Option<wire::TaskPolicy>)
         (Some(wire::JitterKind::Equal), None) => Some(Jitter::Equal),
         (Some(wire::JitterKind::Decorrelated), None) => Some(Jitter::Decorrelated),
     };
-    let overrides = Overrides {
+    Overrides {
         max_retries,
         base_delay: check.span(at, "policy.base_delay", given.base_delay),
         exponential_base: given.exponential_base,
@@ -106,10 +107,7 @@ pub(super) fn policy(check: &mut Check, at: At, given: Option<wire::TaskPolicy>)
         queue_timeout: check.span(at, "policy.queue_timeout", given.queue_timeout),
         stop_grace: check.span(at, "policy.stop_grace", given.stop_grace),
         max_losses,
-    };
-    let path = at.path("policy.");
-    overrides.check(&path, check.found());
-    overrides
+    }
 }
 
 /// The id of a call with the digest of the call; `rest` is the request without its id.

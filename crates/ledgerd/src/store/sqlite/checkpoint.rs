@@ -63,6 +63,18 @@ impl Checkpoints {
         self.pages.store(0, Ordering::Relaxed);
     }
 
+    /// Waits for the one that runs.
+    #[cfg(test)]
+    pub(super) async fn idle(&self) {
+        drop(self.conn.lock().await);
+    }
+
+    /// As if a reader had kept the log from starting over.
+    #[cfg(test)]
+    pub(super) fn pretend_long(&self) {
+        self.pages.store(MOST_PAGES, Ordering::Relaxed);
+    }
+
     pub(super) async fn close(self) -> Result<(), sqlx::Error> {
         match Arc::try_unwrap(self.conn) {
             Ok(conn) => conn.into_inner().close().await,

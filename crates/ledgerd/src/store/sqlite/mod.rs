@@ -4,12 +4,17 @@
 //! writes, one transaction per batch; memory that a failed batch has touched is not used again before a recovery; no
 //! statement is dropped half-way, for the caller runs on a task of its own.
 
+mod bind;
 mod checkpoint;
 mod insert;
 mod open;
+#[cfg(test)]
+mod rate;
 mod read;
 mod recover;
 mod rows;
+#[cfg(test)]
+mod tests;
 mod text;
 mod write;
 
@@ -22,12 +27,12 @@ use checkpoint::Checkpoints;
 use ledger_core::limits::REQUEST_MEMORY;
 use ledger_core::store::{Ask, Changed, Changes, Fut, Known, Recovered, Store, StoreError, TaskData, Want};
 use ledger_core::{AgentId, Now, Record, State, Task, TaskId, Timestamp};
-use sqlx::sqlite::{SqliteArguments, SqliteConnection};
-use sqlx::{AssertSqlSafe, Connection};
+use sqlx::sqlite::SqliteConnection;
+use sqlx::{AssertSqlSafe, Connection, SqlSafeStr, SqlStr};
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
-use write::{BLOCK_BITS, Plan, Row, Staged, Tallies, is_live};
+use write::{BLOCK_BITS, Plan, Row, Staged, Step, Tallies, is_live};
 
 const FULL: i32 = 13;
 const BUSY: i32 = 5;
@@ -91,7 +96,11 @@ impl SqliteStore {
     }
 
     fn usable(&self) -> Result<(), StoreError> {
-        if self.broken { Err(StoreError::Unavailable("a batch failed; recover first".to_owned())) } else { Ok(()) }
+        if self.broken {
+            Err(StoreError::Unavailable("a batch failed; recover first".to_owned()))
+        } else {
+            Ok(())
+        }
     }
 
     fn stage(&mut self, mut changes: Changes) -> Result<(), StoreError> {
@@ -170,7 +179,10 @@ impl SqliteStore {
 
     fn stage_record(&mut self, record: Record) -> Result<(), StoreError> {
         let Some(entry) = self.ready.entry_mut(record.task) else {
-            return Err(StoreError::Statement(format!("history of task {}, which is not written", record.task)));
+            return Err(StoreError::Statement(format!(
+                "history of task {}, which is not written",
+                record.task
+            )));
         };
         self.tallies.meta.last_seq += 1;
         let seq = self.tallies.meta.last_seq;
@@ -189,33 +201,24 @@ impl SqliteStore {
         self.staged.tasks.sort_unstable();
         let purge = self.ready.now().at >= self.oldest_request.after(REQUEST_MEMORY);
         let plan = Plan::new(&self.staged, &self.ready, &self.tallies, purge);
-        let mut first = 0;
-        while first < plan.steps.len() {
-            let steps = &plan.steps[first..first + plan.group(first)];
-            first += steps.len();
-            let mut args = SqliteArguments::default();
-            for (index, step) in steps.iter().enumerate() {
-                plan.bind(&mut args, step, index + 1 == steps.len());
-            }
-            let done = match steps {
-                [step] => sqlx::query_with(step.text, args).execute(&mut self.conn).await,
-                steps => {
-                    let tags: Vec<u32> = steps.iter().map(|step| step.tag).collect();
-                    if self.scripts.len() >= SCRIPTS && !self.scripts.contains_key(&tags) {
-                        self.scripts.clear();
-                    }
-                    let script = self.scripts.entry(tags).or_insert_with(|| {
-                        steps.iter().map(|step| step.text).collect::<Vec<_>>().join("; ").into()
-                    });
-                    sqlx::query_with(AssertSqlSafe(Arc::clone(script)), args).execute(&mut self.conn).await
-                }
-            };
+        let mut hop = plan.hop(0);
+        let mut args = plan.args(&hop);
+        while !hop.is_empty() {
+            let text = script(&mut self.scripts, &plan.steps[hop.clone()]);
+            let next = plan.hop(hop.end);
+            // While the connection's thread works, the values of the next statement are made ready.
+            let (done, next_args) = tokio::join!(
+                biased;
+                sqlx::query_with(text, args).execute(&mut self.conn),
+                async { plan.args(&next) },
+            );
             if let Err(error) = done {
                 let error = failed_to_write(&error);
                 // Of no effect where SQLite has rolled back by itself.
                 let _ = sqlx::query("ROLLBACK").execute(&mut self.conn).await;
                 return Err(error);
             }
+            (hop, args) = (next, next_args);
         }
         self.checkpoints.wrote(plan.bytes());
         if purge {
@@ -301,6 +304,21 @@ impl Store for SqliteStore {
     fn next_due(&self, now: Now) -> Option<Timestamp> {
         self.ready.next_due(now)
     }
+}
+
+/// The text of statements that run in one hop, the same for the same ones.
+fn script(scripts: &mut HashMap<Vec<u32>, Arc<str>>, steps: &[Step]) -> SqlStr {
+    if let [step] = steps {
+        return step.text.into_sql_str();
+    }
+    let tags: Vec<u32> = steps.iter().map(|step| step.tag).collect();
+    if scripts.len() >= SCRIPTS && !scripts.contains_key(&tags) {
+        scripts.clear();
+    }
+    let text = scripts
+        .entry(tags)
+        .or_insert_with(|| steps.iter().map(|step| step.text).collect::<Vec<_>>().join("; ").into());
+    AssertSqlSafe(Arc::clone(text)).into_sql_str()
 }
 
 /// Data of the newest tasks, for the workers that get them next: most tasks are handed out soon after they came.

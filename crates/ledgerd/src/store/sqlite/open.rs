@@ -210,7 +210,11 @@ async fn check_sqlite(conn: &mut SqliteConnection) -> Result<Result<(), OpenErro
     let row = sqlx::query("SELECT sqlite_version()").fetch_one(conn).await?;
     let version: String = row.try_get(0)?;
     let numbers: Vec<u32> = version.split('.').filter_map(|part| part.parse().ok()).collect();
-    Ok(if numbers.as_slice() >= SQLITE_AT_LEAST.as_slice() { Ok(()) } else { Err(OpenError::SqliteTooOld(version)) })
+    Ok(if numbers.as_slice() >= SQLITE_AT_LEAST.as_slice() {
+        Ok(())
+    } else {
+        Err(OpenError::SqliteTooOld(version))
+    })
 }
 
 async fn migrate(conn: &mut SqliteConnection, path: &Path) -> Result<(), OpenError> {
@@ -221,10 +225,13 @@ async fn migrate(conn: &mut SqliteConnection, path: &Path) -> Result<(), OpenErr
     match Migrator::with_migrations(migrations.to_vec()).run_direct(None, conn, false).await {
         Ok(()) => Ok(()),
         Err(MigrateError::VersionMissing(found)) => Err(OpenError::Newer { path: path.to_owned(), found }),
-        Err(MigrateError::VersionMismatch(found)) => {
-            Err(OpenError::Corrupt { path: path.to_owned(), what: format!("migration {found} is not as released") })
+        Err(MigrateError::VersionMismatch(found)) => Err(OpenError::Corrupt {
+            path: path.to_owned(),
+            what: format!("migration {found} is not as released"),
+        }),
+        Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => {
+            Err(of_sqlx(path, &error))
         }
-        Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => Err(of_sqlx(path, &error)),
         Err(error) => Err(OpenError::Migration(error.to_string())),
     }
 }

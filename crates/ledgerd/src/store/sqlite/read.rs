@@ -11,7 +11,8 @@ use super::write::ids;
 use super::{Fresh, failed, text};
 use bytes::Bytes;
 use ledger_core::store::{
-    DeadLetter, DeadLetterFilter, Fut, HistoryView, Notes, Page, Reader, StoreError, TaskData, TaskFilter, TaskView,
+    DeadLetter, DeadLetterFilter, Fut, HistoryView, Notes, Page, Reader, StoreError, TaskData, TaskFilter,
+    TaskView,
 };
 use ledger_core::{AgentId, State, TaskId, Timestamp};
 use sqlx::pool::PoolConnection;
@@ -280,7 +281,12 @@ impl Reader for SqliteReader {
         })
     }
 
-    fn tasks<'a>(&'a self, filter: &'a TaskFilter, before: Option<u64>, limit: usize) -> Fut<'a, Page<TaskView>> {
+    fn tasks<'a>(
+        &'a self,
+        filter: &'a TaskFilter,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Fut<'a, Page<TaskView>> {
         Box::pin(async move {
             let (statement, all_fit) = source(filter);
             let look = if all_fit { limit.clamp(1, LOOK) } else { LOOK };
@@ -333,9 +339,14 @@ impl Reader for SqliteReader {
     fn for_workers<'a>(&'a self, wanted: &'a [(TaskId, bool)]) -> Fut<'a, Vec<(Arc<TaskData>, Notes)>> {
         Box::pin(async move {
             let fresh = self.fresh.get(wanted.iter().map(|(id, _)| *id));
-            let missing: Vec<TaskId> =
-                wanted.iter().zip(&fresh).filter(|(_, data)| data.is_none()).map(|((id, _), _)| *id).collect();
-            let delivered: Vec<TaskId> = wanted.iter().filter(|(_, before)| *before).map(|(id, _)| *id).collect();
+            let missing: Vec<TaskId> = wanted
+                .iter()
+                .zip(&fresh)
+                .filter(|(_, data)| data.is_none())
+                .map(|((id, _), _)| *id)
+                .collect();
+            let delivered: Vec<TaskId> =
+                wanted.iter().filter(|(_, before)| *before).map(|(id, _)| *id).collect();
             let mut read: HashMap<TaskId, Arc<TaskData>> = HashMap::new();
             let mut notes: HashMap<TaskId, Notes> = HashMap::new();
             if !missing.is_empty() || !delivered.is_empty() {
@@ -356,10 +367,10 @@ impl Reader for SqliteReader {
                     .await?;
                 }
             }
-            let of = |((id, _), fresh): (&(TaskId, bool), Option<Arc<TaskData>>)| {
+            let of = |((id, before), fresh): (&(TaskId, bool), Option<Arc<TaskData>>)| {
                 let data = fresh.or_else(|| read.get(id).cloned());
                 let data = data.ok_or_else(|| StoreError::Corrupt(format!("task {id} has no data")))?;
-                Ok((data, notes.get(id).cloned().unwrap_or_default()))
+                Ok((data, notes.get(id).filter(|_| *before).cloned().unwrap_or_default()))
             };
             wanted.iter().zip(fresh).map(of).collect()
         })

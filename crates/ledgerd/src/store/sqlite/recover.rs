@@ -66,7 +66,19 @@ const SETTLED: &str = concat!(
 /// Every statement here, for a test to prepare.
 #[cfg(test)]
 pub(super) const STATEMENTS: [&str; 13] = [
-    META, AGENTS, BREAKERS, BUDGETS, SESSIONS, COUNTS, BLOCKS, LIVE, TASKS, KEYS, REQUESTS, OLDEST_REQUEST, SETTLED,
+    META,
+    AGENTS,
+    BREAKERS,
+    BUDGETS,
+    SESSIONS,
+    COUNTS,
+    BLOCKS,
+    LIVE,
+    TASKS,
+    KEYS,
+    REQUESTS,
+    OLDEST_REQUEST,
+    SETTLED,
 ];
 
 impl SqliteStore {
@@ -90,13 +102,14 @@ impl SqliteStore {
         .await?;
         found.transitions = self.tallies.meta.last_seq;
         found.last_session = self.tallies.meta.last_session;
-        each(conn, AGENTS, None, |row| Ok(found.agents.push(row.agent_row()?))).await?;
-        each(conn, BREAKERS, None, |row| Ok(found.breakers.push(row.breaker()?))).await?;
-        each(conn, BUDGETS, None, |row| Ok(found.budgets.push(row.budget()?))).await?;
-        each(conn, SESSIONS, None, |row| Ok(found.sessions.push(row.session()?))).await?;
+        found.agents = all(conn, AGENTS, |row| row.agent_row()).await?;
+        found.breakers = all(conn, BREAKERS, |row| row.breaker()).await?;
+        found.budgets = all(conn, BUDGETS, |row| row.budget()).await?;
+        found.sessions = all(conn, SESSIONS, |row| row.session()).await?;
         each(conn, COUNTS, None, |row| {
-            let counts: &mut Counts = found.counts.entry(row.agent()?).or_default();
-            counts[usize::from(row.state()?.code())] = row.number()?;
+            let (agent, state, n) = (row.agent()?, row.state()?, row.number()?);
+            let counts: &mut Counts = found.counts.entry(agent).or_default();
+            counts[usize::from(state.code())] = n;
             Ok(())
         })
         .await?;
@@ -212,7 +225,10 @@ impl SqliteStore {
         Ok(())
     }
 
-    pub(super) async fn read_settled(&mut self, leases: &[(TaskId, u64)]) -> Result<Vec<Option<Record>>, StoreError> {
+    pub(super) async fn read_settled(
+        &mut self,
+        leases: &[(TaskId, u64)],
+    ) -> Result<Vec<Option<Record>>, StoreError> {
         let mut found = vec![None; leases.len()];
         if leases.is_empty() {
             return Ok(found);
@@ -232,7 +248,8 @@ impl SqliteStore {
             }
         }
         if !missing.is_empty() {
-            let asked: Vec<(u64, u64)> = missing.iter().map(|index| (leases[*index].0.0, leases[*index].1)).collect();
+            let asked: Vec<(u64, u64)> =
+                missing.iter().map(|index| (leases[*index].0.0, leases[*index].1)).collect();
             each(&mut self.conn, SETTLED, Some(super::text::written(&asked)), |row| {
                 let asked = usize::try_from(row.number()?).unwrap_or(usize::MAX);
                 if let Some(index) = missing.get(asked) {
@@ -262,6 +279,21 @@ pub(super) async fn each(
         row(&mut Columns::of(&found))?;
     }
     Ok(())
+}
+
+/// Runs a query and collects what its rows hold.
+async fn all<T>(
+    conn: &mut SqliteConnection,
+    statement: &'static str,
+    read: impl Fn(&mut Columns<'_>) -> Result<T, StoreError>,
+) -> Result<Vec<T>, StoreError> {
+    let mut found = Vec::new();
+    each(conn, statement, None, |row| {
+        found.push(read(row)?);
+        Ok(())
+    })
+    .await?;
+    Ok(found)
 }
 
 /// A wall clock that was set back while nobody served must not make a back-off longer than it was.

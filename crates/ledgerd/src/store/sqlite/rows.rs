@@ -4,11 +4,13 @@
 
 use super::text;
 use bytes::Bytes;
-use ledger_core::store::{AgentRow, BreakerRow, BudgetRow, DeadLetter, Notes, ProgressNote, SessionRow, StoreError};
+use ledger_core::store::{
+    AgentRow, BreakerRow, BudgetRow, DeadLetter, Notes, ProgressNote, SessionRow, StoreError,
+};
 use ledger_core::store::{RequestRow, TaskData};
 use ledger_core::{
-    AgentId, EventKind, Holder, Lease, Overrides, Reason, Record, Sample, SessionId, Spec, State, Stop, StopCause, Task,
-    TaskError, TaskId, Timestamp,
+    AgentId, EventKind, Holder, Lease, Overrides, Reason, Record, Sample, SessionId, Spec, State, Stop,
+    StopCause, Task, TaskError, TaskId, Timestamp,
 };
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
@@ -217,7 +219,8 @@ impl<'r> Columns<'r> {
         let agent = self.agent()?;
         let task_type = shared.text(self.text()?);
         let policy = self.maybe_text()?.map(text::policy_of).transpose()?.unwrap_or(Overrides::NONE);
-        let spec = Arc::new(Spec { agent, task_type, policy, created_at: self.time()?, frees_key: self.flag()? });
+        let spec =
+            Arc::new(Spec { agent, task_type, policy, created_at: self.time()?, frees_key: self.flag()? });
         let task = Task {
             id,
             spec,
@@ -319,7 +322,12 @@ impl<'r> Columns<'r> {
     }
 
     pub(super) fn request(&mut self) -> Result<RequestRow, StoreError> {
-        Ok(RequestRow { id: self.text()?.into(), digest: self.bits()?, answer: self.bytes()?, at: self.time()? })
+        Ok(RequestRow {
+            id: self.text()?.into(),
+            digest: self.bits()?,
+            answer: self.bytes()?,
+            at: self.time()?,
+        })
     }
 
     pub(super) fn agent_row(&mut self) -> Result<AgentRow, StoreError> {
@@ -348,7 +356,8 @@ impl<'r> Columns<'r> {
             }),
             (None, _) => None,
         };
-        let [calls, good, failures, rejections, late_ok, late_err, transitions]: [u64; 7] = text::read(self.text()?)?;
+        let [calls, good, failures, rejections, late_ok, late_err, transitions]: [u64; 7] =
+            text::read(self.text()?)?;
         let snapshot = breaker_core::Snapshot {
             version,
             state,

@@ -92,8 +92,8 @@ pub(super) fn error(error: &TaskError) -> String {
 }
 
 pub(super) fn error_of(text: &str) -> Result<Arc<TaskError>, StoreError> {
-    let text: ErrorText<'_> =
-        serde_json::from_str(text).map_err(|error| StoreError::Corrupt(format!("a stored failure: {error}")))?;
+    let text: ErrorText<'_> = serde_json::from_str(text)
+        .map_err(|error| StoreError::Corrupt(format!("a stored failure: {error}")))?;
     let class = Class::from_code(text.class)
         .ok_or_else(|| StoreError::Corrupt(format!("a stored failure of class {}", text.class)))?;
     Ok(Arc::new(TaskError {
@@ -133,7 +133,7 @@ pub(super) fn policy(policy: &Overrides) -> String {
 }
 
 pub(super) fn policy_of(text: &str) -> Result<Overrides, StoreError> {
-    overrides(read(text)?)
+    overrides(&read(text)?)
 }
 
 pub(super) fn agent(given: &AgentOverrides) -> String {
@@ -155,15 +155,15 @@ pub(super) fn agent(given: &AgentOverrides) -> String {
 pub(super) fn agent_of(text: &str) -> Result<AgentOverrides, StoreError> {
     let text: AgentText = read(text)?;
     Ok(AgentOverrides {
-        policy: overrides(text.policy)?,
+        policy: overrides(&text.policy)?,
         failure_threshold: text.failure_threshold,
         success_threshold: text.success_threshold,
         open_timeout: text.open_timeout_ns.map(Duration::from_nanos),
         half_open_permits: text.half_open_permits,
         breaker_enabled: text.breaker_enabled,
-        budget_capacity: text.budget_capacity.map(float_of).transpose()?,
-        budget_floor: text.budget_floor.map(float_of).transpose()?,
-        budget_deposit: text.budget_deposit.map(float_of).transpose()?,
+        budget_capacity: text.budget_capacity.as_deref().map(float_of).transpose()?,
+        budget_floor: text.budget_floor.as_deref().map(float_of).transpose()?,
+        budget_deposit: text.budget_deposit.as_deref().map(float_of).transpose()?,
         budget_enabled: text.budget_enabled,
         max_waiting: text.max_waiting,
     })
@@ -186,11 +186,11 @@ fn policy_text(policy: &Overrides) -> PolicyText {
     }
 }
 
-fn overrides(text: PolicyText) -> Result<Overrides, StoreError> {
+fn overrides(text: &PolicyText) -> Result<Overrides, StoreError> {
     Ok(Overrides {
         max_retries: text.max_retries,
         base_delay: text.base_delay_ns.map(Duration::from_nanos),
-        exponential_base: text.exponential_base.map(float_of).transpose()?,
+        exponential_base: text.exponential_base.as_deref().map(float_of).transpose()?,
         max_delay: text.max_delay_ns.map(Duration::from_nanos),
         jitter: text.jitter.as_deref().map(jitter_of).transpose()?,
         ack_timeout: text.ack_timeout_ns.map(Duration::from_nanos),
@@ -219,7 +219,7 @@ fn jitter_of(text: &str) -> Result<Jitter, StoreError> {
         "FULL" => Jitter::Full,
         "EQUAL" => Jitter::Equal,
         "DECORRELATED" => Jitter::Decorrelated,
-        share => Jitter::Proportional(float_of(share.to_owned())?),
+        share => Jitter::Proportional(float_of(share)?),
     })
 }
 
@@ -231,7 +231,7 @@ fn float(number: f64) -> String {
     format!("{number:?}")
 }
 
-fn float_of(text: String) -> Result<f64, StoreError> {
+fn float_of(text: &str) -> Result<f64, StoreError> {
     text.parse().map_err(|_| StoreError::Corrupt(format!("a stored number {text:?}")))
 }
 

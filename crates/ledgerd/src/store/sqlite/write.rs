@@ -3,15 +3,16 @@
 //! Decides nothing. Invariants: one row image per task, the last; history in the order it was decided; the whole batch in
 //! one transaction; the number of statements grows with the number of tables touched, not of tasks.
 
+use super::bind::{self, add};
 use super::insert::{MOST, Table};
 use super::text;
-use crate::store::ready::Ready;
+use crate::store::ready::{Entry, Ready};
 use bytes::Bytes;
 use ledger_core::limits::{REQUEST_MEMORY, SALVAGED};
 use ledger_core::store::{
     AgentRow, BreakerRow, BudgetRow, Counts, DeadLetter, Notes, RequestRow, SessionRow, TaskData,
 };
-use ledger_core::{AgentId, Overrides, Record, State, Task, TaskId};
+use ledger_core::{AgentId, Record, State, Task, TaskId};
 use sqlx::Arguments;
 use sqlx::sqlite::SqliteArguments;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -132,7 +133,8 @@ const PURGE_REQUESTS: &str = "DELETE FROM requests WHERE seq IN ( \
 
 /// Every statement that is no insert, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 6] = [META, FREE_KEYS, REDRIVEN, EMPTY_BLOCKS, PRUNE_SALVAGE, PURGE_REQUESTS];
+pub(super) const STATEMENTS: [&str; 6] =
+    [META, FREE_KEYS, REDRIVEN, EMPTY_BLOCKS, PRUNE_SALVAGE, PURGE_REQUESTS];
 
 impl Staged {
     /// Whether a commit has nothing to write.
@@ -189,7 +191,9 @@ impl<'a> Plan<'a> {
                 _ => plan.plain.push(entry.task.id),
             }
         }
-        for (id, data) in staged.data.iter().filter(|(id, data)| !data.key.is_empty() && !staged.freed.contains(id)) {
+        for (id, data) in
+            staged.data.iter().filter(|(id, data)| !data.key.is_empty() && !staged.freed.contains(id))
+        {
             plan.keys.extend(ready.entry(*id).map(|entry| (entry.task.spec.agent, &**data, *id)));
         }
         plan.write(purge);
@@ -202,7 +206,8 @@ impl<'a> Plan<'a> {
         if !staged.freed.is_empty() {
             self.step(FREE_KEYS, 1, 1, Bind::Json(ids(staged.freed.iter())));
         }
-        let gone: Vec<_> = staged.letters.iter().filter(|(_, letter)| letter.is_none()).map(|(id, _)| id).collect();
+        let gone: Vec<_> =
+            staged.letters.iter().filter(|(_, letter)| letter.is_none()).map(|(id, _)| id).collect();
         if !gone.is_empty() {
             self.step(REDRIVEN, 1, 2, Bind::Json(ids(gone.into_iter())));
         }
@@ -258,14 +263,24 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// The number of statements, from `first` on, that go to the connection in one hop.
-    pub(super) fn group(&self, first: usize) -> usize {
+    /// The statements, from `first` on, that go to the connection in one hop; none after the last.
+    pub(super) fn hop(&self, first: usize) -> Range<usize> {
         let mut variables = 0;
         let fits = |step: &&Step| {
             variables += step.variables;
             step.variables <= SMALL && variables <= 4 * SMALL
         };
-        self.steps[first..].iter().take_while(fits).count().max(1)
+        let rest = &self.steps[first..];
+        first..first + rest.iter().take_while(fits).count().max(1).min(rest.len())
+    }
+
+    /// The values of these statements.
+    pub(super) fn args(&self, hop: &Range<usize>) -> SqliteArguments {
+        let mut args = SqliteArguments::default();
+        for index in hop.clone() {
+            self.bind(&mut args, &self.steps[index], index + 1 == hop.end);
+        }
+        args
     }
 
     /// A guess of the bytes that the commit adds to the write-ahead log.
@@ -275,7 +290,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Binds what `step` takes. `last`: nothing follows in the same hop, so trailing NULLs need no binding.
-    pub(super) fn bind(&self, args: &mut SqliteArguments, step: &Step, last: bool) {
+    fn bind(&self, args: &mut SqliteArguments, step: &Step, last: bool) {
         match &step.bind {
             Bind::Nothing => {}
             Bind::Json(json) => add(args, json.clone()),
@@ -307,14 +322,21 @@ impl<'a> Plan<'a> {
         }
     }
 
+    fn entry(&self, id: TaskId) -> &Entry {
+        self.ready.entry(id).expect("what a batch writes is in memory until its commit")
+    }
+
     fn row(&self, args: &mut SqliteArguments, table: Table, index: usize) {
         let staged = self.staged;
         match table {
-            Table::Specs => self.spec(args, &staged.data[index]),
-            Table::TasksPlain => self.task(args, self.plain[index], table),
-            Table::TasksHeld => self.task(args, self.held[index], table),
-            Table::TasksFull => self.task(args, self.full[index], table),
-            Table::History => history(args, &staged.history[index]),
+            Table::Specs => {
+                let (id, data) = &staged.data[index];
+                bind::spec(args, *id, &self.entry(*id).task.spec, data);
+            }
+            Table::TasksPlain => bind::task(args, self.entry(self.plain[index]), table),
+            Table::TasksHeld => bind::task(args, self.entry(self.held[index]), table),
+            Table::TasksFull => bind::task(args, self.entry(self.full[index]), table),
+            Table::History => bind::history(args, &staged.history[index]),
             Table::Results => {
                 let (task, result) = &staged.results[index];
                 add(args, task.0.cast_signed());
@@ -326,8 +348,8 @@ impl<'a> Plan<'a> {
                 add(args, fence.cast_signed());
                 add(args, result.to_vec());
             }
-            Table::Notes => notes(args, &staged.notes[index]),
-            Table::DeadLetters => letter(args, self.letters[index]),
+            Table::Notes => bind::notes(args, &staged.notes[index]),
+            Table::DeadLetters => bind::letter(args, self.letters[index]),
             Table::Keys => {
                 let (agent, data, task) = self.keys[index];
                 add(args, i64::from(agent.0));
@@ -350,7 +372,7 @@ impl<'a> Plan<'a> {
                 add(args, text::agent(&row.given));
                 add(args, row.created_at.millis());
             }
-            Table::Breakers => breaker(args, self.breakers[index]),
+            Table::Breakers => bind::breaker(args, self.breakers[index]),
             Table::Budgets => {
                 let row = self.budgets[index];
                 add(args, row.agent.map_or(0, |agent| i64::from(agent.0)));
@@ -370,7 +392,14 @@ impl<'a> Plan<'a> {
                 let (agent, state) = self.counts[index];
                 add(args, i64::from(agent.0));
                 add(args, i64::from(state));
-                add(args, self.tallies.counts.get(&agent).map_or(0, |counts| counts[usize::from(state)]).cast_signed());
+                add(
+                    args,
+                    self.tallies
+                        .counts
+                        .get(&agent)
+                        .map_or(0, |counts| counts[usize::from(state)])
+                        .cast_signed(),
+                );
             }
             Table::LiveBlocks => {
                 let block = self.blocks[index];
@@ -378,69 +407,6 @@ impl<'a> Plan<'a> {
                 add(args, self.tallies.live(block).cast_signed());
             }
         }
-    }
-
-    fn spec(&self, args: &mut SqliteArguments, (id, data): &(TaskId, Arc<TaskData>)) {
-        let spec = &self.ready.entry(*id).expect("write() refuses data of a task it has no image of").task.spec;
-        let filled = |text: &String| (!text.is_empty()).then(|| text.clone());
-        add(args, id.0.cast_signed());
-        add(args, i64::from(spec.agent.0));
-        add(args, Arc::clone(&spec.task_type));
-        add(args, spec.created_at.millis());
-        add(args, data.payload.to_vec());
-        add(args, (!data.labels.is_empty()).then(|| text::labels(&data.labels)));
-        add(args, (spec.policy != Overrides::NONE).then(|| text::policy(&spec.policy)));
-        add(args, filled(&data.traceparent));
-        add(args, filled(&data.tracestate));
-        add(args, filled(&data.key));
-        add(args, data.digest.cast_signed());
-        add(args, spec.frees_key);
-    }
-
-    fn task(&self, args: &mut SqliteArguments, id: TaskId, table: Table) {
-        let entry = self.ready.entry(id).expect("what is dirty is in memory until the commit");
-        let task = &entry.task;
-        add(args, id.0.cast_signed());
-        add(args, i64::from(task.state.code()));
-        add(args, i64::from(task.reason.code()));
-        add(args, i64::from(task.priority));
-        add(args, task.run_at.millis());
-        add(args, task.calendar);
-        add(args, task.deadline.map(ledger_core::Timestamp::millis));
-        add(args, task.queued_at.millis());
-        add(args, task.updated_at.millis());
-        add(args, task.version.cast_signed());
-        add(args, task.fence.cast_signed());
-        add(args, i64::from(task.delivery));
-        add(args, i64::from(task.attempt));
-        add(args, i64::from(task.idle_deliveries));
-        add(args, entry.history.cast_signed());
-        if table == Table::TasksPlain {
-            return;
-        }
-        let holder = task.holder.as_ref();
-        add(args, holder.map(|holder| Arc::clone(&holder.worker)));
-        add(args, holder.map(|holder| holder.incarnation.cast_signed()));
-        add(args, holder.map(|holder| holder.session.0.cast_signed()));
-        add(args, task.lease.map(|lease| lease.until.millis()));
-        add(args, task.lease.and_then(|lease| lease.acked_at).map(ledger_core::Timestamp::millis));
-        add(args, task.lease.map(|lease| lease.progress_at.millis()));
-        add(args, task.sample.map(|sample| sample.permit.epoch.cast_signed()));
-        add(args, task.sample.map(|sample| sample.permit.probe));
-        add(args, task.sample.map(|sample| sample.told));
-        if table == Table::TasksHeld {
-            return;
-        }
-        add(args, i64::from(task.retry_count));
-        add(args, i64::from(task.losses));
-        add(args, i64::from(task.preemptions));
-        add(args, i64::from(task.redrives));
-        add(args, i64::from(task.probe_failures));
-        add(args, i64::from(task.tokens));
-        add(args, i64::from(task.previous_delay));
-        add(args, task.stop.map(|stop| i64::from(stop.cause.code())));
-        add(args, task.stop.map(|stop| stop.until.millis()));
-        add(args, task.discarded);
     }
 }
 
@@ -454,79 +420,6 @@ fn form(task: &Task) -> Table {
     } else {
         Table::TasksPlain
     }
-}
-
-fn history(args: &mut SqliteArguments, row: &Row) {
-    let record = &row.record;
-    add(args, row.seq.cast_signed());
-    add(args, record.task.0.cast_signed());
-    add(args, record.version.cast_signed());
-    add(args, row.prev.map(u64::cast_signed));
-    add(args, i64::from(record.kind.code()));
-    add(args, record.from.map(|state| i64::from(state.code())));
-    add(args, i64::from(record.to.code()));
-    add(args, i64::from(record.reason.code()));
-    add(args, record.at.millis());
-    add(args, record.fence.cast_signed());
-    add(args, i64::from(record.attempt));
-    add(args, record.worker.clone());
-    add(args, record.until.map(ledger_core::Timestamp::millis));
-    add(args, record.digest.map(u64::cast_signed));
-    add(args, record.error.as_deref().map(text::error));
-    add(args, (!record.facts.is_empty()).then(|| text::facts(&record.facts)));
-}
-
-fn notes(args: &mut SqliteArguments, (task, notes): &(TaskId, Notes)) {
-    add(args, task.0.cast_signed());
-    add(args, notes.error.as_deref().map(text::error));
-    add(args, notes.checkpoint.as_deref().map(<[u8]>::to_vec));
-    add(args, notes.progress.as_ref().map(|progress| progress.fraction));
-    add(args, notes.progress.as_ref().map(|progress| progress.note.clone()));
-    add(args, notes.progress.as_ref().map(|progress| progress.at.millis()));
-    add(args, notes.question.clone());
-}
-
-fn letter(args: &mut SqliteArguments, letter: &DeadLetter) {
-    add(args, letter.task.0.cast_signed());
-    add(args, i64::from(letter.agent.0));
-    add(args, Arc::clone(&letter.task_type));
-    add(args, i64::from(letter.reason.code()));
-    add(args, letter.error.as_deref().map(text::error));
-    add(args, letter.fingerprint.cast_signed());
-    add(args, letter.failed_at.millis());
-    add(args, i64::from(letter.attempt));
-    add(args, i64::from(letter.redrives));
-    add(args, letter.discarded.as_ref().map(|(at, _)| at.millis()));
-    add(args, letter.discarded.as_ref().map(|(_, why)| Arc::clone(why)));
-}
-
-fn breaker(args: &mut SqliteArguments, row: &BreakerRow) {
-    let snapshot = &row.snapshot;
-    let stats = &snapshot.stats;
-    let seen = [
-        stats.calls,
-        stats.successes,
-        stats.failures,
-        stats.rejections,
-        stats.late_ok,
-        stats.late_err,
-        stats.transitions,
-    ];
-    let span = |span| i64::try_from(text::nanos(span)).unwrap_or(i64::MAX);
-    add(args, i64::from(row.agent.0));
-    add(args, i64::from(snapshot.version));
-    add(args, snapshot.state.as_str());
-    add(args, snapshot.epoch.cast_signed());
-    add(args, i64::from(snapshot.run));
-    add(args, i64::from(snapshot.successes));
-    add(args, i64::from(snapshot.probes_in_flight));
-    add(args, i64::from(snapshot.reopens));
-    add(args, span(snapshot.since));
-    add(args, snapshot.until.map(span));
-    add(args, snapshot.order.as_ref().map(|order| order.actor.clone()));
-    add(args, snapshot.order.as_ref().map(|order| order.reason.clone()));
-    add(args, text::written(&seen));
-    add(args, row.last_probe.map(|task| task.0.cast_signed()));
 }
 
 /// A hash of a request id that is stored, so it never changes: FNV-1a.
@@ -545,11 +438,4 @@ pub(super) fn ids<'a>(ids: impl Iterator<Item = &'a TaskId>) -> String {
 /// Whether a task counts as live in its block.
 pub(super) const fn is_live(state: State) -> bool {
     !state.is_terminal()
-}
-
-fn add<'q, T>(args: &mut SqliteArguments, value: T)
-where
-    T: sqlx::Encode<'q, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>,
-{
-    args.add(value).expect("encoding a number, text or blob cannot fail");
 }

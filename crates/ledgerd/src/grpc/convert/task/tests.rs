@@ -187,7 +187,7 @@ fn policies_come_back_as_they_were_given() {
         ..wire::TaskPolicy::default()
     };
     let mut check = Check::default();
-    let read = policy(&mut check, At::Root, Some(given));
+    let read = overrides(&mut check, At::Root, Some(given));
     check.done(()).expect("a good policy");
     assert_eq!(policy_out(&read), Some(given));
     assert_eq!(policy_out(&Overrides::NONE), None);
