@@ -212,6 +212,13 @@ async fn a_killed_guard_is_replaced_before_the_next_program() {
     let guard = guard();
     let first = guard.process();
     kill(first);
+    // Killed is not yet gone: only once it is a zombie are its descriptors closed.
+    let gone = async {
+        while std::fs::read_to_string(format!("/proc/{first}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(LONG, gone).await.expect("the guard is gone");
     let ended = run_to_end(sh("exit 4"), &guard).await;
     assert_eq!(ended.cause(), Cause::Code(4));
     assert_ne!(guard.process(), first);
