@@ -25,7 +25,8 @@ async fn tasks_are_listed_by_agent_state_type_priority_label_and_time() {
     let client = daemon.client().await;
     let label = |value: &str| HashMap::from([("team".to_owned(), value.to_owned())]);
     let a = enqueue(&client, v1::NewTask { priority: Some(9), labels: label("red"), ..task("a") }).await;
-    let b = enqueue(&client, v1::NewTask { task_type: "other".into(), labels: label("blue"), ..task("b") }).await;
+    let b =
+        enqueue(&client, v1::NewTask { task_type: "other".into(), labels: label("blue"), ..task("b") }).await;
     let c = enqueue(&client, task("a")).await;
     let cancel = v1::CancelTaskRequest { task_id: c.clone(), ..Default::default() };
     client.tasks().cancel_task(cancel).await.expect("cancelled");
@@ -41,7 +42,10 @@ async fn tasks_are_listed_by_agent_state_type_priority_label_and_time() {
         (v1::ListTasksRequest { task_type: "other".into(), ..all.clone() }, vec![&b]),
         (v1::ListTasksRequest { priority: Some(9), ..all.clone() }, vec![&a]),
         (v1::ListTasksRequest { labels: label("blue"), ..all.clone() }, vec![&b]),
-        (v1::ListTasksRequest { created_before: Some(prost_types::Timestamp::default()), ..all.clone() }, vec![]),
+        (
+            v1::ListTasksRequest { created_before: Some(prost_types::Timestamp::default()), ..all.clone() },
+            vec![],
+        ),
         (v1::ListTasksRequest { created_after: created, agent: "a".into(), ..all.clone() }, vec![&c]),
     ];
     for (request, expected) in cases {
@@ -92,7 +96,11 @@ async fn settings_that_break_rules_are_all_named_and_change_nothing() {
     let daemon = Daemon::start();
     let client = daemon.client().await;
     let settings = v1::AgentSettings {
-        policy: Some(v1::TaskPolicy { exponential_base: Some(f64::NAN), lease_duration: ms(0), ..Default::default() }),
+        policy: Some(v1::TaskPolicy {
+            exponential_base: Some(f64::NAN),
+            lease_duration: ms(0),
+            ..Default::default()
+        }),
         breaker: Some(v1::BreakerSettings { failure_threshold: Some(0), ..Default::default() }),
         ..Default::default()
     };
@@ -106,7 +114,8 @@ async fn settings_that_break_rules_are_all_named_and_change_nothing() {
     for field in ["exponential_base", "lease_duration", "failure_threshold"] {
         assert!(fields.iter().any(|known| known.contains(field)), "{field} is not among {fields:?}");
     }
-    let unknown = client.admin().get_agent(v1::GetAgentRequest { agent: "a".into() }).await.expect_err("not made");
+    let unknown =
+        client.admin().get_agent(v1::GetAgentRequest { agent: "a".into() }).await.expect_err("not made");
     assert_eq!(unknown.code(), tonic::Code::NotFound);
 }
 
@@ -115,7 +124,8 @@ async fn wait_returns_when_the_task_ends_and_after_its_time_when_it_does_not() {
     let daemon = Daemon::start();
     let client = daemon.client().await;
     let id = enqueue(&client, task("a")).await;
-    let wait = |timeout: i64| v1::WaitTaskRequest { task_id: id.clone(), timeout: ms(timeout), include_data: true };
+    let wait =
+        |timeout: i64| v1::WaitTaskRequest { task_id: id.clone(), timeout: ms(timeout), include_data: true };
     let waiting = client.tasks().wait_task(wait(50)).await.expect("answered").into_inner().task.expect("set");
     assert_eq!(waiting.state(), TaskState::Queued);
     let (client_2, wait_long) = (client.clone(), wait(20_000));

@@ -21,7 +21,8 @@ fn every_specified_behaviour_has_its_test() {
         rust_files(&root.join(folder), &mut files);
     }
     let sources: String = files.iter().filter_map(|path| std::fs::read_to_string(path).ok()).collect();
-    let table = std::fs::read_to_string(root.join("docs/reference/behaviours.md")).expect("the table is there");
+    let table =
+        std::fs::read_to_string(root.join("docs/reference/behaviours.md")).expect("the table is there");
     let rows: Vec<_> = table.lines().filter(|line| line.starts_with("| ") && line.contains('`')).collect();
     assert_eq!(rows.len(), 48);
     for row in rows {

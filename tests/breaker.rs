@@ -70,7 +70,11 @@ async fn probes_close_the_breaker_and_everything_goes_on() {
     let daemon = Daemon::start();
     let client = daemon.client().await;
     configure(&client, "a", settings(500)).await;
-    let ids = [enqueue(&client, task("a")).await, enqueue(&client, task("a")).await, enqueue(&client, task("a")).await];
+    let ids = [
+        enqueue(&client, task("a")).await,
+        enqueue(&client, task("a")).await,
+        enqueue(&client, task("a")).await,
+    ];
     let mut worker = Stream::open(&daemon, hello("w", "a", 5)).await;
     trip(&mut worker).await;
     // Whatever was in flight when it opened, and then the probes.
@@ -111,7 +115,10 @@ async fn an_open_breaker_survives_a_kill() {
     let daemon = daemon.kill_and_restart();
     let client = daemon.client().await;
     let after = breaker(&client, "a").await;
-    assert_eq!((after.state(), after.epoch, after.open_until), (before.state(), before.epoch, before.open_until));
+    assert_eq!(
+        (after.state(), after.epoch, after.open_until),
+        (before.state(), before.epoch, before.open_until)
+    );
     assert_eq!(get(&client, &id).await.state(), TaskState::Blocked);
     let reset = v1::ResetBreakerRequest { agent: "a".into() };
     let closed = client.admin().reset_breaker(reset).await.expect("reset").into_inner().breaker.expect("set");
@@ -135,7 +142,8 @@ async fn one_agents_breaker_leaves_the_others_alone() {
     good.complete_next("").await;
     assert_eq!(get(&client, &id).await.state(), TaskState::Done);
     assert_eq!(breaker(&client, "good").await.state(), BreakerState::Closed);
-    let all = client.admin().list_breakers(v1::ListBreakersRequest::default()).await.expect("listed").into_inner();
+    let all =
+        client.admin().list_breakers(v1::ListBreakersRequest::default()).await.expect("listed").into_inner();
     let states: Vec<_> = all.breakers.iter().map(|b| (b.agent.as_str(), b.state())).collect();
     assert_eq!(states, [("bad", BreakerState::Open), ("good", BreakerState::Closed)]);
 }

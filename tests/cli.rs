@@ -23,13 +23,19 @@ async fn a_file_of_tasks_is_enqueued_and_listed() {
     let daemon = Daemon::start();
     let file = daemon.folder.path().join("tasks.jsonl");
     let lines: String = (0..1_500)
-        .map(|n| format!("{{\"agent\":\"a\",\"task_type\":\"t\",\"payload\":{{\"n\":{n}}},\"priority\":{}}}\n", n % 10))
+        .map(|n| {
+            format!(
+                "{{\"agent\":\"a\",\"task_type\":\"t\",\"payload\":{{\"n\":{n}}},\"priority\":{}}}\n",
+                n % 10
+            )
+        })
         .collect();
     std::fs::write(&file, lines).expect("writable");
     let path = file.to_str().expect("plain");
     let done = ledgerd(&daemon, &["task", "enqueue", "--from", path]);
     assert!(done.status.success() && said(&done).contains("1500"), "{}", said(&done));
-    let listed = json(&ledgerd(&daemon, &["-o", "json", "task", "list", "--priority", "3", "--limit", "1000"]));
+    let listed =
+        json(&ledgerd(&daemon, &["-o", "json", "task", "list", "--priority", "3", "--limit", "1000"]));
     assert_eq!(listed["tasks"].as_array().map(Vec::len), Some(150));
     let stats = json(&ledgerd(&daemon, &["-o", "json", "stats"]));
     assert_eq!(stats["sessions"], 0);
@@ -39,7 +45,8 @@ async fn a_file_of_tasks_is_enqueued_and_listed() {
 async fn a_bad_line_of_a_file_is_named_and_nothing_is_sent() {
     let daemon = Daemon::start();
     let file = daemon.folder.path().join("tasks.jsonl");
-    std::fs::write(&file, "{\"agent\":\"a\",\"task_type\":\"t\"}\n{\"agent\":\"a\",\"colour\":1}\n").expect("writable");
+    std::fs::write(&file, "{\"agent\":\"a\",\"task_type\":\"t\"}\n{\"agent\":\"a\",\"colour\":1}\n")
+        .expect("writable");
     let refused = ledgerd(&daemon, &["task", "enqueue", "--from", file.to_str().expect("plain")]);
     assert!(!refused.status.success() && said(&refused).contains("line 2"), "{}", said(&refused));
     let listed = json(&ledgerd(&daemon, &["-o", "json", "task", "list"]));
@@ -81,7 +88,8 @@ async fn exit_codes_tell_what_happened() {
 async fn operators_see_and_mend_dead_letters_and_breakers() {
     let daemon = Daemon::start();
     let client = daemon.client().await;
-    let set = ledgerd(&daemon, &["agent", "configure", "a", "--max-retries", "0", "--failure-threshold", "1"]);
+    let set =
+        ledgerd(&daemon, &["agent", "configure", "a", "--max-retries", "0", "--failure-threshold", "1"]);
     assert!(set.status.success(), "{}", said(&set));
     let id = enqueue(&client, task("a")).await;
     let mut worker = Stream::open(&daemon, hello("w", "a", 1)).await;
@@ -110,7 +118,9 @@ fn check_config_shows_where_each_value_comes_from_and_names_what_is_wrong() {
         .expect("the binary runs");
     let text = said(&shown);
     assert!(shown.status.success(), "{text}");
-    for (key, origin) in [("drain_grace", "ledgerd.toml"), ("log_format", "LEDGERD_LOG_FORMAT"), ("listen", "--listen")] {
+    for (key, origin) in
+        [("drain_grace", "ledgerd.toml"), ("log_format", "LEDGERD_LOG_FORMAT"), ("listen", "--listen")]
+    {
         let line = text.lines().find(|line| line.starts_with(key)).unwrap_or_default();
         assert!(line.contains(origin), "{key}: {line:?}\n{text}");
     }

@@ -174,7 +174,10 @@ async fn a_request_id_makes_a_repeated_call_harmless() {
     assert_eq!(again, first);
     let other = v1::EnqueueTasksRequest { tasks: vec![task("c")], ..request };
     let refused = client.tasks().enqueue_tasks(other).await.expect_err("another body");
-    assert_eq!((refused.code(), reason(&refused).as_str()), (tonic::Code::AlreadyExists, "REQUEST_ID_REUSED"));
+    assert_eq!(
+        (refused.code(), reason(&refused).as_str()),
+        (tonic::Code::AlreadyExists, "REQUEST_ID_REUSED")
+    );
 }
 
 #[tokio::test]
@@ -214,7 +217,8 @@ async fn an_atomic_batch_with_one_bad_item_stores_nothing() {
     };
     let refused = client.tasks().enqueue_tasks(request).await.expect_err("one item is bad");
     assert_eq!(refused.code(), tonic::Code::InvalidArgument);
-    let listed = client.tasks().list_tasks(v1::ListTasksRequest::default()).await.expect("listed").into_inner();
+    let listed =
+        client.tasks().list_tasks(v1::ListTasksRequest::default()).await.expect("listed").into_inner();
     assert!(listed.tasks.is_empty());
 }
 

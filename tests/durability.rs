@@ -38,7 +38,9 @@ async fn a_worker_that_held_a_task_through_a_restart_settles_it() {
 async fn tasks_persist_over_an_orderly_restart() {
     let mut daemon = Daemon::start();
     let client = daemon.client().await;
-    let id = enqueue(&client, v1::NewTask { labels: BTreeMap::from([("k".into(), "v".into())]), ..task("a") }).await;
+    let id =
+        enqueue(&client, v1::NewTask { labels: BTreeMap::from([("k".into(), "v".into())]), ..task("a") })
+            .await;
     let before = get(&client, &id).await;
     daemon.signal("TERM");
     assert_eq!(daemon.ended().await.code(), Some(0));
@@ -67,7 +69,10 @@ async fn acknowledged_work_survives_kills_under_load() {
         let flying = load.counts.flying();
         daemon.kill();
         let acknowledged = load.counts.acknowledged.load(Relaxed);
-        eprintln!("kill {kill}: {} transitions acknowledged since the last; in flight: {flying}", acknowledged - seen);
+        eprintln!(
+            "kill {kill}: {} transitions acknowledged since the last; in flight: {flying}",
+            acknowledged - seen
+        );
         seen = acknowledged;
         let (folder, address) = (Arc::clone(&daemon.folder), daemon.address.clone());
         daemon = Daemon::start_at(folder, &address);
@@ -92,7 +97,8 @@ async fn acknowledged_work_survives_kills_under_load() {
         let asked = rows.iter().any(|row| row.event == "CANCELLED" || row.event == "STOP_REQUESTED");
         assert!(asked, "the acknowledged cancel of {id} is gone");
     }
-    let distinct: HashSet<_> = record.assigned.iter().map(|(lease, worker)| (lease.clone(), worker.clone())).collect();
+    let distinct: HashSet<_> =
+        record.assigned.iter().map(|(lease, worker)| (lease.clone(), worker.clone())).collect();
     let leases: HashSet<_> = distinct.iter().map(|(lease, _)| lease).collect();
     assert_eq!(leases.len(), distinct.len(), "one fence was given to two workers");
     eprintln!(
@@ -125,5 +131,10 @@ fn check_history(task: &v1::Task, history: &[v1::HistoryEvent]) {
         fence = row.fence;
     }
     let last = history.last().expect("there is one row at least");
-    assert_eq!((last.to, last.fence, last.version), (task.state, task.fence, task.version), "{}", task.task_id);
+    assert_eq!(
+        (last.to, last.fence, last.version),
+        (task.state, task.fence, task.version),
+        "{}",
+        task.task_id
+    );
 }

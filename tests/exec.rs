@@ -19,7 +19,18 @@ fn exec(daemon: &Daemon, program: &[&str]) -> Worker {
 
 fn exec_as(daemon: &Daemon, id: &str, program: &[&str]) -> Worker {
     let child = command()
-        .args(["--address", &daemon.address, "worker", "exec", "--agent", "a", "--worker-id", id, "--grace", "1s"])
+        .args([
+            "--address",
+            &daemon.address,
+            "worker",
+            "exec",
+            "--agent",
+            "a",
+            "--worker-id",
+            id,
+            "--grace",
+            "1s",
+        ])
         .arg("--")
         .args(program)
         .stdin(Stdio::null())
@@ -63,7 +74,12 @@ async fn exit_codes_decide() {
     configure(&client, "a", quick()).await;
     let _worker = exec(&daemon, &["sh", "-c", "echo why >&2; exit {{payload}}"]);
     let once = || Some(v1::TaskPolicy { max_retries: Some(1), ..v1::TaskPolicy::default() });
-    let cases = [("0", TaskState::Done, ""), ("78", TaskState::Failed, "PERMANENT"), ("75", TaskState::Failed, "RETRIES_EXHAUSTED"), ("3", TaskState::Failed, "RETRIES_EXHAUSTED")];
+    let cases = [
+        ("0", TaskState::Done, ""),
+        ("78", TaskState::Failed, "PERMANENT"),
+        ("75", TaskState::Failed, "RETRIES_EXHAUSTED"),
+        ("3", TaskState::Failed, "RETRIES_EXHAUSTED"),
+    ];
     for (code, state, reason) in cases {
         let id = enqueue(&client, v1::NewTask { policy: once(), ..json(code) }).await;
         let task = in_state(&client, &id, state).await;
@@ -81,7 +97,8 @@ async fn a_worker_killed_with_sigkill_takes_its_programs_along_and_is_taken_over
     let client = daemon.client().await;
     configure(&client, "a", quick()).await;
     let marker = daemon.folder.path().join("pid");
-    let script = format!("if [ -e {0} ]; then echo again; else echo $$ > {0}; exec sleep 600; fi", marker.display());
+    let script =
+        format!("if [ -e {0} ]; then echo again; else echo $$ > {0}; exec sleep 600; fi", marker.display());
     let mut worker = exec(&daemon, &["sh", "-c", &script]);
     let id = enqueue(&client, json("1")).await;
     let pid = eventually("the program runs", async || {

@@ -6,7 +6,11 @@ use ledgerd_client::v1::{self, LeaseState, StopCause, TaskState};
 
 fn short_leases() -> v1::AgentSettings {
     let quick = quick();
-    let policy = v1::TaskPolicy { ack_timeout: ms(300), lease_duration: ms(1_000), ..quick.policy.unwrap_or_default() };
+    let policy = v1::TaskPolicy {
+        ack_timeout: ms(300),
+        lease_duration: ms(1_000),
+        ..quick.policy.unwrap_or_default()
+    };
     v1::AgentSettings { policy: Some(policy), ..quick }
 }
 
@@ -134,9 +138,13 @@ async fn a_new_process_of_a_worker_takes_over_once_the_old_one_is_gone() {
     old.ack(lease(&held)).await;
     old.receipt().await;
     let newer = v1::Hello { incarnation: 2, ..hello("w", "a", 1) };
-    let refused = Stream::try_open(&daemon.address, Some(v1::work_request::Frame::Hello(newer.clone()))).await;
+    let refused =
+        Stream::try_open(&daemon.address, Some(v1::work_request::Frame::Hello(newer.clone()))).await;
     let refused = refused.expect_err("the old process is alive");
-    assert_eq!((refused.code(), reason(&refused).as_str()), (tonic::Code::FailedPrecondition, "WORKER_ID_IN_USE"));
+    assert_eq!(
+        (refused.code(), reason(&refused).as_str()),
+        (tonic::Code::FailedPrecondition, "WORKER_ID_IN_USE")
+    );
     drop(old);
     let mut new = eventually("the old stream is seen to be gone", async || {
         let hello = v1::work_request::Frame::Hello(newer.clone());
@@ -144,7 +152,8 @@ async fn a_new_process_of_a_worker_takes_over_once_the_old_one_is_gone() {
     })
     .await;
     assert_eq!(new.assignment().await.fence, 2);
-    let older = Stream::try_open(&daemon.address, Some(v1::work_request::Frame::Hello(hello("w", "a", 1)))).await;
+    let older =
+        Stream::try_open(&daemon.address, Some(v1::work_request::Frame::Hello(hello("w", "a", 1)))).await;
     assert_eq!(reason(&older.expect_err("superseded")), "WORKER_SUPERSEDED");
 }
 
@@ -211,7 +220,8 @@ async fn a_cancel_reaches_the_worker_and_its_word_ends_the_task() {
     let mut worker = Stream::open(&daemon, hello("w", "a", 1)).await;
     let held = worker.assignment().await;
     worker.ack(lease(&held)).await;
-    let request = v1::CancelTaskRequest { task_id: id.clone(), reason: "enough".into(), ..Default::default() };
+    let request =
+        v1::CancelTaskRequest { task_id: id.clone(), reason: "enough".into(), ..Default::default() };
     let asked = client.tasks().cancel_task(request).await.expect("asked").into_inner().task.expect("set");
     assert_eq!((asked.state(), asked.stop_cause()), (TaskState::Running, StopCause::User));
     let stop = worker.stop().await;
@@ -249,10 +259,21 @@ async fn attempt_timeout_stall_timeout_and_deadline_ask_for_the_end() {
     };
     let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs() as i64;
     let cases = [
-        (limited(v1::TaskPolicy { attempt_timeout: ms(1_000), ..Default::default() }), StopCause::Timeout, "RETRIES_EXHAUSTED"),
-        (limited(v1::TaskPolicy { stall_timeout: ms(1_000), ..Default::default() }), StopCause::Stall, "RETRIES_EXHAUSTED"),
         (
-            v1::NewTask { deadline: Some(prost_types::Timestamp { seconds: now + 2, nanos: 0 }), ..task("a") },
+            limited(v1::TaskPolicy { attempt_timeout: ms(1_000), ..Default::default() }),
+            StopCause::Timeout,
+            "RETRIES_EXHAUSTED",
+        ),
+        (
+            limited(v1::TaskPolicy { stall_timeout: ms(1_000), ..Default::default() }),
+            StopCause::Stall,
+            "RETRIES_EXHAUSTED",
+        ),
+        (
+            v1::NewTask {
+                deadline: Some(prost_types::Timestamp { seconds: now + 2, nanos: 0 }),
+                ..task("a")
+            },
             StopCause::Deadline,
             "DEADLINE",
         ),

@@ -81,7 +81,8 @@ async fn a_redriven_dead_letter_keeps_its_id_and_history() {
     worker.outcome_receipt().await;
     let done = get(&client, &id).await;
     assert_eq!((done.redrives, done.retry_count), (1, 0));
-    let listed = client.admin().list_dead_letters(v1::ListDeadLettersRequest::default()).await.expect("listed");
+    let listed =
+        client.admin().list_dead_letters(v1::ListDeadLettersRequest::default()).await.expect("listed");
     assert!(listed.into_inner().dead_letters.is_empty());
     let refused = client.admin().redrive_dead_letters(redrive).await.expect("answered").into_inner();
     assert_eq!(refused.results[0].error.as_ref().map(|error| error.code), Some(9));

@@ -29,10 +29,12 @@ async fn a_typed_task_is_worked_and_its_result_read() {
     let client = daemon.client().await;
     let worker = Worker::builder(client.clone()).agents(["sums"]).capacity(2).task("add", add);
     let (stop, running) = run(worker.build().expect("it is complete"));
-    let task = client.enqueue("sums", "add", &Sum { numbers: vec![1, 2, 3] }).key("once").await.expect("stored");
+    let task =
+        client.enqueue("sums", "add", &Sum { numbers: vec![1, 2, 3] }).key("once").await.expect("stored");
     let sum: u32 = within("the result", task.result().timeout(PATIENCE).read()).await.expect("it is done");
     assert_eq!(sum, 6);
-    let same = client.enqueue("sums", "add", &Sum { numbers: vec![1, 2, 3] }).key("once").await.expect("known");
+    let same =
+        client.enqueue("sums", "add", &Sum { numbers: vec![1, 2, 3] }).key("once").await.expect("known");
     assert_eq!((same.id(), same.created()), (task.id(), false));
     stop.cancel();
     within("the worker ends", running).await.expect("no panic").expect("in good order");
@@ -56,18 +58,21 @@ async fn a_failed_attempt_hands_its_checkpoint_to_the_next() {
     let daemon = Daemon::start();
     let client = daemon.client().await;
     configure(&client, "a", quick()).await;
-    let worker = Worker::builder(client.clone()).agents(["a"]).any(|_: serde_json::Value, context: Context| async move {
-        match context.last_checkpoint() {
-            None => {
-                context.checkpoint("page 7")?;
-                Err(TaskError::retryable("the other half failed"))
+    let worker = Worker::builder(client.clone()).agents(["a"]).any(
+        |_: serde_json::Value, context: Context| async move {
+            match context.last_checkpoint() {
+                None => {
+                    context.checkpoint("page 7")?;
+                    Err(TaskError::retryable("the other half failed"))
+                }
+                Some(state) => Ok(String::from_utf8_lossy(state).into_owned()),
             }
-            Some(state) => Ok(String::from_utf8_lossy(state).into_owned()),
-        }
-    });
+        },
+    );
     let (_stop, _running) = run(worker.build().expect("it is complete"));
     let task = client.enqueue("a", "pages", &()).await.expect("stored");
-    let result: String = within("the result", task.result().timeout(PATIENCE).read()).await.expect("it is done");
+    let result: String =
+        within("the result", task.result().timeout(PATIENCE).read()).await.expect("it is done");
     assert_eq!(result, "page 7");
     assert_eq!(task.get().await.expect("there").retry_count, 1);
 }

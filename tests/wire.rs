@@ -26,27 +26,83 @@ async fn bad_fields_are_refused_by_name_and_nothing_is_stored() {
     let label = |key: &str, value: &str| [(key.to_owned(), value.to_owned())].into();
     let duration = |seconds, nanos| Some(prost_types::Duration { seconds, nanos });
     let cases: Vec<(&str, v1::NewTask, &str)> = vec![
-        ("54 idempotency key of 257 bytes", v1::NewTask { idempotency_key: "k".repeat(257), ..task("a") }, "task.idempotency_key"),
+        (
+            "54 idempotency key of 257 bytes",
+            v1::NewTask { idempotency_key: "k".repeat(257), ..task("a") },
+            "task.idempotency_key",
+        ),
         ("55 empty agent", task(""), "task.agent"),
         ("56 agent ../x", task("../x"), "task.agent"),
         ("57 NUL in agent", task("a\0b"), "task.agent"),
         ("58 newline in task_type", v1::NewTask { task_type: "a\nb".into(), ..task("a") }, "task.task_type"),
-        ("59 bidi control in label", v1::NewTask { labels: label("k", "a\u{202e}b"), ..task("a") }, "task.labels"),
-        ("60 payload over 1 MiB", v1::NewTask { payload: vec![0; (1 << 20) + 1].into(), ..task("a") }, "task.payload"),
-        ("61 max_retries -1", policy(v1::TaskPolicy { max_retries: Some(-1), ..Default::default() }), "task.policy.max_retries"),
-        ("62 max_retries 1,001", policy(v1::TaskPolicy { max_retries: Some(1_001), ..Default::default() }), "task.policy.max_retries"),
-        ("63 negative duration", policy(v1::TaskPolicy { base_delay: duration(-1, 0), ..Default::default() }), "task.policy.base_delay"),
-        ("64 nanos 2e9", policy(v1::TaskPolicy { base_delay: duration(0, 2_000_000_000), ..Default::default() }), "task.policy.base_delay"),
-        ("65 run_at in year 10000", v1::NewTask { run_at: seconds(253_402_300_800), ..task("a") }, "task.run_at"),
-        ("66 run_at over 366 days ahead", v1::NewTask { run_at: seconds(now() + 367 * 86_400), ..task("a") }, "task.run_at"),
+        (
+            "59 bidi control in label",
+            v1::NewTask { labels: label("k", "a\u{202e}b"), ..task("a") },
+            "task.labels",
+        ),
+        (
+            "60 payload over 1 MiB",
+            v1::NewTask { payload: vec![0; (1 << 20) + 1].into(), ..task("a") },
+            "task.payload",
+        ),
+        (
+            "61 max_retries -1",
+            policy(v1::TaskPolicy { max_retries: Some(-1), ..Default::default() }),
+            "task.policy.max_retries",
+        ),
+        (
+            "62 max_retries 1,001",
+            policy(v1::TaskPolicy { max_retries: Some(1_001), ..Default::default() }),
+            "task.policy.max_retries",
+        ),
+        (
+            "63 negative duration",
+            policy(v1::TaskPolicy { base_delay: duration(-1, 0), ..Default::default() }),
+            "task.policy.base_delay",
+        ),
+        (
+            "64 nanos 2e9",
+            policy(v1::TaskPolicy { base_delay: duration(0, 2_000_000_000), ..Default::default() }),
+            "task.policy.base_delay",
+        ),
+        (
+            "65 run_at in year 10000",
+            v1::NewTask { run_at: seconds(253_402_300_800), ..task("a") },
+            "task.run_at",
+        ),
+        (
+            "66 run_at over 366 days ahead",
+            v1::NewTask { run_at: seconds(now() + 367 * 86_400), ..task("a") },
+            "task.run_at",
+        ),
         ("67 priority 10", v1::NewTask { priority: Some(10), ..task("a") }, "task.priority"),
         ("67 priority -1", v1::NewTask { priority: Some(-1), ..task("a") }, "task.priority"),
-        ("68 65 labels", v1::NewTask { labels: (0..65).map(|n| (format!("k{n}"), String::new())).collect(), ..task("a") }, "task.labels"),
+        (
+            "68 65 labels",
+            v1::NewTask { labels: (0..65).map(|n| (format!("k{n}"), String::new())).collect(), ..task("a") },
+            "task.labels",
+        ),
         ("69 unknown enum", v1::NewTask { unique: 77, ..task("a") }, "task.unique"),
-        ("70 NaN factor", policy(v1::TaskPolicy { exponential_base: Some(f64::NAN), ..Default::default() }), "task.policy.exponential_base"),
-        ("70 infinite factor", policy(v1::TaskPolicy { exponential_base: Some(f64::INFINITY), ..Default::default() }), "task.policy.exponential_base"),
-        ("71 lease 0 s", policy(v1::TaskPolicy { lease_duration: ms(0), ..Default::default() }), "task.policy.lease_duration"),
-        ("71 lease 25 h", policy(v1::TaskPolicy { lease_duration: ms(25 * 3_600_000), ..Default::default() }), "task.policy.lease_duration"),
+        (
+            "70 NaN factor",
+            policy(v1::TaskPolicy { exponential_base: Some(f64::NAN), ..Default::default() }),
+            "task.policy.exponential_base",
+        ),
+        (
+            "70 infinite factor",
+            policy(v1::TaskPolicy { exponential_base: Some(f64::INFINITY), ..Default::default() }),
+            "task.policy.exponential_base",
+        ),
+        (
+            "71 lease 0 s",
+            policy(v1::TaskPolicy { lease_duration: ms(0), ..Default::default() }),
+            "task.policy.lease_duration",
+        ),
+        (
+            "71 lease 25 h",
+            policy(v1::TaskPolicy { lease_duration: ms(25 * 3_600_000), ..Default::default() }),
+            "task.policy.lease_duration",
+        ),
     ];
     let daemon = Daemon::start();
     let client = daemon.client().await;
@@ -54,10 +110,19 @@ async fn bad_fields_are_refused_by_name_and_nothing_is_stored() {
         use tonic_types::StatusExt;
         let request = v1::EnqueueTaskRequest { task: Some(task), request_id: String::new() };
         let refused = client.tasks().enqueue_task(request).await.expect_err(row);
-        assert_eq!((refused.code(), reason(&refused).as_str()), (Code::InvalidArgument, "INVALID_FIELD"), "{row}");
-        let violations = refused.get_details_bad_request().map(|found| found.field_violations).unwrap_or_default();
+        assert_eq!(
+            (refused.code(), reason(&refused).as_str()),
+            (Code::InvalidArgument, "INVALID_FIELD"),
+            "{row}"
+        );
+        let violations =
+            refused.get_details_bad_request().map(|found| found.field_violations).unwrap_or_default();
         assert!(violations.iter().any(|found| found.field.starts_with(field)), "{row}: {violations:?}");
-        assert!(!refused.message().is_empty() && !refused.message().contains('\n'), "{row}: {:?}", refused.message());
+        assert!(
+            !refused.message().is_empty() && !refused.message().contains('\n'),
+            "{row}: {:?}",
+            refused.message()
+        );
     }
     let stats = client.admin().get_stats(v1::GetStatsRequest {}).await.expect("answered").into_inner();
     assert_eq!((stats.transitions, stats.agents), (0, 0));
@@ -83,7 +148,11 @@ async fn batches_ids_and_tokens_that_cannot_be_are_refused() {
     let client = daemon.client().await;
     for (row, count) in [("72 batch of 0", 0), ("72 batch of 1,001", 1_001)] {
         let request = v1::EnqueueTasksRequest { tasks: vec![task("a"); count], ..Default::default() };
-        assert_eq!(client.tasks().enqueue_tasks(request).await.expect_err(row).code(), Code::InvalidArgument, "{row}");
+        assert_eq!(
+            client.tasks().enqueue_tasks(request).await.expect_err(row).code(),
+            Code::InvalidArgument,
+            "{row}"
+        );
     }
     let keyed = |payload: &str| v1::NewTask {
         idempotency_key: "k".into(),
@@ -91,7 +160,8 @@ async fn batches_ids_and_tokens_that_cannot_be_are_refused() {
         ..task("a")
     };
     let request = v1::EnqueueTasksRequest { tasks: vec![keyed("1"), keyed("1")], ..Default::default() };
-    let same = client.tasks().enqueue_tasks(request).await.expect("73: equal keys, equal content").into_inner();
+    let same =
+        client.tasks().enqueue_tasks(request).await.expect("73: equal keys, equal content").into_inner();
     assert_eq!(same.results[0].task_id, same.results[1].task_id);
     assert_eq!((same.results[0].created, same.results[1].created), (true, false));
     for id in ["", "x", "t0", "T1", "t1 ", "-1", &"t".repeat(300)] {
@@ -106,15 +176,25 @@ async fn batches_ids_and_tokens_that_cannot_be_are_refused() {
     }
     let other = v1::EnqueueTaskRequest { task: Some(keyed("2")), request_id: String::new() };
     let refused = client.tasks().enqueue_task(other).await.expect_err("76 same key, other content");
-    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::AlreadyExists, "KEY_REUSED_WITH_OTHER_CONTENT"));
+    assert_eq!(
+        (refused.code(), reason(&refused).as_str()),
+        (Code::AlreadyExists, "KEY_REUSED_WITH_OTHER_CONTENT")
+    );
     let unknown = v1::GetTaskRequest { task_id: "tzzz".into(), include_data: false };
     let refused = client.tasks().get_task(unknown).await.expect_err("77 unknown task");
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::NotFound, "TASK_NOT_FOUND"));
     let cancel = v1::CancelTaskRequest { task_id: "tzzz".into(), ..Default::default() };
     assert_eq!(client.tasks().cancel_task(cancel).await.expect_err("77").code(), Code::NotFound);
-    let redrive = v1::RedriveDeadLettersRequest { task_ids: vec![same.results[0].task_id.clone()], ..Default::default() };
+    let redrive = v1::RedriveDeadLettersRequest {
+        task_ids: vec![same.results[0].task_id.clone()],
+        ..Default::default()
+    };
     let results = client.admin().redrive_dead_letters(redrive).await.expect("answered").into_inner().results;
-    assert_eq!(results[0].error.as_ref().map(|error| error.code), Some(9), "79 redrive of a task that is not dead");
+    assert_eq!(
+        results[0].error.as_ref().map(|error| error.code),
+        Some(9),
+        "79 redrive of a task that is not dead"
+    );
     let mut worker = Stream::open(&daemon, hello("w", "a", 1)).await;
     worker.complete_next("").await;
     let cancel = v1::CancelTaskRequest { task_id: same.results[0].task_id.clone(), ..Default::default() };
@@ -127,10 +207,18 @@ async fn streams_that_begin_wrong_are_ended_by_name() {
     let daemon = Daemon::start();
     let cases = [
         ("84 first frame is not Hello", Some(Frame::Goodbye(v1::Goodbye {})), Code::FailedPrecondition),
-        ("86 unknown protocol version", Some(Frame::Hello(v1::Hello { protocol_version: 99, ..hello("w", "a", 1) })), Code::FailedPrecondition),
+        (
+            "86 unknown protocol version",
+            Some(Frame::Hello(v1::Hello { protocol_version: 99, ..hello("w", "a", 1) })),
+            Code::FailedPrecondition,
+        ),
         ("88 capacity over 10,000", Some(Frame::Hello(hello("w", "a", 10_001))), Code::InvalidArgument),
         ("84 nothing at all", None, Code::FailedPrecondition),
-        ("no agents", Some(Frame::Hello(v1::Hello { agents: vec![], ..hello("w", "a", 1) })), Code::InvalidArgument),
+        (
+            "no agents",
+            Some(Frame::Hello(v1::Hello { agents: vec![], ..hello("w", "a", 1) })),
+            Code::InvalidArgument,
+        ),
         ("no worker id", Some(Frame::Hello(hello("", "a", 1))), Code::InvalidArgument),
     ];
     for (row, first, code) in cases {

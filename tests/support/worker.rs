@@ -54,13 +54,16 @@ pub fn fail(message: &str) -> v1::outcome::Outcome {
 
 /// Failed.
 pub fn fail_as(class: v1::ErrorClass, message: &str) -> v1::outcome::Outcome {
-    let error = v1::TaskError { class: class.into(), message: message.to_owned(), ..v1::TaskError::default() };
+    let error =
+        v1::TaskError { class: class.into(), message: message.to_owned(), ..v1::TaskError::default() };
     v1::outcome::Outcome::Fail(v1::Fail { error: Some(error), retry_after: None })
 }
 
 impl Stream {
     pub async fn open(daemon: &Daemon, hello: v1::Hello) -> Self {
-        Self::try_open(&daemon.address, Some(work_request::Frame::Hello(hello))).await.expect("Hello is welcome")
+        Self::try_open(&daemon.address, Some(work_request::Frame::Hello(hello)))
+            .await
+            .expect("Hello is welcome")
     }
 
     /// Opens a stream with this first frame, and waits for the Welcome.
@@ -104,7 +107,8 @@ impl Stream {
     }
 
     pub async fn beat(&self, leases: Vec<v1::Lease>) {
-        let held = leases.into_iter().map(|lease| v1::Held { lease: Some(lease), ..v1::Held::default() }).collect();
+        let held =
+            leases.into_iter().map(|lease| v1::Held { lease: Some(lease), ..v1::Held::default() }).collect();
         self.send(work_request::Frame::Heartbeat(v1::Heartbeat { held, sequence: 1 })).await;
     }
 

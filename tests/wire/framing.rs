@@ -24,9 +24,10 @@ async fn send(address: &str, path: &str, headers: &[(&str, &str)], body: Bytes) 
     }
     let request = request.body(Full::new(body)).expect("it is a request");
     let socket = tokio::net::TcpStream::connect(address).await.expect("the daemon listens");
-    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(socket))
-        .await
-        .expect("the daemon speaks HTTP/2");
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(socket))
+            .await
+            .expect("the daemon speaks HTTP/2");
     let connection = tokio::spawn(connection);
     let response = within("an answer", sender.send_request(request)).await.expect("an answer comes");
     let status = |headers: &HeaderMap| {
@@ -86,7 +87,8 @@ async fn malformed_frames_get_the_code_of_the_table() {
 #[tokio::test]
 async fn gzip_is_taken() {
     let daemon = Daemon::start();
-    let channel = Channel::from_shared(format!("http://{}", daemon.address)).expect("an address").connect_lazy();
+    let channel =
+        Channel::from_shared(format!("http://{}", daemon.address)).expect("an address").connect_lazy();
     let client = ledgerd_client::v1::task_service_client::TaskServiceClient::new(channel)
         .send_compressed(tonic::codec::CompressionEncoding::Gzip)
         .accept_compressed(tonic::codec::CompressionEncoding::Gzip);
@@ -98,17 +100,15 @@ async fn gzip_is_taken() {
 #[tokio::test]
 async fn a_message_that_grows_beyond_the_limit_when_unpacked_is_refused() {
     let daemon = Daemon::start();
-    let channel = Channel::from_shared(format!("http://{}", daemon.address)).expect("an address").connect_lazy();
+    let channel =
+        Channel::from_shared(format!("http://{}", daemon.address)).expect("an address").connect_lazy();
     let client = ledgerd_client::v1::task_service_client::TaskServiceClient::new(channel)
         .send_compressed(tonic::codec::CompressionEncoding::Gzip);
     let bomb = ledgerd_client::v1::NewTask { payload: vec![0; 64 << 20].into(), ..task("a") };
     let request = ledgerd_client::v1::EnqueueTaskRequest { task: Some(bomb), request_id: String::new() };
     assert!(request.encoded_len() > 4 << 20);
     let refused = client.clone().enqueue_task(request).await.expect_err("64 MiB in a few KiB");
-    assert!(
-        matches!(refused.code(), tonic::Code::OutOfRange | tonic::Code::ResourceExhausted),
-        "{refused}"
-    );
+    assert!(matches!(refused.code(), tonic::Code::OutOfRange | tonic::Code::ResourceExhausted), "{refused}");
     let (_, status) = send(&daemon.address, ENQUEUE, &[], message(&[])).await;
     assert_eq!(status, Some(3), "it still answers");
 }

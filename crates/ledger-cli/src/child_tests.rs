@@ -214,7 +214,8 @@ async fn a_killed_guard_is_replaced_before_the_next_program() {
     kill(first);
     // Killed is not yet gone: only once it is a zombie are its descriptors closed.
     let gone = async {
-        while std::fs::read_to_string(format!("/proc/{first}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
+        while std::fs::read_to_string(format!("/proc/{first}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+        {
             tokio::task::yield_now().await;
         }
     };

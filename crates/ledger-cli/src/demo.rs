@@ -4,7 +4,7 @@
 //! runs, a worker is killed with SIGKILL and another agent's programs fail until its breaker opens. In the end every
 //! task must be DONE and every result right: they are computed again here, in another way.
 //!
-//! All processes are ended with the demo, however that ends; see [`crate::daemon`].
+//! All processes are ended with the demo, however that ends; see module `daemon`.
 
 mod check;
 mod files;
@@ -25,8 +25,9 @@ use crate::connect::connect;
 use crate::daemon::{self, Daemon, Process, cannot};
 use crate::failure::{Exit, Failure};
 use crate::guard::Guard;
-use crate::output::{print, remark};
+use crate::output::{Facts, print, remark};
 use crate::policy::Span;
+use crate::time::show_duration;
 use crate::{Format, Global};
 use files::Sources;
 use program::Program;
@@ -68,7 +69,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 400, value_parser = clap::value_parser!(u32).range(1..))]
     files: u32,
     /// How long each program waits before it works, as it would for the answer of a model
-    #[arg(long, value_name = "DUR", default_value = "120ms")]
+    #[arg(long, value_name = "DUR", default_value = "250ms")]
     think: Span,
     /// Store of the daemon
     #[arg(long, value_name = "URL")]
@@ -104,22 +105,23 @@ impl Args {
             .tempdir()
             .map_err(|error| cannot("make a temporary folder", &error))?;
         let guard = daemon::guard()?;
-        let plan = self.plan(folder.path(), &self.sources(folder.path())?);
+        let sources = self.sources(folder.path())?;
+        let plan = self.plan(folder.path(), &sources);
         let data_dir = self.data_dir.clone().unwrap_or_else(|| folder.path().join("data"));
         let mut daemon = Daemon::start(&data_dir, self.store.as_deref(), &guard).await?;
-        remark(&format!(
-            "daemon   {}, process {}, log {}",
-            daemon.address,
-            daemon.process.id(),
-            daemon.log.display()
-        ));
+        remark(&self.introduce(&plan, &sources, &daemon));
         let played = self.play(global, &plan, &daemon.address, &guard).await;
         let (summary, verdict) = played.map_err(|failure| match failure.sentence(&daemon.address) {
             Some(sentence) => Failure::new(Exit::Failure, sentence + &daemon.epitaph()),
             None => failure,
         })?;
         let is_json = self.json || global.output == Format::Json;
-        print(&if is_json { summary.json() } else { format!("\n{}", summary.table()) })?;
+        if is_json {
+            print(&summary.json())?;
+        } else {
+            remark("");
+            print(&summary.table())?;
+        }
         verdict.check()?;
         if self.keep {
             let (address, id) = (daemon.address.clone(), daemon.process.id());
@@ -151,23 +153,6 @@ impl Args {
         // As many as keep up with what is enqueued, and half as many again to make up for the outage.
         let rate = tasks as f64 / Program::ALL.len() as f64 / seconds;
         let capacity = (rate * (think + PROCESS).as_secs_f64() * 1.5).ceil().clamp(4.0, 64.0) as usize;
-        let of = if sources.found > files { format!(" of {}", sources.found) } else { String::new() };
-        let bytes = indicatif::BinaryBytes(sources.bytes);
-        let dir = self.dir.display();
-        remark(&format!(
-            "input    {files}{of} text files under {dir} ({bytes}), copied so that edits change nothing"
-        ));
-        let times =
-            if rounds > 1 { format!(", each {rounds} times to have enough to do") } else { String::new() };
-        let agents =
-            Program::ALL.map(|program| format!("{} ({})", program.name(), program.about())).join(", ");
-        remark(&format!("tasks    {tasks}: each file for {agents}{times}, enqueued over {seconds:.0} s"));
-        remark(&format!(
-            "workers  a process each, {capacity} programs at one time; a program starts for each task, waits {} ms as it \
-             would for a model, and reads the file",
-            think.as_millis()
-        ));
-        remark(&settings::describe());
         Plan {
             files: sources.files.clone(),
             rounds,
@@ -178,6 +163,39 @@ impl Args {
             think,
             folder: folder.to_owned(),
         }
+    }
+
+    /// What is about to happen, for people.
+    fn introduce(&self, plan: &Plan, sources: &Sources, daemon: &Daemon) -> String {
+        let mut facts = Facts::default();
+        let (files, found) = (sources.files.len(), sources.found);
+        let of = if found > files { format!(" of {found}") } else { String::new() };
+        let bytes = indicatif::BinaryBytes(sources.bytes);
+        let dir = self.dir.display();
+        facts.push(
+            "input",
+            format!("{files}{of} text files under {dir}, {bytes}, copied so that edits change nothing"),
+        );
+        let times = if plan.rounds > 1 { format!(", {} times each", plan.rounds) } else { String::new() };
+        let seconds = plan.enqueue_for.as_secs();
+        let tasks = plan.tasks_of_agent() * Program::ALL.len() as u64;
+        facts
+            .push("tasks", format!("{tasks}: one for each file and agent{times}, enqueued over {seconds} s"));
+        let agents = Program::ALL.map(|program| format!("{:10}  {}", program.name(), program.about()));
+        facts.push("agents", agents.join("\n"));
+        let think = show_duration(plan.think);
+        facts.push(
+            "workers",
+            format!(
+                "a process for each agent, {} programs at one time; each task starts a program, which\n\
+                 waits {think} as for the answer of a model, then reads the file and does its work",
+                plan.capacity
+            ),
+        );
+        facts.push("settings", settings::describe());
+        let (address, process, log) = (&daemon.address, daemon.process.id(), daemon.log.display());
+        facts.push("daemon", format!("{address}, process {process}, log {log}"));
+        facts.render()
     }
 
     async fn play(
@@ -202,7 +220,6 @@ impl Args {
         for worker in &mut workers {
             worker.stop(STOP).await;
         }
-        remark("         now every result is computed again");
         let (right, digests_by) =
             check::right(&plan.files).await.map_err(|error| cannot("read the files again", &error))?;
         let mut agents: Vec<_> = Program::ALL.map(|program| (program, Tally::default())).into();
@@ -274,7 +291,7 @@ mod tests {
     #[test]
     fn there_are_always_enough_tasks_and_never_too_many_at_once() {
         for (files, rounds, seconds, capacity) in
-            [(1, 100, 13, 4), (99, 2, 15, 4), (160, 1, 13, 4), (400, 1, 25, 5)]
+            [(1, 100, 13, 4), (99, 2, 14, 7), (160, 1, 13, 6), (400, 1, 25, 8)]
         {
             let plan = plan(files);
             assert!(plan.tasks_of_agent() * 3 >= FEWEST_TASKS as u64);

@@ -26,3 +26,8 @@ pub use task::{
     Class, EventKind, Holder, Lease, Reason, Sample, Spec, State, Stop, StopCause, Task, TaskError,
 };
 pub use time::{Now, Timestamp};
+
+/// Compiles and runs the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -141,8 +141,20 @@ impl Overrides {
             ..retry_core::Config::default()
         });
         if let Err(errors) = config.validate() {
-            for error in errors.errors() {
-                let field = if error.field == "jitter" { "jitter_ratio" } else { error.field };
+            self.name_retry_errors(&errors, path, found);
+        }
+    }
+
+    /// Adds what retry-core found, in the words of the wire and each field once.
+    fn name_retry_errors(&self, errors: &retry_core::ConfigErrors, path: &str, found: &mut Vec<Violation>) {
+        for error in errors.errors() {
+            let field = match error.field {
+                "jitter" => "jitter_ratio",
+                // Not given, so it can only be wrong beside a first delay that was named already.
+                "max_delay" if self.max_delay.is_none() && names(found, path, "base_delay") => continue,
+                field => field,
+            };
+            if !names(found, path, field) {
                 found.push(Violation::new(format!("{path}{field}"), format!("set it to {}", error.rule)));
             }
         }
@@ -159,6 +171,10 @@ impl Overrides {
             ..*agent
         }
     }
+}
+
+fn names(found: &[Violation], path: &str, field: &str) -> bool {
+    found.iter().any(|known| known.field.strip_prefix(path) == Some(field))
 }
 
 /// What one agent's breaker and budget are set to; none where the default holds.
@@ -333,12 +349,7 @@ impl Settings {
             }),
             Ok(_) => Err(found),
             Err(errors) => {
-                for error in errors.errors() {
-                    let field = format!("settings.policy.{}", error.field);
-                    if !found.iter().any(|known| known.field == field) {
-                        found.push(Violation::new(field, format!("set it to {}", error.rule)));
-                    }
-                }
+                given.policy.name_retry_errors(&errors, "settings.policy.", &mut found);
                 Err(found)
             }
         }

@@ -9,7 +9,9 @@ use ledger_core::{Caller, Class, Event, EventKind, Outcome, Overrides, Refusal, 
 use std::collections::BTreeMap;
 
 /// Names of states, each with how to get there. Those that were delivered have two fences, so that one of them is stale.
-const STATES: [(&str, fn() -> Life); 28] = [
+type Start = fn() -> Life;
+
+const STATES: [(&str, Start); 28] = [
     // Never delivered.
     ("new", Life::new),
     ("ahead", || Life::enqueued(Overrides::NONE, Some(START.after(LATER)), None)),

@@ -1,7 +1,13 @@
 //! What ledger-core promises, each promise by name.
 
+mod budgets;
+mod dispatch;
 mod grid;
 mod leases;
 mod life;
+mod properties;
+mod session;
+mod settings;
 mod stops;
 mod support;
+mod waiting;

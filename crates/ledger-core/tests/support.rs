@@ -165,7 +165,7 @@ impl Life {
                 assert_eq!(self.task.version, record.version);
                 assert_eq!(record.from, Some(before.state));
                 assert_eq!((record.to, record.reason), (self.task.state, self.task.reason));
-                self.tokens = self.tokens + effects.refund - effects.reserve;
+                self.tokens = (self.tokens + effects.refund).saturating_sub(effects.reserve);
                 self.history.push(record.clone());
                 assert_eq!(Folded::of(&self.history), Ok(folded(&self.task)), "after {event:?}");
             }

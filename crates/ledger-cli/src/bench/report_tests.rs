@@ -55,16 +55,18 @@ fn the_object_has_stable_names() {
 #[test]
 fn people_get_the_same_figures() {
     let text = Report::new(outcome("bench --batch 1 --explicit-acks")).table();
+    let text: Vec<String> =
+        text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
     for line in [
-        "load                16 callers × 1 a call, no request ids\n",
-        "workers             4 × 1000, explicit acks\n",
-        "lifecycles/s        900\n",
-        "call                p50 0.12  p99 0.12  p99.9 0.12 ms\n",
-        "daemon CPU          10 µs a lifecycle\n",
-        "written             -\n",
-        "tasks               2000 in 2s, drained in 100ms\n",
+        "load 16 callers × 1 a call, no request ids",
+        "workers 4 × 1000, explicit acks",
+        "lifecycles/s 900",
+        "call p50 0.12 p99 0.12 p99.9 0.12 ms",
+        "daemon CPU 10 µs a lifecycle",
+        "written -",
+        "tasks 2000 in 2s, drained in 100ms",
     ] {
-        assert!(text.contains(line), "{line}{text}");
+        assert!(text.iter().any(|found| found == line), "{line}: {text:?}");
     }
 }
 

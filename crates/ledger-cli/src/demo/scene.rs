@@ -33,6 +33,8 @@ const KILL_AT: Duration = Duration::from_secs(4);
 /// How often the worker is killed until the ledger counts a loss: a task that is finished in the moment between the
 /// look and the signal is no loss.
 const KILLS: usize = 3;
+/// Tasks that the worker must have started when it is killed.
+const HELD: usize = 2;
 /// How long any one thing that is waited for may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -213,7 +215,7 @@ impl<'a> Scene<'a> {
                 loop {
                     let running = self.digests(vec![TaskState::Running.into()]).await?;
                     let started = running.iter().filter(|task| task.attempt > 0).count();
-                    if started > 0 {
+                    if started >= HELD {
                         return Ok::<_, Failure>(started);
                     }
                     sleep(PEEK).await;
@@ -221,7 +223,7 @@ impl<'a> Scene<'a> {
             };
             let started = timeout(PATIENCE, started)
                 .await
-                .map_err(|_| failed("the worker of digest never held a task"))??;
+                .map_err(|_| failed("the worker of digest never held two tasks"))??;
             let old = worker.id();
             worker.kill();
             self.screen.event(&format!(
@@ -244,8 +246,9 @@ impl<'a> Scene<'a> {
             // All that was running may have ended just before the signal.
             if let Ok(lost) = timeout(PATIENCE / 4, counted).await {
                 let lost = lost?;
-                self.screen
-                    .event(&format!("ledger: took {lost} tasks back from the process that is gone (LOST)"));
+                self.screen.event(&format!(
+                    "ledger: {lost} of its tasks are LOST with the old process, and tried again"
+                ));
                 return Ok(());
             }
         }

@@ -87,6 +87,8 @@ impl Screen {
     /// Takes away what was drawn.
     pub(super) fn end(&self) {
         if let Some(drawn) = &self.drawn {
+            drawn.bar.finish_and_clear();
+            drawn.lines.iter().for_each(ProgressBar::finish_and_clear);
             // What cannot be drawn any more is gone as well.
             let _ = drawn.all.clear();
         }
@@ -105,7 +107,8 @@ impl Drawn {
         let style =
             |template: &str| ProgressStyle::with_template(template).expect("the template is well-formed");
         let bar = all.add(ProgressBar::new(0).with_style(style("{bar:48} {pos} of {len} done, {elapsed}")));
-        let lines = (0..agents).map(|_| all.add(ProgressBar::new(0).with_style(style("{msg}")))).collect();
+        let lines =
+            (0..agents).map(|_| all.add(ProgressBar::new(0).with_style(style("{wide_msg}")))).collect();
         Self { all, bar, lines }
     }
 }

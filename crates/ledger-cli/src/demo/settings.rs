@@ -23,8 +23,8 @@ const FLOOR: f64 = 10.0;
 pub(super) fn describe() -> String {
     let [open, lease, ack, delay] = [OPEN, LEASE, ACK, MAX_DELAY].map(show_duration);
     format!(
-        "settings that differ (default): breaker open for {open} (60s), lease {lease} (60s), ack timeout {ack} (10s), \
-         retry delay up to {delay} (30s), {RETRIES} retries (3), {LOSSES} losses (3), retry budget {TOKENS} tokens and \
+        "shortened (default): breaker open for {open} (60s), lease {lease} (60s), ack timeout {ack} (10s), retry\n\
+         delay at most {delay} (30s); generous: {RETRIES} retries (3), {LOSSES} losses (3), retry budget {TOKENS} tokens and\n\
          {FLOOR} a second (10 and 0.1)"
     )
 }

@@ -158,7 +158,7 @@ impl Summary {
         facts.push("duration", format!("{:.1} s", self.seconds));
         facts.push(
             "start",
-            "from enqueue to the first attempt, by the tasks' history; outline's includes its outage",
+            "from enqueue to the ack of the first attempt, by the tasks' history: with the outage of outline, and\nwith up to 25 ms that a worker holds back an ack",
         );
         facts.push("verified", format!("computed again in another way; digests by {}", self.digests_by));
         format!("{}\n{}", rows.render(), facts.render())

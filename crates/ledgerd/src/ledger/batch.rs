@@ -7,8 +7,8 @@ use super::memory::Memory;
 use crate::store::{Committed, DynStore};
 use ledger_core::store::{Changed, Changes, DeadLetter, Known, Notes, Reader};
 use ledger_core::{
-    AgentId, Applied, Context, Event, EventKind, Now, Reason, Record, Refusal, SessionId, State, Task, TaskError,
-    TaskId,
+    AgentId, Applied, Context, Event, EventKind, Now, Reason, Record, Refusal, SessionId, State, Task,
+    TaskError, TaskId,
 };
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -132,8 +132,11 @@ impl<'a> Batch<'a> {
         let had = open.task.holder.clone();
         let from = open.task.state;
         let settings = Arc::clone(&agent.settings);
-        let draw =
-            retry_core::draw(self.memory.seed, id.0, u64::from(open.task.delivery) << 8 | u64::from(event_key(event)));
+        let draw = retry_core::draw(
+            self.memory.seed,
+            id.0,
+            u64::from(open.task.delivery) << 8 | u64::from(event_key(event)),
+        );
         let enough = u64::from(1_000_u32);
         let (own, shared) = (agent.budget.available(now), self.memory.budget.available(now));
         let affords = |tokens: u32| own.min(shared) >= u64::from(tokens) * enough;
@@ -152,7 +155,8 @@ impl<'a> Batch<'a> {
         let effects = applied.effects;
         if effects.reserve > 0 {
             // Both were asked a moment ago, under the same `now`.
-            let _ = retry_core::reserve_both(&mut agent.budget, &mut self.memory.budget, now, effects.reserve);
+            let _ =
+                retry_core::reserve_both(&mut agent.budget, &mut self.memory.budget, now, effects.reserve);
         }
         if effects.refund > 0 {
             agent.budget.refund(effects.refund);
@@ -171,7 +175,11 @@ impl<'a> Batch<'a> {
             self.tell_breaker(agent_id, permit, sample, draw);
         }
         self.keep(id, record, to);
-        if to == State::Queued && self.open.get(&id).is_some_and(|open| open.task.idle_deliveries >= ledger_core::limits::IDLE_DELIVERIES)
+        if to == State::Queued
+            && self
+                .open
+                .get(&id)
+                .is_some_and(|open| open.task.idle_deliveries >= ledger_core::limits::IDLE_DELIVERIES)
         {
             self.apply(id, &Event::Undeliverable, 0)?;
         }
@@ -274,7 +282,9 @@ impl<'a> Batch<'a> {
                 self.changes.freed_keys.push(id);
             }
         }
-        if record.from == Some(State::Retry) && (to != State::Retry || record.kind == EventKind::BudgetGranted) {
+        if record.from == Some(State::Retry)
+            && (to != State::Retry || record.kind == EventKind::BudgetGranted)
+        {
             self.leave_budget_queue(id);
         }
         if record.digest.is_some() {
@@ -329,7 +339,9 @@ impl<'a> Batch<'a> {
         }
         for id in std::mem::take(&mut self.budgets) {
             match id {
-                Some(id) => changes.budgets.extend(self.memory.agents.get(&id).map(ledger_core::Agent::budget_row)),
+                Some(id) => {
+                    changes.budgets.extend(self.memory.agents.get(&id).map(ledger_core::Agent::budget_row))
+                }
                 None => changes
                     .budgets
                     .push(ledger_core::store::BudgetRow { agent: None, level: self.memory.budget.level() }),
@@ -353,7 +365,11 @@ impl<'a> Batch<'a> {
     }
 
     /// The receipt of a repeated outcome, or why it is none.
-    pub(super) fn replay(record: &Record, worker: &str, digest: u64) -> Result<super::command::Recorded, LedgerError> {
+    pub(super) fn replay(
+        record: &Record,
+        worker: &str,
+        digest: u64,
+    ) -> Result<super::command::Recorded, LedgerError> {
         if record.worker.as_deref() != Some(worker) {
             return Err(LedgerError::Refused(Refusal::NotHolder));
         }
@@ -462,4 +478,3 @@ pub(super) fn speak(
         }
     }
 }
-

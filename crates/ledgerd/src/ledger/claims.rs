@@ -2,8 +2,8 @@
 
 use super::batch::{Batch, Claimed};
 use super::command::LedgerError;
-use super::decide::holder;
 use super::timers::{Due, next};
+use super::work::holder;
 use breaker_core::Availability;
 use ledger_core::dispatch::{Group, choose};
 use ledger_core::limits::BATCH_OPERATIONS;
@@ -44,8 +44,10 @@ impl Batch<'_> {
     }
 
     fn count_unacked(&mut self, id: TaskId) {
-        let worker = self.open.get(&id).and_then(|open| open.task.holder.as_ref()).map(|holder| &holder.worker);
-        let session = worker.and_then(|worker| self.memory.workers.get(worker)).and_then(|worker| worker.session);
+        let worker =
+            self.open.get(&id).and_then(|open| open.task.holder.as_ref()).map(|holder| &holder.worker);
+        let session =
+            worker.and_then(|worker| self.memory.workers.get(worker)).and_then(|worker| worker.session);
         if let Some(session) = session.and_then(|id| self.memory.sessions.get_mut(&id)) {
             session.unacked_run += 1;
         }
@@ -300,7 +302,9 @@ impl super::memory::Memory {
         let breakers = self
             .agents
             .values()
-            .filter(|agent| agent.settings.breaker_enabled && agent.breaker.state() != breaker_core::State::Closed)
+            .filter(|agent| {
+                agent.settings.breaker_enabled && agent.breaker.state() != breaker_core::State::Closed
+            })
             .filter_map(|agent| agent.breaker.next_deadline())
             // Once an open period is over, room or work brings the next probe, not time.
             .filter(|deadline| *deadline > at);

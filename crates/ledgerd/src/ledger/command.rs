@@ -4,7 +4,9 @@ use bytes::Bytes;
 use ledger_core::session::{Hello, Unsent};
 use ledger_core::settings::{AgentOverrides, Settings, Violation};
 use ledger_core::store::{Counts, StoreError, TaskData};
-use ledger_core::{Outcome, Overrides, Reason, Refusal, SessionId, State, Stop, TaskError, TaskId, Timestamp};
+use ledger_core::{
+    Outcome, Overrides, Reason, Refusal, SessionId, State, Stop, TaskError, TaskId, Timestamp,
+};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;

@@ -3,8 +3,8 @@
 //! A caller that is dropped undoes nothing: the command is in the ledger's hands, and the ledger answers nobody.
 
 use super::command::{
-    AgentView, Answer, BatchMode, Command, Enqueued, FromWorker, LedgerError, NewTask, Opened, Receipt, RequestKey,
-    Settlement, Stats, WorkerView,
+    AgentView, Answer, BatchMode, Command, Enqueued, FromWorker, LedgerError, NewTask, Opened, Receipt,
+    RequestKey, Settlement, Stats, WorkerView,
 };
 use crate::clock::Clock;
 use ledger_core::session::{Hello, Unsent};
@@ -133,15 +133,17 @@ impl Handle {
         let unsent = Unsent::default();
         let (outbox, rest) = mpsc::unbounded_channel();
         match self.frame_call(Command::Hello(Box::new(hello), unsent.clone(), outbox)).await? {
-            Answer::Opened(session, verdicts, [heartbeat_interval, idle_interval, ack_delay_max]) => Ok(Opened {
-                session,
-                verdicts,
-                heartbeat_interval,
-                idle_interval,
-                ack_delay_max,
-                outbox: rest,
-                unsent,
-            }),
+            Answer::Opened(session, verdicts, [heartbeat_interval, idle_interval, ack_delay_max]) => {
+                Ok(Opened {
+                    session,
+                    verdicts,
+                    heartbeat_interval,
+                    idle_interval,
+                    ack_delay_max,
+                    outbox: rest,
+                    unsent,
+                })
+            }
             _ => Err(LedgerError::SessionEnded),
         }
     }
@@ -159,7 +161,11 @@ impl Handle {
     ///
     /// # Errors
     /// Of the whole call; refusals of items are in the answer.
-    pub async fn settle(&self, worker: Arc<str>, items: Vec<Settlement>) -> Result<Vec<Receipt>, LedgerError> {
+    pub async fn settle(
+        &self,
+        worker: Arc<str>,
+        items: Vec<Settlement>,
+    ) -> Result<Vec<Receipt>, LedgerError> {
         match self.frame_call(Command::Settle(worker, items)).await? {
             Answer::Receipts(receipts) => Ok(receipts),
             _ => Err(LedgerError::SessionEnded),
@@ -266,9 +272,10 @@ impl Handle {
     async fn call(&self, command: Command) -> Result<Answer, LedgerError> {
         let (reply, answer) = oneshot::channel();
         self.calls.try_send(Order { command, reply: Some(reply) }).map_err(|refused| match refused {
-            mpsc::error::TrySendError::Full(_) => {
-                LedgerError::Exhausted { what: "the queue of commands", retry_after: Duration::from_millis(100) }
-            }
+            mpsc::error::TrySendError::Full(_) => LedgerError::Exhausted {
+                what: "the queue of commands",
+                retry_after: Duration::from_millis(100),
+            },
             mpsc::error::TrySendError::Closed(_) => LedgerError::Draining,
         })?;
         answer.await.unwrap_or(Err(LedgerError::Draining))
@@ -276,10 +283,7 @@ impl Handle {
 
     async fn frame_call(&self, command: Command) -> Result<Answer, LedgerError> {
         let (reply, answer) = oneshot::channel();
-        self.frames
-            .send(Order { command, reply: Some(reply) })
-            .await
-            .map_err(|_| LedgerError::Draining)?;
+        self.frames.send(Order { command, reply: Some(reply) }).await.map_err(|_| LedgerError::Draining)?;
         answer.await.unwrap_or(Err(LedgerError::Draining))
     }
 }

@@ -96,8 +96,7 @@ impl Memory {
         for row in recovered.agents {
             let (id, name) = (row.id, Arc::clone(&row.name));
             let counts = recovered.counts.get(&id).copied().unwrap_or_default();
-            let agent =
-                Agent::restore(row, breakers.remove(&id), budgets.remove(&Some(id)), counts, now);
+            let agent = Agent::restore(row, breakers.remove(&id), budgets.remove(&Some(id)), counts, now);
             self.names.insert(name, id);
             self.agents.insert(id, agent);
         }

@@ -12,9 +12,11 @@ pub mod command;
 mod decide;
 mod handle;
 mod memory;
+mod produce;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod work;
 
 pub use handle::Handle;
 
@@ -192,7 +194,8 @@ impl Loop {
             self.frames.close();
             while let Ok(order) = self.calls.try_recv() {
                 if let Some(reply) = order.reply {
-                    let _ = reply.send(Err(LedgerError::Store(StoreError::Unavailable("the daemon ends".into()))));
+                    let _ = reply
+                        .send(Err(LedgerError::Store(StoreError::Unavailable("the daemon ends".into()))));
                 }
             }
             return Err(Fatal::Store(error));
@@ -256,7 +259,10 @@ impl Loop {
         let (due, first) = self.memory.timers.due(now.at, BATCH_OPERATIONS);
         if first.is_some_and(|armed| now.at.since(armed) > PAUSE) && self.not_before.is_none() {
             // The process stood still: no lease ends before beats could be taken for a whole lease again.
-            tracing::warn!(late_ms = first.map_or(0, |armed| now.at.since(armed).as_millis() as u64), "the daemon stood still; leases start anew");
+            tracing::warn!(
+                late_ms = first.map_or(0, |armed| now.at.since(armed).as_millis() as u64),
+                "the daemon stood still; leases start anew"
+            );
             self.memory.since = now.at;
         }
         due
@@ -322,10 +328,9 @@ fn weight(command: &Command) -> (usize, usize) {
         Command::Frame(_, FromWorker::Acks(items)) => (items.len(), 0),
         // A beat writes one row, whatever it holds.
         Command::Frame(_, FromWorker::Beat(held, _)) => (1 + held.len() / 100, 0),
-        Command::Frame(_, FromWorker::Outcomes(items)) | Command::Settle(_, items) => (
-            items.len(),
-            items.iter().map(|item| item.result.as_ref().map_or(0, bytes::Bytes::len)).sum(),
-        ),
+        Command::Frame(_, FromWorker::Outcomes(items)) | Command::Settle(_, items) => {
+            (items.len(), items.iter().map(|item| item.result.as_ref().map_or(0, bytes::Bytes::len)).sum())
+        }
         Command::Redrive { tasks, .. } | Command::Discard { tasks, .. } => (tasks.len(), 0),
         _ => (1, 0),
     }

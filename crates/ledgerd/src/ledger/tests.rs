@@ -154,7 +154,8 @@ async fn nothing_is_said_before_the_commit_that_it_reports() {
     let mut opened = within(opening).await.expect("no panic").expect("welcome");
 
     let handle = fixture.handle.clone();
-    let enqueuing = tokio::spawn(async move { handle.enqueue(vec![task("a")], BatchMode::Atomic, None).await });
+    let enqueuing =
+        tokio::spawn(async move { handle.enqueue(vec![task("a")], BatchMode::Atomic, None).await });
     within(fixture.gate.reached.notified()).await;
     // Everything is decided, the claim for the idle worker included, and waits for the disk.
     assert!(!enqueuing.is_finished() && opened.outbox.is_empty(), "reply or assignment before the commit");
@@ -163,7 +164,9 @@ async fn nothing_is_said_before_the_commit_that_it_reports() {
     fixture.pass();
     let answer = within(enqueuing).await.expect("no panic").expect("stored");
     assert!(matches!(answer[..], [Enqueued::Created(TaskId(1))]));
-    let ToWorker::Assignments(assigned) = next(&mut opened).await else { panic!("an assignment comes first") };
+    let ToWorker::Assignments(assigned) = next(&mut opened).await else {
+        panic!("an assignment comes first")
+    };
 
     let settlement = Settlement {
         task: assigned[0].task,
@@ -187,9 +190,9 @@ async fn a_refused_batch_is_decided_anew_command_by_command() {
     let mut calls = Vec::new();
     for agent in ["first", "second", "third"] {
         let handle = fixture.handle.clone();
-        calls.push(tokio::spawn(async move {
-            handle.enqueue(vec![task(agent)], BatchMode::Atomic, None).await
-        }));
+        calls.push(tokio::spawn(
+            async move { handle.enqueue(vec![task(agent)], BatchMode::Atomic, None).await },
+        ));
         tokio::task::yield_now().await;
     }
     // The first may be alone in its batch; whatever follows is in the next.

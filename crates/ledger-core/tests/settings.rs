@@ -1,0 +1,249 @@
+//! Settings: what may be set, which value counts, and what an agent keeps over a restart.
+
+use crate::support::{START, seconds};
+use ledger_core::store::{AgentRow, BreakerRow, BudgetRow, Counts};
+use ledger_core::{
+    Agent, AgentId, AgentOverrides, Now, Overrides, Settings, State, TaskId, Violation, agent,
+};
+use retry_core::Jitter;
+use std::time::Duration;
+
+fn fields(given: AgentOverrides) -> Vec<String> {
+    let found = Settings::of(given).err().unwrap_or_default();
+    assert!(found.iter().all(|violation| violation.rule.starts_with("set it to ")), "{found:?}");
+    found.into_iter().map(|violation| violation.field).collect()
+}
+
+fn task_fields(given: Overrides) -> Vec<String> {
+    let mut found: Vec<Violation> = Vec::new();
+    given.check("tasks[3].policy.", &mut found);
+    found.into_iter().map(|violation| violation.field).collect()
+}
+
+#[test]
+fn the_defaults_are_the_documented_ones() {
+    let settings = Settings::of(AgentOverrides::default()).expect("valid");
+    assert_eq!(settings, Settings::default());
+    let retry = settings.retry.config();
+    assert_eq!((retry.max_retries, retry.max_losses), (3, 3));
+    assert_eq!((retry.base_delay, retry.max_delay), (Duration::from_millis(100), seconds(30)));
+    assert_eq!((retry.exponential_base, retry.jitter), (2.0, Jitter::Proportional(0.5)));
+    assert_eq!((settings.ack_timeout, settings.lease_duration), (seconds(10), seconds(60)));
+    assert_eq!((settings.attempt_timeout, settings.stop_grace), (seconds(1_800), seconds(30)));
+    assert_eq!((settings.stall_timeout, settings.queue_timeout), (None, None));
+    let breaker = settings.breaker;
+    assert_eq!((breaker.failure_threshold, breaker.success_threshold), (5, 2));
+    assert_eq!((breaker.open_timeout, breaker.half_open_permits), (seconds(60), 2));
+}
+
+#[test]
+fn everything_that_is_wrong_is_said_at_once_in_the_words_of_the_wire() {
+    let wrong = AgentOverrides {
+        policy: Overrides {
+            max_retries: Some(1_001),
+            base_delay: Some(seconds(8 * 86_400)),
+            exponential_base: Some(f64::NAN),
+            max_delay: Some(seconds(8 * 86_400)),
+            jitter: Some(Jitter::Proportional(1.5)),
+            ack_timeout: Some(Duration::ZERO),
+            lease_duration: Some(Duration::from_millis(999)),
+            attempt_timeout: Some(Duration::ZERO),
+            stall_timeout: Some(Duration::ZERO),
+            queue_timeout: Some(Duration::MAX),
+            stop_grace: Some(Duration::MAX),
+            max_losses: Some(0),
+        },
+        failure_threshold: Some(0),
+        success_threshold: Some(201),
+        open_timeout: Some(Duration::ZERO),
+        half_open_permits: Some(0),
+        breaker_enabled: None,
+        budget_capacity: Some(1.5),
+        budget_floor: Some(-1.0),
+        budget_deposit: Some(f64::INFINITY),
+        budget_enabled: None,
+        max_waiting: Some(0),
+    };
+    let mut found = fields(wrong);
+    found.sort();
+    let mut expected = [
+        "settings.policy.max_retries",
+        "settings.policy.base_delay",
+        "settings.policy.exponential_base",
+        "settings.policy.max_delay",
+        "settings.policy.jitter_ratio",
+        "settings.policy.ack_timeout",
+        "settings.policy.lease_duration",
+        "settings.policy.attempt_timeout",
+        "settings.policy.stall_timeout",
+        "settings.policy.queue_timeout",
+        "settings.policy.stop_grace",
+        "settings.policy.max_losses",
+        "settings.breaker.failure_threshold",
+        "settings.breaker.success_threshold",
+        "settings.breaker.open_timeout",
+        "settings.breaker.half_open_permits",
+        "settings.budget.capacity",
+        "settings.budget.floor_per_second",
+        "settings.budget.deposit",
+        "settings.max_waiting",
+    ];
+    expected.sort_unstable();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn each_wrong_value_is_named_once_and_alone() {
+    let policy = |policy| AgentOverrides { policy, ..AgentOverrides::default() };
+    let jitter = Overrides { jitter: Some(Jitter::Proportional(2.0)), ..Overrides::NONE };
+    assert_eq!(fields(policy(jitter)), ["settings.policy.jitter_ratio"]);
+    assert_eq!(task_fields(jitter), ["tasks[3].policy.jitter_ratio"]);
+    let base = Overrides { base_delay: Some(seconds(8 * 86_400)), ..Overrides::NONE };
+    assert_eq!(task_fields(base), ["tasks[3].policy.base_delay"]);
+    assert_eq!(fields(policy(base)), ["settings.policy.base_delay"]);
+    let long = Overrides { max_delay: Some(seconds(8 * 86_400)), ..Overrides::NONE };
+    assert_eq!(task_fields(long), ["tasks[3].policy.max_delay"]);
+    let zero = AgentOverrides { budget_capacity: Some(f64::NAN), ..AgentOverrides::default() };
+    assert_eq!(fields(zero), ["settings.budget.capacity"]);
+    let open = AgentOverrides { open_timeout: Some(seconds(90_000)), ..AgentOverrides::default() };
+    assert_eq!(fields(open), ["settings.breaker.open_timeout"]);
+}
+
+#[test]
+fn a_longest_delay_below_the_first_is_refused_where_both_are_given() {
+    let both = Overrides { base_delay: Some(seconds(10)), max_delay: Some(seconds(5)), ..Overrides::NONE };
+    assert_eq!(task_fields(both), ["tasks[3].policy.max_delay"]);
+    let agent = AgentOverrides { policy: both, ..AgentOverrides::default() };
+    assert_eq!(fields(agent), ["settings.policy.max_delay"]);
+}
+
+#[test]
+fn a_first_delay_above_the_default_longest_wants_the_longest_set_too() {
+    let base = Overrides { base_delay: Some(seconds(60)), ..Overrides::NONE };
+    let agent = AgentOverrides { policy: base, ..AgentOverrides::default() };
+    assert_eq!(fields(agent), ["settings.policy.max_delay"]);
+    assert!(task_fields(base).is_empty(), "a task cannot know what its agent has set");
+}
+
+#[test]
+fn a_tasks_word_counts_where_its_delay_and_its_agents_disagree() {
+    let settings = Settings::default();
+    let long = Overrides { base_delay: Some(seconds(60)), ..Overrides::NONE };
+    let config = *settings.retry_for(&long).config();
+    assert_eq!((config.base_delay, config.max_delay), (seconds(60), seconds(60)));
+    let short = Overrides { max_delay: Some(Duration::from_millis(10)), ..Overrides::NONE };
+    let config = *settings.retry_for(&short).config();
+    let ten = Duration::from_millis(10);
+    assert_eq!((config.base_delay, config.max_delay), (ten, ten));
+}
+
+#[test]
+fn a_tasks_overrides_win_over_its_agents_values() {
+    let given = AgentOverrides {
+        policy: Overrides {
+            max_retries: Some(7),
+            ack_timeout: Some(seconds(20)),
+            stall_timeout: Some(seconds(40)),
+            ..Overrides::NONE
+        },
+        ..AgentOverrides::default()
+    };
+    let settings = Settings::of(given).expect("valid");
+    let own = Overrides { max_retries: Some(1), ack_timeout: Some(seconds(5)), ..Overrides::NONE };
+    assert_eq!(settings.retry_for(&own).max_retries(), 1);
+    assert_eq!(settings.retry_for(&Overrides::NONE).max_retries(), 7);
+    assert_eq!(settings.ack_timeout(&own), seconds(5));
+    assert_eq!(settings.ack_timeout(&Overrides::NONE), seconds(20));
+    assert_eq!(settings.stall_timeout(&own), Some(seconds(40)));
+    assert_eq!(settings.queue_timeout(&own), None);
+    assert_eq!(settings.stop_grace(&own), seconds(30));
+    let or = own.or(given.policy);
+    assert_eq!((or.max_retries, or.stall_timeout), (Some(1), Some(seconds(40))));
+}
+
+// An agent.
+
+#[test]
+fn an_agents_name_is_short_lower_case_and_plain() {
+    for good in ["claude", "a", "9-a.b_c", &"a".repeat(63)] {
+        assert!(agent::is_agent_name(good), "{good}");
+    }
+    for bad in ["", "Claude", "-a", ".a", "_a", "a b", "é", "a\n", &"a".repeat(64)] {
+        assert!(!agent::is_agent_name(bad), "{bad:?}");
+    }
+}
+
+#[test]
+fn a_restored_agent_keeps_its_breaker_and_its_budget_as_they_were_saved() {
+    let now = Now::steady(START);
+    let at = START.since_epoch();
+    let mut agent = Agent::new(AgentId(1), "claude".into(), now);
+    let change = AgentOverrides { failure_threshold: Some(1), ..AgentOverrides::default() };
+    agent.configure(change, now).expect("valid");
+    let permit = agent.breaker.try_acquire(at).expect("closed");
+    let _ = agent.breaker.record(permit, breaker_core::Sample::Failure, at, 0);
+    agent.last_probe = Some(TaskId(9));
+    assert!(agent.budget.withdraw(at, 7));
+    let (row, breaker, budget) = (agent.row(), agent.breaker_row(), agent.budget_row());
+    let later = Now::steady(START.after(seconds(1)));
+    let counts: Counts = [0, 1, 2, 3, 4, 5, 6, 7];
+    let again = Agent::restore(row.clone(), Some(breaker.clone()), Some(budget), counts, later);
+    assert_eq!(again.breaker.state(), breaker_core::State::Open);
+    assert_eq!((again.row(), again.breaker_row()), (row, breaker));
+    assert_eq!((again.budget_row(), again.last_probe), (budget, Some(TaskId(9))));
+    assert_eq!(again.created_at, START);
+    assert_eq!(again.waiting(), 1 + 3 + 4, "QUEUED, RETRY, BLOCKED");
+}
+
+#[test]
+fn an_agent_without_rows_of_its_own_starts_closed_and_full() {
+    let row = AgentRow {
+        id: AgentId(1),
+        name: "claude".into(),
+        given: AgentOverrides { budget_capacity: Some(4.0), ..AgentOverrides::default() },
+        created_at: START,
+    };
+    let agent = Agent::restore(row, None, None, Counts::default(), Now::steady(START));
+    assert_eq!(agent.breaker.state(), breaker_core::State::Closed);
+    assert_eq!(agent.budget.available(START.since_epoch()), 4_000);
+}
+
+#[test]
+fn stored_settings_that_a_newer_rule_refuses_fall_back_to_defaults() {
+    let given = AgentOverrides { failure_threshold: Some(0), ..AgentOverrides::default() };
+    let row = AgentRow { id: AgentId(1), name: "claude".into(), given, created_at: START };
+    let agent = Agent::restore(row, None, None, Counts::default(), Now::steady(START));
+    assert_eq!(*agent.settings, Settings::default());
+}
+
+#[test]
+fn a_refused_change_leaves_an_agent_as_it_was() {
+    let mut agent = Agent::new(AgentId(1), "claude".into(), Now::steady(START));
+    let good = AgentOverrides { open_timeout: Some(seconds(5)), ..AgentOverrides::default() };
+    agent.configure(good, Now::steady(START)).expect("valid");
+    let bad = AgentOverrides {
+        open_timeout: Some(Duration::ZERO),
+        budget_capacity: Some(5.0),
+        ..AgentOverrides::default()
+    };
+    assert!(agent.configure(bad, Now::steady(START)).is_err());
+    assert_eq!(agent.settings.given, good);
+    let more = AgentOverrides { max_waiting: Some(9), ..AgentOverrides::default() };
+    agent.configure(more, Now::steady(START)).expect("valid");
+    assert_eq!((agent.settings.breaker.open_timeout, agent.settings.max_waiting), (seconds(5), 9));
+}
+
+#[test]
+fn a_smaller_budget_is_cut_and_a_larger_one_is_not_filled() {
+    let now = Now::steady(START);
+    let mut agent = Agent::new(AgentId(1), "claude".into(), now);
+    let sized = |n| AgentOverrides { budget_capacity: Some(n), ..AgentOverrides::default() };
+    agent.configure(sized(4.0), now).expect("valid");
+    assert_eq!(agent.budget_row(), BudgetRow { agent: Some(AgentId(1)), level: agent.budget.level() });
+    assert_eq!(agent.budget.available(START.since_epoch()), 4_000);
+    agent.configure(sized(40.0), now).expect("valid");
+    assert_eq!(agent.budget.available(START.since_epoch()), 4_000);
+    let row: BreakerRow = agent.breaker_row();
+    assert_eq!(row.agent, AgentId(1));
+    assert_eq!(State::ALL.len(), 7);
+}

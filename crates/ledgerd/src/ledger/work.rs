@@ -1,0 +1,316 @@
+//! What workers say: Hello, acks, beats, outcomes, Goodbye, and the end of a stream, which means nothing.
+
+use super::batch::{Batch, recorded};
+use super::command::{
+    Answer, FromWorker, HeldTask, LeaseVerdict, LedgerError, Receipt, Recorded, Settlement, ToWorker, Verdict,
+};
+use super::memory::Worker;
+use super::timers::Beaten;
+use bytes::Bytes;
+use ledger_core::session::{Hello, Session, Unsent};
+use ledger_core::store::{Notes, ProgressNote};
+use ledger_core::{AgentId, Caller, Event, Holder, Outcome, Refusal, ReleaseCause, SessionId, State, TaskId};
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+impl Batch<'_> {
+    pub(super) fn hello(
+        &mut self,
+        hello: &Hello,
+        unsent: &Unsent,
+        outbox: &mpsc::UnboundedSender<ToWorker>,
+    ) -> Result<Answer, LedgerError> {
+        if self.memory.draining {
+            return Err(LedgerError::Draining);
+        }
+        let mut agents = Vec::with_capacity(hello.agents.len());
+        for name in &hello.agents {
+            let id = self.agent(name)?;
+            if !agents.contains(&id) {
+                agents.push(id);
+            }
+        }
+        let intervals = self.intervals(&agents);
+        self.take_over(hello, intervals[0])?;
+        self.memory.last_session += 1;
+        let id = SessionId(self.memory.last_session);
+        let now = self.now.at;
+        let session = Session {
+            id,
+            worker: Arc::clone(&hello.worker),
+            incarnation: hello.incarnation,
+            agents,
+            types: hello.types.clone(),
+            capacity: hello.capacity,
+            labels: hello.labels.clone(),
+            sdk: hello.sdk.clone(),
+            connected_at: now,
+            beat_at: now,
+            held: HashSet::new(),
+            unacked_run: 0,
+            cursor: 0,
+            unsent: unsent.clone(),
+        };
+        self.memory.sessions.insert(id, session);
+        self.memory.outboxes.insert(id, outbox.clone());
+        let worker = self.memory.workers.entry(Arc::clone(&hello.worker)).or_insert_with(|| Worker {
+            incarnation: hello.incarnation,
+            session: None,
+            beat_at: now,
+            tasks: HashSet::new(),
+        });
+        worker.incarnation = hello.incarnation;
+        worker.session = Some(id);
+        worker.beat_at = now;
+        self.beaten_sessions.insert(id);
+        let named: HashSet<TaskId> =
+            hello.held.iter().chain(&hello.unreceipted).map(|(task, _)| *task).collect();
+        self.take_back(&hello.worker, |task| !named.contains(&task));
+        let caller = Caller { worker: Arc::clone(&hello.worker), session: Some(id) };
+        let verdicts = hello
+            .held
+            .iter()
+            .map(|(task, fence)| self.beat_one(&caller, *task, *fence, None, None))
+            .collect();
+        Ok(Answer::Opened(id, verdicts, intervals))
+    }
+
+    /// Ends whatever stands in the way of a Hello, or refuses it.
+    fn take_over(&mut self, hello: &Hello, beat: Duration) -> Result<(), LedgerError> {
+        let Some(worker) = self.memory.workers.get(&hello.worker) else { return Ok(()) };
+        let (incarnation, session, beat_at) = (worker.incarnation, worker.session, worker.beat_at);
+        if hello.incarnation < incarnation {
+            return Err(LedgerError::WorkerSuperseded(Arc::clone(&hello.worker)));
+        }
+        let fresh = self.now.at.since(beat_at) < beat * 2;
+        if hello.incarnation > incarnation {
+            if session.is_some() && fresh {
+                return Err(LedgerError::WorkerIdInUse(Arc::clone(&hello.worker)));
+            }
+            // The old process is gone, and with it all it held.
+            self.take_back(&hello.worker, |_| true);
+        }
+        if let Some(session) = session {
+            let error = LedgerError::WorkerSuperseded(Arc::clone(&hello.worker));
+            self.close(session, Some(error));
+        }
+        Ok(())
+    }
+
+    /// Takes back what a worker holds no more. All of it is one sample for each agent's breaker.
+    fn take_back(&mut self, worker: &Arc<str>, gone: impl Fn(TaskId) -> bool) {
+        let held = self.memory.workers.get(worker).map(|worker| worker.tasks.clone()).unwrap_or_default();
+        let mut sampled: HashSet<AgentId> = HashSet::new();
+        let mut held: Vec<_> = held.into_iter().filter(|task| gone(*task)).collect();
+        held.sort();
+        for task in held {
+            let Some(open) = self.open.get(&task) else { continue };
+            let (agent, acked) = (open.task.spec.agent, open.task.acked());
+            let event = Event::TakenBack { sampled: sampled.contains(&agent) };
+            if self.apply(task, &event, 0).is_ok() && acked {
+                sampled.insert(agent);
+            }
+        }
+    }
+
+    /// Beat, idle and ack-delay intervals for a worker of these agents.
+    fn intervals(&self, agents: &[AgentId]) -> [Duration; 3] {
+        let settings =
+            || agents.iter().filter_map(|id| self.memory.agents.get(id)).map(|agent| &agent.settings);
+        let lease = settings().map(|s| s.lease_duration).min().unwrap_or(Duration::from_secs(60));
+        let ack = settings().map(|s| s.ack_timeout).min().unwrap_or(Duration::from_secs(10));
+        [lease / 3, (lease / 4).min(Duration::from_secs(15)), ack / 10]
+    }
+
+    pub(super) async fn frame(&mut self, id: SessionId, frame: &FromWorker) -> Result<(), LedgerError> {
+        // A frame of a stream that was superseded: its worker says it again on the new one.
+        let Some(session) = self.memory.sessions.get_mut(&id) else { return Ok(()) };
+        let caller = Caller { worker: Arc::clone(&session.worker), session: Some(id) };
+        match frame {
+            FromWorker::Capacity(capacity) => session.capacity = *capacity,
+            FromWorker::Acks(items) => {
+                session.unacked_run = 0;
+                for (task, fence) in items {
+                    let event = Event::Ack(caller.clone(), *fence);
+                    let result = self.apply(*task, &event, 0).map(|_| self.recorded_now(*task));
+                    self.receipt(id, Receipt { task: *task, fence: *fence, is_ack: true, result });
+                }
+            }
+            FromWorker::Beat(held, sequence) => self.beat(id, &caller, held, *sequence),
+            FromWorker::Outcomes(items) => {
+                session.unacked_run = 0;
+                for item in items {
+                    let receipt = self.settle(&caller, item).await?;
+                    self.receipt(id, receipt);
+                }
+            }
+            FromWorker::Goodbye => {
+                let worker = self.memory.workers.get(&caller.worker);
+                let mut held: Vec<_> = worker.map(|w| w.tasks.iter().copied().collect()).unwrap_or_default();
+                held.sort();
+                for task in held {
+                    let Some(fence) = self.open.get(&task).map(|open| open.task.fence) else { continue };
+                    let outcome = Outcome::Release { cause: ReleaseCause::Drain, delay: Duration::ZERO };
+                    let _ = self.apply(task, &Event::Settle(caller.clone(), fence, outcome), 0);
+                }
+                self.close(id, None);
+            }
+            FromWorker::Closed => self.close(id, None),
+        }
+        Ok(())
+    }
+
+    fn beat(&mut self, id: SessionId, caller: &Caller, held: &[HeldTask], sequence: u64) {
+        let now = self.now.at;
+        let verdicts = held
+            .iter()
+            .map(|held| {
+                self.beat_one(caller, held.task, held.fence, held.progress.as_ref(), held.checkpoint.as_ref())
+            })
+            .collect();
+        if let Some(worker) = self.memory.workers.get_mut(&caller.worker) {
+            worker.beat_at = now;
+            let named: HashSet<TaskId> = held.iter().map(|held| held.task).collect();
+            if let Some(session) = self.memory.sessions.get_mut(&id) {
+                session.beat_at = now;
+                // What was lost and is omitted takes no room any more.
+                session.held.retain(|task| named.contains(task) || worker.tasks.contains(task));
+            }
+        }
+        self.beaten_sessions.insert(id);
+        self.said.frames.push((id, ToWorker::HeartbeatAck(verdicts, sequence)));
+    }
+
+    fn beat_one(
+        &mut self,
+        caller: &Caller,
+        task: TaskId,
+        fence: u64,
+        progress: Option<&(f64, String)>,
+        checkpoint: Option<&Bytes>,
+    ) -> LeaseVerdict {
+        let verdict = match self.apply(task, &Event::Beat(caller.clone(), fence), 0) {
+            Err(_) => Verdict::Lost,
+            Ok(_) => self.extend(task, progress.is_some()),
+        };
+        if verdict != Verdict::Lost && (progress.is_some() || checkpoint.is_some()) {
+            let at = self.now.at;
+            let progress =
+                progress.map(|(fraction, note)| ProgressNote { fraction: *fraction, note: note.clone(), at });
+            let notes = Notes { progress, checkpoint: checkpoint.cloned(), ..Notes::default() };
+            self.changes.notes.push((task, notes));
+        }
+        LeaseVerdict { task, fence, verdict }
+    }
+
+    /// Moves the soft end of a lease; no row is written for it.
+    fn extend(&mut self, id: TaskId, progressed: bool) -> Verdict {
+        let Some(open) = self.open.get(&id) else { return Verdict::Lost };
+        let (task, now) = (&open.task, self.now.at);
+        let Some(lease) = task.lease else { return Verdict::Lost };
+        let before = self.memory.beaten.get(&id).copied();
+        let progress_at =
+            if progressed { now } else { before.map_or(lease.progress_at, |before| before.progress_at) };
+        self.memory.beaten.insert(id, Beaten { until: lease.until, progress_at });
+        match task.stop {
+            Some(stop) => Verdict::Stop(stop, stop.until.since(now)),
+            None => Verdict::Extended,
+        }
+    }
+
+    /// Records an outcome, or finds the receipt it was given before.
+    pub(super) async fn settle(
+        &mut self,
+        caller: &Caller,
+        item: &Settlement,
+    ) -> Result<Receipt, LedgerError> {
+        let event = Event::Settle(caller.clone(), item.fence, item.outcome.clone());
+        let applied = match self.outcome_time(item) {
+            Ok(()) => self.apply(item.task, &event, item.digest),
+            Err(error) => Err(error),
+        };
+        let result = match applied {
+            Ok(_) => {
+                if let Some(result) = item.result.as_ref().filter(|_| item.outcome == Outcome::Complete) {
+                    self.changes.results.push((item.task, result.clone()));
+                }
+                if let Some(checkpoint) = &item.checkpoint {
+                    let notes = Notes { checkpoint: Some(checkpoint.clone()), ..Notes::default() };
+                    self.changes.notes.push((item.task, notes));
+                }
+                let record =
+                    self.changes.history.iter().rev().find(|r| r.task == item.task && r.digest.is_some());
+                Ok(record.map_or_else(|| self.recorded_now(item.task), recorded))
+            }
+            Err(LedgerError::Refused(refusal @ (Refusal::LeaseLost | Refusal::TaskTerminal))) => {
+                match self.settlement(item.task, item.fence).await? {
+                    Some(record) => Self::replay(&record, &caller.worker, item.digest),
+                    None => {
+                        if let Some(result) = &item.result {
+                            self.changes.salvage.push((item.task, item.fence, result.clone()));
+                        }
+                        Err(LedgerError::Refused(refusal))
+                    }
+                }
+            }
+            Err(error) => Err(error),
+        };
+        Ok(Receipt { task: item.task, fence: item.fence, is_ack: false, result })
+    }
+
+    /// A block must end at least a second ahead, seen from where its time is decided.
+    fn outcome_time(&self, item: &Settlement) -> Result<(), LedgerError> {
+        match &item.outcome {
+            Outcome::Block { until: Some(until), .. }
+                if until.since(self.now.wall()) < Duration::from_secs(1) =>
+            {
+                Err(LedgerError::Invalid(vec![ledger_core::Violation::new(
+                    "block.until",
+                    "set it to at least 1 s ahead",
+                )]))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn recorded_now(&self, id: TaskId) -> Recorded {
+        match self.open.get(&id) {
+            Some(open) => Recorded {
+                state: open.task.state,
+                reason: open.task.reason,
+                version: open.task.version,
+                run_at: None,
+            },
+            None => {
+                Recorded { state: State::Queued, reason: ledger_core::Reason::None, version: 0, run_at: None }
+            }
+        }
+    }
+
+    fn receipt(&mut self, session: SessionId, receipt: Receipt) {
+        self.said.receipts.entry(session).or_default().push(receipt);
+    }
+
+    /// Forgets a stream. Leases go on.
+    pub(super) fn close(&mut self, id: SessionId, error: Option<LedgerError>) {
+        self.changes.sessions.extend(self.memory.session_row(id, false));
+        self.beaten_sessions.remove(&id);
+        if let Some(session) = self.memory.sessions.remove(&id)
+            && let Some(worker) = self.memory.workers.get_mut(&session.worker)
+            && worker.session == Some(id)
+        {
+            worker.session = None;
+        }
+        if let Some(error) = error {
+            self.said.frames.push((id, ToWorker::End(error)));
+        }
+        self.said.closed.push(id);
+    }
+}
+
+/// Makes a holder for a claim.
+pub(super) fn holder(session: &Session) -> Holder {
+    Holder { worker: Arc::clone(&session.worker), incarnation: session.incarnation, session: session.id }
+}
