@@ -8,6 +8,7 @@ mod life;
 mod properties;
 mod session;
 mod settings;
+mod simulation;
 mod stops;
 mod support;
 mod waiting;

@@ -12,6 +12,7 @@ use ledger_core::{
     Settings, State, Task, Timestamp,
 };
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
 use retry_core::Jitter;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -297,4 +298,28 @@ proptest! {
             }
         });
     }
+}
+
+/// Guards the properties against being true of nothing.
+#[test]
+fn random_lives_see_every_kind_of_row_and_every_way_to_fail() {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let (mut kinds, mut reasons) = (HashSet::new(), HashSet::new());
+    for _ in 0..3_000 {
+        let script = script().new_tree(&mut runner).expect("it has no filter").current();
+        for row in live(&script, |_, _, _, _| ()).history {
+            kinds.insert(row.kind);
+            reasons.insert(row.reason);
+        }
+    }
+    // Twenty idle deliveries in a row are rarer than that, and have tests of their own.
+    let rare = (EventKind::Undeliverable, ledger_core::Reason::Undeliverable);
+    let missing: Vec<_> =
+        EventKind::ALL.iter().filter(|kind| !kinds.contains(kind) && **kind != rare.0).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+    let missing: Vec<_> = ledger_core::Reason::ALL
+        .iter()
+        .filter(|reason| !reasons.contains(reason) && **reason != rare.1)
+        .collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }

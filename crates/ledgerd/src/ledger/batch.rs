@@ -5,7 +5,7 @@
 use super::command::{Answer, LeaseVerdict, LedgerError, Receipt, ToWorker, Verdict};
 use super::memory::Memory;
 use crate::store::{Committed, DynStore};
-use ledger_core::store::{Changed, Changes, DeadLetter, Known, Notes, Reader};
+use ledger_core::store::{BudgetRow, Changed, Changes, DeadLetter, Known, Notes, Reader};
 use ledger_core::{
     AgentId, Applied, Context, Event, EventKind, Now, Reason, Record, Refusal, SessionId, State, Task,
     TaskError, TaskId,
@@ -340,11 +340,11 @@ impl<'a> Batch<'a> {
         for id in std::mem::take(&mut self.budgets) {
             match id {
                 Some(id) => {
-                    changes.budgets.extend(self.memory.agents.get(&id).map(ledger_core::Agent::budget_row))
+                    changes.budgets.extend(self.memory.agents.get(&id).map(ledger_core::Agent::budget_row));
                 }
-                None => changes
-                    .budgets
-                    .push(ledger_core::store::BudgetRow { agent: None, level: self.memory.budget.level() }),
+                None => {
+                    changes.budgets.push(BudgetRow { agent: None, level: self.memory.budget.level() });
+                }
             }
         }
         for id in std::mem::take(&mut self.beaten_sessions) {
