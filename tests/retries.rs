@@ -135,7 +135,7 @@ async fn an_empty_budget_defers_a_retry_until_a_token_comes() {
     let (_, first) = worker.fail_next("one").await;
     let (_, second) = worker.fail_next("two").await;
     assert_eq!((first.reason.as_str(), second.reason.as_str()), ("BACKOFF", "BUDGET"));
-    let mut again = vec![worker.assignment().await.task_id, worker.assignment().await.task_id];
+    let mut again = [worker.assignment().await.task_id, worker.assignment().await.task_id];
     again.sort();
     let events = events(&client, &again[1]).await;
     assert!(events.contains(&"BUDGET_GRANTED".to_owned()), "{events:?}");

@@ -15,29 +15,29 @@ use tokio_util::task::TaskTracker;
 use v1::{work_request, work_response};
 
 /// A task and a fence.
-pub type Key = (String, u64);
+pub(crate) type Key = (String, u64);
 
 /// What was acknowledged.
 #[derive(Debug, Default)]
-pub struct Record {
-    pub enqueued: Vec<String>,
-    pub cancelled: Vec<String>,
-    pub receipts: Vec<(Key, v1::Receipt)>,
-    pub assigned: Vec<(Key, String)>,
+pub(crate) struct Record {
+    pub(crate) enqueued: Vec<String>,
+    pub(crate) cancelled: Vec<String>,
+    pub(crate) receipts: Vec<(Key, v1::Receipt)>,
+    pub(crate) assigned: Vec<(Key, String)>,
 }
 
 /// What is in flight, and how much was acknowledged.
 #[derive(Debug, Default)]
-pub struct Counts {
-    pub acknowledged: AtomicU64,
-    pub enqueues: AtomicU64,
-    pub acks: AtomicU64,
-    pub outcomes: AtomicU64,
-    pub cancels: AtomicU64,
+pub(crate) struct Counts {
+    pub(crate) acknowledged: AtomicU64,
+    pub(crate) enqueues: AtomicU64,
+    pub(crate) acks: AtomicU64,
+    pub(crate) outcomes: AtomicU64,
+    pub(crate) cancels: AtomicU64,
 }
 
 impl Counts {
-    pub fn flying(&self) -> String {
+    pub(crate) fn flying(&self) -> String {
         let read = |count: &AtomicU64| count.load(Relaxed);
         format!(
             "{} enqueues, {} acks, {} outcomes, {} cancels",
@@ -50,8 +50,8 @@ impl Counts {
 }
 
 /// Running load.
-pub struct Load {
-    pub counts: Arc<Counts>,
+pub(crate) struct Load {
+    pub(crate) counts: Arc<Counts>,
     shared: Arc<Shared>,
     producing: CancellationToken,
     working: CancellationToken,
@@ -66,7 +66,7 @@ struct Shared {
 }
 
 impl Load {
-    pub fn start(address: &str) -> Self {
+    pub(crate) fn start(address: &str) -> Self {
         let counts = Arc::new(Counts::default());
         let shared = Arc::new(Shared {
             address: address.to_owned(),
@@ -97,7 +97,7 @@ impl Load {
     }
 
     /// Stops producing, lets the workers finish what is there, and returns what was acknowledged.
-    pub async fn finish(self) -> Record {
+    pub(crate) async fn finish(self) -> Record {
         self.producing.cancel();
         self.producers.close();
         tokio::time::timeout(PATIENCE, self.producers.wait()).await.expect("producers end");

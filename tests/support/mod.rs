@@ -1,6 +1,6 @@
 //! Runs the real binary in a folder of its own, and speaks to it through generated stubs alone.
 
-pub mod worker;
+pub(crate) mod worker;
 
 use ledgerd_client::{Client, v1};
 use std::future::Future;
@@ -12,14 +12,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// Longer than anything that is not stuck takes on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A folder that goes away with the test.
 #[derive(Debug)]
-pub struct Folder(PathBuf);
+pub(crate) struct Folder(PathBuf);
 
 impl Folder {
-    pub fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("ledgerd-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
@@ -27,7 +27,7 @@ impl Folder {
         Arc::new(Self(path))
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 }
@@ -40,22 +40,22 @@ impl Drop for Folder {
 
 /// A running daemon. Killed when dropped.
 #[derive(Debug)]
-pub struct Daemon {
+pub(crate) struct Daemon {
     child: Child,
-    pub folder: Arc<Folder>,
-    pub address: String,
+    pub(crate) folder: Arc<Folder>,
+    pub(crate) address: String,
 }
 
 impl Daemon {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_in(Folder::new())
     }
 
-    pub fn start_in(folder: Arc<Folder>) -> Self {
+    pub(crate) fn start_in(folder: Arc<Folder>) -> Self {
         Self::start_at(folder, "127.0.0.1:0")
     }
 
-    pub fn start_at(folder: Arc<Folder>, listen: &str) -> Self {
+    pub(crate) fn start_at(folder: Arc<Folder>, listen: &str) -> Self {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -80,37 +80,37 @@ impl Daemon {
     }
 
     /// Kills it as a power cut would, and starts it again on the same files and port.
-    pub fn kill_and_restart(mut self) -> Self {
+    pub(crate) fn kill_and_restart(mut self) -> Self {
         self.kill();
         let (folder, address) = (Arc::clone(&self.folder), self.address.clone());
         drop(self);
         Self::start_at(folder, &address)
     }
 
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
         assert!(status.is_ok_and(|status| status.success()), "kill -{name} works");
     }
 
     /// Waits for the end of the process.
-    pub async fn ended(&mut self) -> ExitStatus {
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
         eventually("the daemon ends", async || self.child.try_wait().expect("it is our child")).await
     }
 
-    pub async fn client(&self) -> Client {
+    pub(crate) async fn client(&self) -> Client {
         Client::connect(&self.address).await.expect("the daemon listens")
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
-    pub fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }
 }
@@ -125,7 +125,7 @@ impl Drop for Daemon {
 }
 
 /// The binary under test.
-pub fn command() -> Command {
+pub(crate) fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ledgerd"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("LEDGERD_")) {
         command.env_remove(name);
@@ -134,7 +134,7 @@ pub fn command() -> Command {
 }
 
 /// Looks again until there is something to see, 10 ms apart; a failure after [`PATIENCE`].
-pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
     let found = async {
         loop {
             if let Some(seen) = look().await {
@@ -147,7 +147,7 @@ pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>)
 }
 
 /// Awaits `future`, but not for ever.
-pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(PATIENCE, future).await {
         Ok(value) => value,
         Err(_) => panic!("{what}: nothing happened within {PATIENCE:?}"),
@@ -155,7 +155,7 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 /// A task for `agent` that needs nothing special.
-pub fn task(agent: &str) -> v1::NewTask {
+pub(crate) fn task(agent: &str) -> v1::NewTask {
     v1::NewTask {
         agent: agent.to_owned(),
         task_type: "test".to_owned(),
@@ -165,47 +165,47 @@ pub fn task(agent: &str) -> v1::NewTask {
 }
 
 /// A duration on the wire.
-pub fn ms(millis: i64) -> Option<prost_types::Duration> {
+pub(crate) fn ms(millis: i64) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds: millis / 1_000, nanos: (millis % 1_000 * 1_000_000) as i32 })
 }
 
 /// Enqueues one task and returns its id.
-pub async fn enqueue(client: &Client, task: v1::NewTask) -> String {
+pub(crate) async fn enqueue(client: &Client, task: v1::NewTask) -> String {
     let request = v1::EnqueueTaskRequest { task: Some(task), request_id: String::new() };
     client.tasks().enqueue_task(request).await.expect("the task is stored").into_inner().task_id
 }
 
 /// Reads a task, data included.
-pub async fn get(client: &Client, id: &str) -> v1::Task {
+pub(crate) async fn get(client: &Client, id: &str) -> v1::Task {
     let request = v1::GetTaskRequest { task_id: id.to_owned(), include_data: true };
     client.tasks().get_task(request).await.expect("the task is there").into_inner().task.expect("it is set")
 }
 
 /// Waits until the task is in `state`.
-pub async fn in_state(client: &Client, id: &str, state: v1::TaskState) -> v1::Task {
+pub(crate) async fn in_state(client: &Client, id: &str, state: v1::TaskState) -> v1::Task {
     let what = format!("task {id} becomes {state:?}");
     eventually(&what, async || Some(get(client, id).await).filter(|task| task.state() == state)).await
 }
 
 /// The names of a task's history events, oldest first.
-pub async fn events(client: &Client, id: &str) -> Vec<String> {
+pub(crate) async fn events(client: &Client, id: &str) -> Vec<String> {
     history(client, id).await.into_iter().map(|event| event.event).collect()
 }
 
 /// A task's history, oldest first.
-pub async fn history(client: &Client, id: &str) -> Vec<v1::HistoryEvent> {
+pub(crate) async fn history(client: &Client, id: &str) -> Vec<v1::HistoryEvent> {
     let request = v1::GetTaskHistoryRequest { task_id: id.to_owned() };
     client.tasks().get_task_history(request).await.expect("the task is there").into_inner().events
 }
 
 /// Changes an agent's settings.
-pub async fn configure(client: &Client, agent: &str, settings: v1::AgentSettings) {
+pub(crate) async fn configure(client: &Client, agent: &str, settings: v1::AgentSettings) {
     let request = v1::ConfigureAgentRequest { agent: agent.to_owned(), settings: Some(settings) };
     client.admin().configure_agent(request).await.expect("the settings are valid");
 }
 
 /// Settings that make failures quick: no back-off worth waiting for, no budget.
-pub fn quick() -> v1::AgentSettings {
+pub(crate) fn quick() -> v1::AgentSettings {
     v1::AgentSettings {
         policy: Some(v1::TaskPolicy {
             base_delay: ms(1),
@@ -219,7 +219,7 @@ pub fn quick() -> v1::AgentSettings {
 }
 
 /// The reason in a status's ErrorInfo.
-pub fn reason(status: &tonic::Status) -> String {
+pub(crate) fn reason(status: &tonic::Status) -> String {
     use tonic_types::StatusExt;
     let info = status.get_details_error_info();
     if let Some(info) = &info {

@@ -6,21 +6,21 @@ use std::collections::VecDeque;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-pub type Frame = work_response::Frame;
+pub(crate) type Frame = work_response::Frame;
 
 /// An open Work stream.
 #[derive(Debug)]
-pub struct Stream {
+pub(crate) struct Stream {
     sender: mpsc::Sender<v1::WorkRequest>,
     frames: tonic::Streaming<v1::WorkResponse>,
-    pub welcome: v1::Welcome,
+    pub(crate) welcome: v1::Welcome,
     assignments: VecDeque<v1::Assignment>,
     receipts: VecDeque<v1::Receipt>,
     others: VecDeque<Frame>,
 }
 
 /// A Hello of `worker` for `agent`.
-pub fn hello(worker: &str, agent: &str, capacity: u32) -> v1::Hello {
+pub(crate) fn hello(worker: &str, agent: &str, capacity: u32) -> v1::Hello {
     v1::Hello {
         worker_id: worker.to_owned(),
         incarnation: 1,
@@ -33,41 +33,44 @@ pub fn hello(worker: &str, agent: &str, capacity: u32) -> v1::Hello {
 }
 
 /// The lease of an assignment.
-pub fn lease(assignment: &v1::Assignment) -> v1::Lease {
+pub(crate) fn lease(assignment: &v1::Assignment) -> v1::Lease {
     v1::Lease { task_id: assignment.task_id.clone(), fence: assignment.fence }
 }
 
 /// An outcome for an assignment.
-pub fn outcome(lease: v1::Lease, outcome: v1::outcome::Outcome) -> v1::Outcome {
+pub(crate) fn outcome(lease: v1::Lease, outcome: v1::outcome::Outcome) -> v1::Outcome {
     v1::Outcome { lease: Some(lease), outcome: Some(outcome) }
 }
 
 /// Done, with this result.
-pub fn complete(result: &str) -> v1::outcome::Outcome {
+pub(crate) fn complete(result: &str) -> v1::outcome::Outcome {
     v1::outcome::Outcome::Complete(v1::Complete { result: result.as_bytes().to_vec().into() })
 }
 
 /// Failed in a way that may pass.
-pub fn fail(message: &str) -> v1::outcome::Outcome {
+pub(crate) fn fail(message: &str) -> v1::outcome::Outcome {
     fail_as(v1::ErrorClass::Transient, message)
 }
 
 /// Failed.
-pub fn fail_as(class: v1::ErrorClass, message: &str) -> v1::outcome::Outcome {
+pub(crate) fn fail_as(class: v1::ErrorClass, message: &str) -> v1::outcome::Outcome {
     let error =
         v1::TaskError { class: class.into(), message: message.to_owned(), ..v1::TaskError::default() };
     v1::outcome::Outcome::Fail(v1::Fail { error: Some(error), retry_after: None })
 }
 
 impl Stream {
-    pub async fn open(daemon: &Daemon, hello: v1::Hello) -> Self {
+    pub(crate) async fn open(daemon: &Daemon, hello: v1::Hello) -> Self {
         Self::try_open(&daemon.address, Some(work_request::Frame::Hello(hello)))
             .await
             .expect("Hello is welcome")
     }
 
     /// Opens a stream with this first frame, and waits for the Welcome.
-    pub async fn try_open(address: &str, first: Option<work_request::Frame>) -> Result<Self, tonic::Status> {
+    pub(crate) async fn try_open(
+        address: &str,
+        first: Option<work_request::Frame>,
+    ) -> Result<Self, tonic::Status> {
         let (sender, frames) = mpsc::channel(64);
         let _ = sender.send(v1::WorkRequest { frame: first }).await;
         let client = ledgerd_client::Client::connect(address).await.expect("the daemon listens");
@@ -89,31 +92,31 @@ impl Stream {
         }
     }
 
-    pub async fn send(&self, frame: work_request::Frame) {
+    pub(crate) async fn send(&self, frame: work_request::Frame) {
         self.sender.send(v1::WorkRequest { frame: Some(frame) }).await.expect("the stream is open");
     }
 
     /// Sends a frame that says nothing.
-    pub async fn send_empty(&self) {
+    pub(crate) async fn send_empty(&self) {
         self.sender.send(v1::WorkRequest { frame: None }).await.expect("the stream is open");
     }
 
-    pub async fn ack(&self, lease: v1::Lease) {
+    pub(crate) async fn ack(&self, lease: v1::Lease) {
         self.send(work_request::Frame::Acks(v1::Acks { items: vec![lease] })).await;
     }
 
-    pub async fn settle(&self, items: Vec<v1::Outcome>) {
+    pub(crate) async fn settle(&self, items: Vec<v1::Outcome>) {
         self.send(work_request::Frame::Outcomes(v1::Outcomes { items })).await;
     }
 
-    pub async fn beat(&self, leases: Vec<v1::Lease>) {
+    pub(crate) async fn beat(&self, leases: Vec<v1::Lease>) {
         let held =
             leases.into_iter().map(|lease| v1::Held { lease: Some(lease), ..v1::Held::default() }).collect();
         self.send(work_request::Frame::Heartbeat(v1::Heartbeat { held, sequence: 1 })).await;
     }
 
     /// The next frame that is neither Idle nor kept for another question.
-    pub async fn frame(&mut self) -> Result<Option<Frame>, tonic::Status> {
+    pub(crate) async fn frame(&mut self) -> Result<Option<Frame>, tonic::Status> {
         let next = tokio::time::timeout(PATIENCE, self.frames.message()).await;
         let next = next.expect("a frame comes while one is waited for")?;
         Ok(next.and_then(|response| response.frame))
@@ -128,7 +131,7 @@ impl Stream {
         }
     }
 
-    pub async fn assignment(&mut self) -> v1::Assignment {
+    pub(crate) async fn assignment(&mut self) -> v1::Assignment {
         loop {
             if let Some(assignment) = self.assignments.pop_front() {
                 return assignment;
@@ -137,7 +140,7 @@ impl Stream {
         }
     }
 
-    pub async fn receipt(&mut self) -> v1::Receipt {
+    pub(crate) async fn receipt(&mut self) -> v1::Receipt {
         loop {
             if let Some(receipt) = self.receipts.pop_front() {
                 return receipt;
@@ -147,7 +150,7 @@ impl Stream {
     }
 
     /// The next receipt of an outcome, acks passed over.
-    pub async fn outcome_receipt(&mut self) -> v1::Receipt {
+    pub(crate) async fn outcome_receipt(&mut self) -> v1::Receipt {
         loop {
             let receipt = self.receipt().await;
             if receipt.kind() == v1::ReceiptKind::Outcome {
@@ -157,7 +160,7 @@ impl Stream {
     }
 
     /// The next HeartbeatAck, Stop or Drain.
-    pub async fn other(&mut self) -> Frame {
+    pub(crate) async fn other(&mut self) -> Frame {
         loop {
             if let Some(frame) = self.others.pop_front() {
                 return frame;
@@ -166,7 +169,7 @@ impl Stream {
         }
     }
 
-    pub async fn stop(&mut self) -> v1::LeaseVerdict {
+    pub(crate) async fn stop(&mut self) -> v1::LeaseVerdict {
         loop {
             if let Frame::Stop(stop) = self.other().await {
                 return stop.items.into_iter().next().expect("a Stop names a task");
@@ -174,7 +177,7 @@ impl Stream {
         }
     }
 
-    pub async fn heartbeat_ack(&mut self) -> v1::HeartbeatAck {
+    pub(crate) async fn heartbeat_ack(&mut self) -> v1::HeartbeatAck {
         loop {
             if let Frame::HeartbeatAck(ack) = self.other().await {
                 return ack;
@@ -183,7 +186,7 @@ impl Stream {
     }
 
     /// Runs into the end of the stream and returns its status.
-    pub async fn end(mut self) -> tonic::Status {
+    pub(crate) async fn end(mut self) -> tonic::Status {
         loop {
             match self.frame().await {
                 Err(status) => return status,
@@ -194,14 +197,14 @@ impl Stream {
     }
 
     /// Takes an assignment, completes it, and waits for the receipt.
-    pub async fn complete_next(&mut self, result: &str) -> v1::Receipt {
+    pub(crate) async fn complete_next(&mut self, result: &str) -> v1::Receipt {
         let assignment = self.assignment().await;
         self.settle(vec![outcome(lease(&assignment), complete(result))]).await;
         self.outcome_receipt().await
     }
 
     /// Takes an assignment, fails it, and waits for the receipt.
-    pub async fn fail_next(&mut self, message: &str) -> (v1::Assignment, v1::Receipt) {
+    pub(crate) async fn fail_next(&mut self, message: &str) -> (v1::Assignment, v1::Receipt) {
         let assignment = self.assignment().await;
         self.settle(vec![outcome(lease(&assignment), fail(message))]).await;
         let receipt = self.outcome_receipt().await;

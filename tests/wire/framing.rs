@@ -40,6 +40,9 @@ async fn send(address: &str, path: &str, headers: &[(&str, &str)], body: Bytes) 
     (parts.status.as_u16(), in_headers.or_else(|| trailers.as_ref().and_then(status)))
 }
 
+/// Row, headers, body, and the code it gets.
+type Case = (&'static str, &'static [(&'static str, &'static str)], Bytes, i32);
+
 fn frame(flag: u8, length: u32, bytes: &[u8]) -> Bytes {
     let mut frame = BytesMut::new();
     frame.put_u8(flag);
@@ -58,7 +61,7 @@ async fn malformed_frames_get_the_code_of_the_table() {
     let over = vec![0_u8; (4 << 20) + 1];
     // Depth 101 of nested groups: protobuf's own limit is 100.
     let nested: Vec<u8> = std::iter::repeat_n(0x0b, 101).collect();
-    let cases: Vec<(&str, &[(&str, &str)], Bytes, i32)> = vec![
+    let cases: Vec<Case> = vec![
         ("17 length prefix 2^31", &[], frame(0, 1 << 31, &[]), 11),
         ("18 one byte over the limit", &[], frame(0, over.len() as u32, &over), 11),
         ("19 truncated message", &[], frame(0, 10, &[1, 2]), 13),

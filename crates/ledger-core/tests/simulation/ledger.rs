@@ -9,7 +9,7 @@ use ledger_core::{
     SessionId, Settings, State, TaskId, Timestamp,
 };
 use retry_core::Bucket;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 pub(super) struct Ledger {
     pub(super) now: Now,
@@ -128,7 +128,7 @@ impl Ledger {
             // Settled, and its receipt lost: not gone, the outcome is said again and gets it.
             Err(_) if self.outcomes.contains_key(&(task, fence)) => None,
             Err(_) => Some(Down::Lost(task, fence)),
-            Ok(_) => self.lives[at].task.stop.map(|stop| Down::Stop(task, fence, stop.cause)),
+            Ok(_) => self.lives[at].task.stop.map(|_| Down::Stop(task, fence)),
         }
     }
 
@@ -148,10 +148,10 @@ impl Ledger {
             // `cancelled` without a stop: this worker will not say anything else.
             Err(Refusal::NotStopped) => Down::Lost(task, fence),
             Err(Refusal::LeaseLost | Refusal::TaskTerminal) => match self.outcomes.get(&lease) {
-                Some(known) if self.claims.get(&lease) == Some(&worker) => {
-                    assert_eq!(*known, digest, "a worker ends one lease in one way");
+                Some(known) if *known == digest && self.claims.get(&lease) == Some(&worker) => {
                     Down::Receipt(task, fence)
                 }
+                // Another digest is no bug of the worker: an assignment that came twice was worked on twice.
                 _ => Down::Lost(task, fence),
             },
             Err(_) => Down::Lost(task, fence),
@@ -318,6 +318,10 @@ impl Ledger {
             }
         }
         ended
+    }
+
+    pub(super) fn kinds(&self) -> BTreeSet<EventKind> {
+        self.lives.iter().flat_map(Life::kinds).collect()
     }
 
     pub(super) fn unfinished(&self) -> String {

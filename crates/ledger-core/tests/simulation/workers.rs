@@ -2,14 +2,14 @@
 
 use super::{Dice, Down, Message, Up};
 use crate::support::{blocks, fails, releases};
-use ledger_core::{Class, Outcome, ReleaseCause, StopCause, TaskId};
+use ledger_core::{Class, Outcome, ReleaseCause, TaskId};
 use std::collections::BTreeMap;
 
 #[derive(Clone, Debug)]
 enum Work {
     Got,
     Acked,
-    Stopping(StopCause),
+    Stopping,
     /// With its digest.
     Ended(Outcome, u64),
 }
@@ -51,11 +51,11 @@ impl Workers {
             Down::Receipt(task, fence) | Down::Lost(task, fence) => {
                 worker.holds.remove(&(*task, *fence));
             }
-            Down::Stop(task, fence, cause) => {
+            Down::Stop(task, fence) => {
                 if let Some(work) = worker.holds.get_mut(&(*task, *fence))
                     && !matches!(work, Work::Ended(..))
                 {
-                    *work = Work::Stopping(*cause);
+                    *work = Work::Stopping;
                 }
             }
         }
@@ -89,7 +89,7 @@ impl Workers {
                     Work::Got | Work::Acked if dice.one_in(8) => {
                         *work = Work::Ended(outcome(healed, dice), dice.roll());
                     }
-                    Work::Stopping(_) if dice.one_in(8) => {
+                    Work::Stopping if dice.one_in(8) => {
                         let outcome = if dice.one_in(2) { Outcome::Cancelled } else { outcome(healed, dice) };
                         *work = Work::Ended(outcome, dice.roll());
                     }
