@@ -310,3 +310,28 @@ async fn a_full_queue_of_an_agent_says_when_to_come_back() {
     assert_eq!(refused.code(), Code::ResourceExhausted);
     assert!(refused.get_details_retry_info().is_some_and(|info| info.retry_delay.is_some()));
 }
+
+#[tokio::test]
+async fn a_worker_that_stops_reading_is_ended() {
+    let daemon = Daemon::start();
+    let client = daemon.client().await;
+    let worker = Stream::open(&daemon, hello("deaf", "a", 100)).await;
+    // More than the windows of a stream and a connection take, so that frames wait in the daemon.
+    for _ in 0..8 {
+        let big = v1::NewTask { payload: vec![7; 900 << 10].into(), ..task("a") };
+        enqueue(&client, big).await;
+    }
+    // 95: 30 s without room to send; nothing here reads the stream meanwhile.
+    let gone = async {
+        loop {
+            let workers =
+                client.admin().list_workers(v1::ListWorkersRequest::default()).await.expect("listed");
+            if workers.into_inner().workers.is_empty() {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(250)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(90), gone).await.expect("95: the session is ended");
+    drop(worker);
+}

@@ -163,10 +163,7 @@ impl Args {
             loaded = loaded => loaded,
             _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Failure, "interrupted; nothing was measured")),
         };
-        let loaded = loaded.map_err(|failure| match failure.sentence(&address) {
-            Some(sentence) => Failure::new(Exit::Failure, sentence + &daemon.epitaph()),
-            None => failure,
-        });
+        let loaded = loaded.map_err(|failure| daemon.blame(failure));
         daemon.process.stop(STOP).await;
         loaded?.say()
     }

@@ -191,11 +191,17 @@ impl Daemon {
         }
     }
 
-    /// What to add to an error that may come of the daemon's end: nothing while it lives.
-    pub(crate) fn epitaph(&mut self) -> String {
+    /// The failure of what was done with this daemon: when the daemon has ended, that is what is to be told.
+    pub(crate) fn blame(&mut self, failure: Failure) -> Failure {
         match self.process.ended() {
-            Some(status) => format!("; the daemon ended with {status}{}", last_words(&self.log)),
-            None => String::new(),
+            Some(status) => {
+                let last = last_words(&self.log);
+                Failure::new(
+                    Exit::Failure,
+                    format!("the daemon ended with {status} while it was needed{last}"),
+                )
+            }
+            None => failure,
         }
     }
 }

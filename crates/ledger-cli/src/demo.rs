@@ -15,6 +15,7 @@ mod settings;
 mod summary;
 mod verdict;
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -46,6 +47,8 @@ const ENQUEUE: [f64; 2] = [13.0, 25.0];
 const LIMIT: Duration = Duration::from_secs(50);
 /// What a process costs beside its thinking, on a machine that is busy.
 const PROCESS: Duration = Duration::from_millis(60);
+/// Below, a task is over before its worker says that it started; above, the demo takes too long.
+const THINK: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(2);
 /// How long a process that is told to end gets.
 const STOP: Duration = Duration::from_secs(5);
 
@@ -87,6 +90,12 @@ impl Args {
         if let Some(program) = self.program {
             return program.run(self.think.0).await;
         }
+        if !THINK.contains(&self.think.0) {
+            let [least, most] = [THINK.start(), THINK.end()].map(|span| show_duration(*span));
+            return Err(Failure::usage(format!(
+                "--think is {least} to {most}: a task must run when its worker is killed"
+            )));
+        }
         let signal = |kind| signal(kind).map_err(|error| cannot("wait for signals", &error));
         let (mut interrupt, mut terminate) =
             (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
@@ -111,10 +120,7 @@ impl Args {
         let mut daemon = Daemon::start(&data_dir, self.store.as_deref(), &guard).await?;
         remark(&self.introduce(&plan, &sources, &daemon));
         let played = self.play(global, &plan, &daemon.address, &guard).await;
-        let (summary, verdict) = played.map_err(|failure| match failure.sentence(&daemon.address) {
-            Some(sentence) => Failure::new(Exit::Failure, sentence + &daemon.epitaph()),
-            None => failure,
-        })?;
+        let (summary, verdict) = played.map_err(|failure| daemon.blame(failure))?;
         let is_json = self.json || global.output == Format::Json;
         if is_json {
             print(&summary.json())?;

@@ -182,6 +182,11 @@ pub(crate) fn instant(at: Option<&prost_types::Timestamp>) -> String {
     at.and_then(time::from_wire).map(time::show_time).unwrap_or_default()
 }
 
+/// The same to the millisecond, where rows follow each other closely.
+pub(crate) fn moment(at: Option<&prost_types::Timestamp>) -> String {
+    at.and_then(time::from_wire).map(time::show_moment).unwrap_or_default()
+}
+
 /// A duration of the wire; empty when absent.
 pub(crate) fn span(duration: Option<&prost_types::Duration>) -> String {
     duration.map(|duration| time::show_duration(time::duration_from_wire(duration))).unwrap_or_default()

@@ -10,8 +10,8 @@ use crate::connect::connect;
 use crate::enqueue::Enqueue;
 use crate::failure::Failure;
 use crate::output::{
-    Facts, Format, Rows, cell, instant, one_line, pairs, print, print_json, readable, state_cell, task_state,
-    with_reason,
+    Facts, Format, Rows, cell, instant, moment, one_line, pairs, print, print_json, readable, state_cell,
+    task_state, with_reason,
 };
 use crate::policy::{self, Span, parse_label};
 use crate::time::{Direction, When, now, to_wire};
@@ -280,7 +280,7 @@ fn history_rows(events: &[HistoryEvent]) -> Rows {
         note.extend((!event.facts.is_empty()).then(|| pairs(&event.facts)));
         rows.push([
             cell(event.version),
-            cell(instant(event.time.as_ref())),
+            cell(moment(event.time.as_ref())),
             cell(&event.event),
             state_cell(event.to, &event.reason),
             cell(event.attempt),

@@ -139,6 +139,11 @@ pub(crate) fn show_time(at: Timestamp) -> String {
     show_time_in(at, TimeZone::system())
 }
 
+/// The same with the milliseconds that the ledger stores.
+pub(crate) fn show_moment(at: Timestamp) -> String {
+    at.to_zoned(TimeZone::system()).strftime("%Y-%m-%dT%H:%M:%S.%3f%:z").to_string()
+}
+
 fn show_time_in(at: Timestamp, zone: TimeZone) -> String {
     at.to_zoned(zone).strftime("%Y-%m-%dT%H:%M:%S%:z").to_string()
 }

@@ -161,6 +161,18 @@ fn back_off_doubles_within_its_jitter() {
 }
 
 #[test]
+fn decorrelated_jitter_grows_from_the_delay_before() {
+    let jitter = Some(retry_core::Jitter::Decorrelated);
+    let mut life = Life::with(Overrides { jitter, ..Overrides::NONE });
+    life.draw = u64::MAX;
+    for delay in [300, 900, 2_700] {
+        life.start().settle(fails(Class::Transient));
+        assert_eq!(waits(&life), Duration::from_millis(delay));
+        life.wait(LATER);
+    }
+}
+
+#[test]
 fn a_hint_moves_run_at_and_is_cut_at_its_limit() {
     let mut life = Life::new();
     life.start().settle(hinted(seconds(60)));

@@ -167,6 +167,14 @@ fn a_holder_resumes_its_lost_task_with_the_same_fence_and_delivery() {
 }
 
 #[test]
+fn the_time_a_task_was_lost_is_no_stall() {
+    let mut life = Life::new();
+    life.start().wait(LATER).apply(&Event::LeaseOver);
+    life.wait(seconds(5)).beat();
+    assert_eq!(life.task.lease.map(|lease| lease.progress_at), Some(life.now.at));
+}
+
+#[test]
 fn an_ack_that_comes_late_begins_the_attempt() {
     let mut life = Life::new();
     life.claim();

@@ -31,7 +31,12 @@ fn name(worker: usize) -> String {
 
 impl Ledger {
     pub(super) fn new(dice: &mut Dice) -> Self {
-        let given = AgentOverrides { failure_threshold: Some(3), ..AgentOverrides::default() };
+        let given = AgentOverrides {
+            failure_threshold: Some(3),
+            budget_capacity: Some(3.0),
+            budget_floor: Some(0.02),
+            ..AgentOverrides::default()
+        };
         let settings = Settings::of(given).expect("valid");
         let lives = (0..12)
             .map(|id| {
@@ -39,7 +44,7 @@ impl Ledger {
                     max_retries: Some(dice.below(5) as u32),
                     lease_duration: Some(seconds(30)),
                     attempt_timeout: dice.one_in(3).then_some(seconds(60)),
-                    queue_timeout: dice.one_in(4).then_some(seconds(900)),
+                    queue_timeout: dice.one_in(4).then_some(seconds(20)),
                     ..Overrides::NONE
                 };
                 let run_at = dice.one_in(3).then(|| START.after(seconds(dice.below(600))));
