@@ -138,3 +138,55 @@ fn check_history(task: &v1::Task, history: &[v1::HistoryEvent]) {
         task.task_id
     );
 }
+
+/// Row 82 of the table of bad inputs. Needs the right to mount, which CI has; elsewhere it says so and ends.
+#[tokio::test]
+async fn a_full_disk_is_said_and_what_was_acknowledged_stays() {
+    use tonic_types::StatusExt;
+    let folder = Folder::new();
+    let data = folder.path().join("data");
+    std::fs::create_dir_all(&data).expect("writable");
+    let Some(disk) = SmallDisk::mount(&data) else {
+        eprintln!("skipped: this user may not mount a small file system");
+        return;
+    };
+    let daemon = Daemon::start_in(folder);
+    let client = daemon.client().await;
+    let big = || v1::NewTask { payload: vec![7; 200 << 10].into(), ..task("a") };
+    let mut stored = Vec::new();
+    let refused = loop {
+        let request = v1::EnqueueTaskRequest { task: Some(big()), request_id: String::new() };
+        match client.tasks().enqueue_task(request).await {
+            Ok(answer) => stored.push(answer.into_inner().task_id),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!((refused.code(), reason(&refused).as_str()), (tonic::Code::ResourceExhausted, "STORE_FULL"));
+    assert!(refused.get_details_retry_info().is_some());
+    assert!(!stored.is_empty());
+    for id in &stored {
+        assert_eq!(get(&client, id).await.state(), TaskState::Queued);
+    }
+    drop(daemon);
+    drop(disk);
+}
+
+/// A file system of 8 MiB, unmounted when dropped.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn mount(at: &std::path::Path) -> Option<Self> {
+        let status = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=8m,mode=0750", "tmpfs"])
+            .arg(at)
+            .stderr(std::process::Stdio::null())
+            .status();
+        status.is_ok_and(|status| status.success()).then(|| Self(at.to_owned()))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}

@@ -173,7 +173,7 @@ impl Args {
         let run = Arc::new(Run::new(self));
         refuse_leftovers(client, &args.agent, "--agent names another for the run").await?;
         let before = stats(client).await?;
-        let spent_before = Spent::of(process, &before);
+        let (spent_before, own_before) = (Spent::of(process, &before), Spent::read(std::process::id()));
         let mut workers = JoinSet::new();
         for index in 0..args.workers {
             let stream = worker::Stream::open(Client::connect(address).await?, &run, index).await?;
@@ -201,6 +201,7 @@ impl Args {
         let total = elapsed(&run, began);
         let after = stats(client).await?;
         let spent = Spent::of(process, &after).since(&spent_before);
+        let own_spent = Spent::read(std::process::id()).since(&own_before);
         run.workers_stop.cancel();
         let mut worked = Worked::default();
         while let Some(one) = workers.join_next().await {
@@ -221,6 +222,7 @@ impl Args {
             transitions: after.transitions.saturating_sub(before.transitions),
             commits: after.commits.saturating_sub(before.commits),
             spent,
+            client_cpu: own_spent.cpu,
             produced,
             worked,
             first_error,

@@ -31,6 +31,8 @@ pub(super) struct Outcome {
     pub(super) transitions: u64,
     pub(super) commits: u64,
     pub(super) spent: Spent,
+    /// CPU time of producers and workers.
+    pub(super) client_cpu: Option<Duration>,
     pub(super) produced: Produced,
     pub(super) worked: Worked,
     pub(super) first_error: Option<String>,
@@ -44,6 +46,7 @@ pub(super) struct Report {
     call_ms: Percentiles,
     enqueue_to_start_ms: Percentiles,
     server_cpu_us_per_lifecycle: Option<f64>,
+    client_cpu_us_per_lifecycle: Option<f64>,
     written_bytes_per_lifecycle: Option<f64>,
     fsyncs_per_lifecycle: Option<f64>,
     tasks_per_frame: Option<f64>,
@@ -109,6 +112,9 @@ impl Report {
         let args = &seen.args;
         let tasks = seen.produced.tasks;
         let per_task = |number: f64| (tasks > 0).then(|| number / tasks as f64);
+        let cpu = |time: Option<Duration>| {
+            time.and_then(|time| per_task(time.as_secs_f64() * 1e6)).map(|micros| rounded(micros, 2))
+        };
         // Enqueued, assigned, and completed: an outcome that stands for its ack is one transition with it.
         let steps = if args.explicit_acks { 4 } else { 3 };
         let verification = Verification {
@@ -124,11 +130,8 @@ impl Report {
             enqueues_per_s: rate(tasks, seen.window),
             call_ms: Percentiles::of(&seen.produced.calls),
             enqueue_to_start_ms: Percentiles::of(&seen.worked.starts),
-            server_cpu_us_per_lifecycle: seen
-                .spent
-                .cpu
-                .and_then(|cpu| per_task(cpu.as_secs_f64() * 1e6))
-                .map(|n| rounded(n, 2)),
+            server_cpu_us_per_lifecycle: cpu(seen.spent.cpu),
+            client_cpu_us_per_lifecycle: cpu(seen.client_cpu),
             written_bytes_per_lifecycle: seen
                 .spent
                 .written
@@ -189,6 +192,7 @@ impl Report {
             value.map_or_else(|| "-".into(), |value| format!("{value}{unit}"))
         };
         facts.push("daemon CPU", number(self.server_cpu_us_per_lifecycle, " µs a lifecycle"));
+        facts.push("client CPU", number(self.client_cpu_us_per_lifecycle, " µs a lifecycle"));
         facts.push("written", number(self.written_bytes_per_lifecycle, " bytes a lifecycle"));
         facts.push("commits", number(self.fsyncs_per_lifecycle, " a lifecycle"));
         let ran =

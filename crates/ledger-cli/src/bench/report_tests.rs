@@ -27,6 +27,7 @@ fn outcome(line: &str) -> Outcome {
         transitions: 6_000,
         commits: 10,
         spent: Spent { cpu: Some(Duration::from_millis(20)), written: None },
+        client_cpu: Some(Duration::from_millis(6)),
         produced,
         worked,
         first_error: None,
@@ -42,6 +43,7 @@ fn the_object_has_stable_names() {
     assert_eq!(value["call_ms"]["p99_9"], 0.12);
     assert_eq!(value["enqueue_to_start_ms"]["p50"], 0.25);
     assert_eq!(value["server_cpu_us_per_lifecycle"], 10.0);
+    assert_eq!(value["client_cpu_us_per_lifecycle"], 3.0);
     assert_eq!(value["written_bytes_per_lifecycle"], serde_json::Value::Null);
     assert_eq!(value["fsyncs_per_lifecycle"], 0.005);
     assert_eq!(value["tasks"], 2_000);
