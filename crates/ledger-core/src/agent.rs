@@ -6,7 +6,7 @@ use crate::store::{AgentRow, BreakerRow, BudgetRow, Counts};
 use crate::task::State;
 use crate::time::{Now, Timestamp};
 use breaker_core::Breaker;
-use retry_core::{Bucket, Limits};
+use retry_core::{Bucket, Level, Limits};
 use std::sync::Arc;
 
 /// An agent in memory. Its rows are written in the batch that changes them.
@@ -26,6 +26,9 @@ pub struct Agent {
     pub last_probe: Option<TaskId>,
     /// What its retries are paid from.
     pub budget: Bucket,
+    /// What it is granted of its own budget while the shared one is empty: its floor, and nothing saved up. Not stored;
+    /// it starts empty after a restart, so that restarts mint nothing.
+    floor: Bucket,
     /// Tasks by state.
     pub counts: Counts,
     /// Of those BLOCKED, how many its breaker holds back.
@@ -54,6 +57,7 @@ impl Agent {
             breaker: closed(&settings),
             last_probe: None,
             budget: Bucket::full(limits(&settings), now.at.since_epoch()),
+            floor: empty_floor(&settings, now),
             settings: Arc::new(settings),
             counts: Counts::default(),
             gated: 0,
@@ -82,6 +86,7 @@ impl Agent {
             Some(row) => Bucket::restore(limits(&settings), row.level),
             None => Bucket::full(limits(&settings), now.at.since_epoch()),
         };
+        agent.floor = empty_floor(&settings, now);
         agent.settings = Arc::new(settings);
         agent.counts = counts;
         agent
@@ -94,10 +99,38 @@ impl Agent {
     pub fn configure(&mut self, change: AgentOverrides, now: Now) -> Result<(), Vec<Violation>> {
         let settings = Settings::of(change.or(self.settings.given))?;
         self.budget.resize(limits(&settings), now.at.since_epoch());
+        self.floor.resize(limits(&settings).floor_only(FLOOR_TOKENS), now.at.since_epoch());
         // Settings::of validated it: an error here could only be the same one again.
         let _ = self.breaker.set_config(settings.breaker, now.at.since_epoch());
         self.settings = Arc::new(settings);
         Ok(())
+    }
+
+    /// Whether a retry can be paid now: from its own budget, and from the shared one or, while that is empty, from its
+    /// floor. An empty shared budget delays an agent, but never below its own floor.
+    #[must_use]
+    pub fn affords(&self, shared: &Bucket, now: Now, tokens: u32) -> bool {
+        let (at, price) = (now.at.since_epoch(), u64::from(tokens) * 1_000);
+        self.budget.available(at) >= price
+            && (shared.available(at) >= price || self.floor.available(at) >= price)
+    }
+
+    /// Pays a retry. False, and nothing taken, when it [cannot be afforded](Self::affords).
+    pub fn pay(&mut self, shared: &mut Bucket, now: Now, tokens: u32) -> bool {
+        let at = now.at.since_epoch();
+        retry_core::reserve_with_floor(&mut self.budget, shared, &mut self.floor, at, tokens).is_ok()
+    }
+
+    /// When time alone will have made it affordable; none when only successes can.
+    #[must_use]
+    pub fn affordable_at(&self, shared: &Bucket, now: Now, tokens: u32) -> Option<Timestamp> {
+        let at = now.at.since_epoch();
+        let own = self.budget.next_at(at, tokens)?;
+        let other = match (shared.next_at(at, tokens), self.floor.next_at(at, tokens)) {
+            (Some(shared), Some(floor)) => shared.min(floor),
+            (shared, floor) => shared.or(floor)?,
+        };
+        Some(Timestamp::from_epoch(own.max(other)))
     }
 
     /// Tasks that wait: QUEUED, RETRY, BLOCKED.
@@ -131,6 +164,14 @@ impl Agent {
     pub fn budget_row(&self) -> BudgetRow {
         BudgetRow { agent: Some(self.id), level: self.budget.level() }
     }
+}
+
+/// The dearest retry costs two tokens.
+const FLOOR_TOKENS: u32 = 2;
+
+fn empty_floor(settings: &Settings, now: Now) -> Bucket {
+    let updated_at = u64::try_from(now.at.millis()).unwrap_or(0);
+    Bucket::restore(limits(settings).floor_only(FLOOR_TOKENS), Level { millitokens: 0, updated_at })
 }
 
 fn limits(settings: &Settings) -> Limits {

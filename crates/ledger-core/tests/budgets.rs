@@ -332,3 +332,41 @@ fn a_tasks_own_retry_settings_win_over_its_agents() {
     life.wait(LATER).fail_once();
     life.is(State::Failed, Reason::RetriesExhausted, EventKind::Failed);
 }
+
+mod floor {
+    use ledger_core::store::BudgetRow;
+    use ledger_core::{Agent, AgentId, Now, Timestamp};
+    use retry_core::{Bucket, Level, Limits};
+    use std::time::Duration;
+
+    fn at(ms: i64) -> Now {
+        Now::steady(Timestamp::from_millis(1_000_000 + ms))
+    }
+
+    fn empty() -> Bucket {
+        Bucket::restore(Limits::default().floor_only(0), Level::default())
+    }
+
+    #[test]
+    fn an_empty_shared_budget_delays_an_agent_but_not_below_its_own_floor() {
+        let mut agent = Agent::new(AgentId(1), "a".into(), at(0));
+        let mut shared = empty();
+        // The floor is a tenth of a token a second, and starts with nothing saved up.
+        assert!(!agent.affords(&shared, at(9_999), 1));
+        assert_eq!(agent.affordable_at(&shared, at(0), 1), Some(at(10_000).at));
+        assert!(agent.affords(&shared, at(10_000), 1) && agent.pay(&mut shared, at(10_000), 1));
+        assert!(!agent.affords(&shared, at(10_001), 1), "one token was paid twice");
+        assert_eq!(agent.budget.available(at(10_000).at.since_epoch()), 9_000, "its own budget pays too");
+    }
+
+    #[test]
+    fn a_restart_mints_no_floor() {
+        let now = at(0);
+        let row = Agent::new(AgentId(1), "a".into(), now).row();
+        let level =
+            Level { millitokens: 5_000, updated_at: u64::try_from(now.at.millis()).expect("after 1970") };
+        let budget = Some(BudgetRow { agent: Some(AgentId(1)), level });
+        let agent = Agent::restore(row, None, budget, [0; 8], now);
+        assert!(!agent.affords(&empty(), at(Duration::from_secs(9).as_millis() as i64), 1));
+    }
+}

@@ -137,9 +137,8 @@ impl<'a> Batch<'a> {
             id.0,
             u64::from(open.task.delivery) << 8 | u64::from(event_key(event)),
         );
-        let enough = u64::from(1_000_u32);
-        let (own, shared) = (agent.budget.available(now), self.memory.budget.available(now));
-        let affords = |tokens: u32| own.min(shared) >= u64::from(tokens) * enough;
+        let (payer, shared, at) = (&*agent, &self.memory.budget, self.now);
+        let affords = |tokens: u32| payer.affords(shared, at, tokens);
         let cx = Context { now: self.now, settings: &settings, draw, affords: &affords, digest };
         let mut applied = open.task.apply(event, &cx).map_err(LedgerError::Refused)?;
         let Some(record) = applied.record.take() else { return Ok(applied) };

@@ -65,7 +65,6 @@ impl Batch<'_> {
     /// Grants budget tokens to those who wait, most urgent and oldest first.
     pub(super) async fn grant(&mut self) -> Result<(), StoreError> {
         let agents: Vec<AgentId> = self.memory.budget_queue.keys().copied().collect();
-        let now = self.now.at.since_epoch();
         for agent in agents {
             for _ in 0..BATCH_OPERATIONS {
                 let Some((_, _, task, price)) =
@@ -73,8 +72,8 @@ impl Batch<'_> {
                 else {
                     break;
                 };
-                let own = self.memory.agents.get(&agent).map_or(0, |agent| agent.budget.available(now));
-                if own.min(self.memory.budget.available(now)) < u64::from(price) * 1_000 {
+                let payer = self.memory.agents.get(&agent);
+                if !payer.is_some_and(|payer| payer.affords(&self.memory.budget, self.now, price)) {
                     break;
                 }
                 self.load(&[task]).await?;
@@ -310,9 +309,8 @@ impl super::memory::Memory {
             .filter(|deadline| *deadline > at);
         let budgets = self.budget_queue.iter().filter_map(|(id, queue)| {
             let (_, _, _, price) = queue.first()?;
-            let own = self.agents.get(id)?.budget.next_at(at, *price)?;
-            let both = own.max(self.budget.next_at(at, *price)?);
-            Some(both.max(at + Duration::from_millis(1)))
+            let affordable = self.agents.get(id)?.affordable_at(&self.budget, now, *price)?;
+            Some(affordable.since_epoch().max(at + Duration::from_millis(1)))
         });
         breakers.chain(budgets).min().map(ledger_core::Timestamp::from_epoch)
     }
