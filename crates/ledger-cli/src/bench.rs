@@ -110,6 +110,8 @@ struct Run {
     /// The first error in words.
     error: Mutex<Option<String>>,
     workers_stop: CancellationToken,
+    /// Worker streams that are open.
+    streams: AtomicU64,
 }
 
 impl Run {
@@ -127,6 +129,7 @@ impl Run {
             done: AtomicU64::new(0),
             error: Mutex::new(None),
             workers_stop: CancellationToken::new(),
+            streams: AtomicU64::new(0),
         }
     }
 
@@ -144,8 +147,8 @@ impl Args {
     pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
         if let Some(address) = self.target.clone() {
             let target = Global { address: address.clone(), ..global.clone() };
-            let report = self.load(&connect(&target).await?, &address, None).await?;
-            return report.say();
+            let loaded = async { self.load(&connect(&target).await?, &address, None).await };
+            return loaded.await.map_err(|failure| failure.at(&address))?.say();
         }
         let folder = tempfile::tempdir().map_err(|error| cannot("make a temporary folder", &error))?;
         let data_dir = self.data_dir.clone().unwrap_or_else(|| folder.path().join("data"));
@@ -157,7 +160,8 @@ impl Args {
         let (address, id) = (daemon.address.clone(), daemon.process.id());
         let loaded = async {
             let own = Global { address: address.clone(), ..global.clone() };
-            self.load(&connect(&own).await?, &address, Some(id)).await
+            let client = connect(&own).await?;
+            self.load(&client, &address, Some(id)).await
         };
         let loaded = tokio::select! {
             loaded = loaded => loaded,
@@ -266,6 +270,8 @@ async fn drained(run: &Run, tasks: u64) -> u64 {
         }
         if done != last {
             (last, moved) = (done, Instant::now());
+        } else if run.streams.load(Ordering::Relaxed) == 0 {
+            return tasks - done;
         } else if moved.elapsed() > STUCK {
             run.blame(|| {
                 format!("{} tasks were not done {} s after the last one", tasks - done, STUCK.as_secs())

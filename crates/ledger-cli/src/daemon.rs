@@ -201,7 +201,7 @@ impl Daemon {
                     format!("the daemon ended with {status} while it was needed{last}"),
                 )
             }
-            None => failure,
+            None => failure.at(&self.address),
         }
     }
 }
@@ -218,6 +218,16 @@ fn last_words(log: &Path) -> String {
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
     last.iter().fold(String::new(), |all, line| all + "\n  " + &crate::output::one_line(line))
+}
+
+impl Failure {
+    /// Told of this address, whatever address the command line named.
+    pub(crate) fn at(self, address: &str) -> Self {
+        match self {
+            Self::Unreachable(_) => Self::new(Exit::Unreachable, self.sentence(address).unwrap_or_default()),
+            other => other,
+        }
+    }
 }
 
 /// A failure of the operating system's.

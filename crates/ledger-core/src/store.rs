@@ -25,6 +25,9 @@ pub type Fut<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send 
 /// Why a store did not do what it was asked.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
+    /// Somebody else changed a task since it was read, again and again; nothing was written.
+    #[error("task {0} was changed by somebody else meanwhile; repeat the call")]
+    Overtaken(TaskId),
     /// One statement was refused and the batch rolled back; a bug, or data that no check caught.
     #[error("a statement failed: {0}")]
     Statement(String),

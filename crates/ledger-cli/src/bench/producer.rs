@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use ledgerd_client::Client;
 use ledgerd_client::v1::task_service_client::TaskServiceClient;
-use ledgerd_client::v1::{EnqueueTaskRequest, EnqueueTasksRequest, NewTask};
+use ledgerd_client::v1::{EnqueueTaskRequest, EnqueueTasksRequest, ItemError, NewTask};
 use tokio::time::{Instant, sleep};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -26,7 +26,7 @@ pub(super) struct Produced {
     pub(super) tasks: u64,
     pub(super) calls: Histogram,
     pub(super) errors: u64,
-    /// RESOURCE_EXHAUSTED answers; the same call was sent again.
+    /// Calls that were refused with RESOURCE_EXHAUSTED, wholly or in part; what was refused was sent again.
     pub(super) refusals: u64,
 }
 
@@ -48,36 +48,48 @@ pub(super) async fn produce(client: Client, run: Arc<Run>, caller: u32, end: Ins
         let Ok(room) = run.room.acquire_many(batch).await else { break };
         room.forget();
         number += 1;
-        let request_id =
-            if run.args.request_ids { format!("bench-{}-{caller}-{number}", run.id) } else { String::new() };
         let task = new_task(&run);
-        let called = Instant::now();
-        let stored = loop {
-            match call(&mut tasks, &task, batch, &request_id).await {
-                Err(status) if status.code() == Code::ResourceExhausted && Instant::now() < end => {
-                    produced.refusals += 1;
+        let mut stored = 0;
+        while stored < batch {
+            let called = Instant::now();
+            // What is left of a call is another call.
+            let request_id = match run.args.request_ids {
+                true => format!("bench-{}-{caller}-{number}-{stored}", run.id),
+                false => String::new(),
+            };
+            let answer = call(&mut tasks, &task, batch - stored, request_id).await;
+            let wait = match answer {
+                Ok(answer) => {
+                    produced.calls.record(called.elapsed());
+                    stored += answer.stored;
+                    match answer.refusal {
+                        None => break,
+                        Some(refusal) if Code::from_i32(refusal.code) == Code::ResourceExhausted => RETRY,
+                        Some(refusal) => {
+                            produced.errors += 1;
+                            run.blame(|| format!("enqueue: {}: {}", refusal.reason, refusal.message));
+                            break;
+                        }
+                    }
+                }
+                Err(status) if status.code() == Code::ResourceExhausted => {
                     let hint = status.get_details_retry_info().and_then(|retry| retry.retry_delay);
-                    sleep(hint.unwrap_or(RETRY)).await;
+                    hint.unwrap_or(RETRY)
                 }
-                answer => break answer,
-            }
-        };
-        let stored = match stored {
-            Ok((stored, refusal)) => {
-                produced.calls.record(called.elapsed());
-                if let Some(refusal) = refusal {
+                Err(status) => {
                     produced.errors += 1;
-                    run.blame(|| refusal);
+                    run.blame(|| format!("enqueue: {:?}: {}", status.code(), status.message()));
+                    sleep(RETRY).await;
+                    break;
                 }
-                stored
+            };
+            // What was refused is sent again, as a client would, as long as the run lasts.
+            produced.refusals += 1;
+            if Instant::now() + wait >= end {
+                break;
             }
-            Err(status) => {
-                produced.errors += 1;
-                run.blame(|| format!("enqueue: {:?}: {}", status.code(), status.message()));
-                sleep(RETRY).await;
-                0
-            }
-        };
+            sleep(wait).await;
+        }
         produced.tasks += u64::from(stored);
         run.room.add_permits((batch - stored) as usize);
     }
@@ -96,24 +108,27 @@ fn new_task(run: &Run) -> NewTask {
     }
 }
 
-/// Gives how many tasks were stored, and the first refusal of an item.
+/// What came of a call: how many tasks were stored, and the first refusal of an item.
+struct Answer {
+    stored: u32,
+    refusal: Option<ItemError>,
+}
+
 async fn call(
     tasks: &mut TaskServiceClient<Channel>,
     task: &NewTask,
     batch: u32,
-    request_id: &str,
-) -> Result<(u32, Option<String>), Status> {
-    let request_id = request_id.to_owned();
+    request_id: String,
+) -> Result<Answer, Status> {
     if batch == 1 {
         let request = EnqueueTaskRequest { task: Some(task.clone()), request_id };
         tasks.enqueue_task(request).await?;
-        return Ok((1, None));
+        return Ok(Answer { stored: 1, refusal: None });
     }
     let tasks_of_call = vec![task.clone(); batch as usize];
     let request = EnqueueTasksRequest { tasks: tasks_of_call, request_id, ..EnqueueTasksRequest::default() };
     let results = tasks.enqueue_tasks(request).await?.into_inner().results;
     let stored = results.iter().filter(|result| result.error.is_none()).count();
     let refusal = results.into_iter().find_map(|result| result.error);
-    let refusal = refusal.map(|error| format!("enqueue: {}: {}", error.reason, error.message));
-    Ok((u32::try_from(stored).unwrap_or(batch).min(batch), refusal))
+    Ok(Answer { stored: u32::try_from(stored).unwrap_or(batch).min(batch), refusal })
 }

@@ -80,6 +80,7 @@ impl Stream {
 
     /// Works until it is told to stop or the stream ends.
     pub(super) async fn serve(mut self, run: Arc<Run>) -> Worked {
+        run.streams.fetch_add(1, Ordering::Relaxed);
         let mut beat = tokio::time::interval(self.beat);
         loop {
             tokio::select! {
@@ -161,6 +162,7 @@ impl Stream {
     }
 
     fn broken(mut self, run: &Run, why: &str) -> Worked {
+        run.streams.fetch_sub(1, Ordering::Relaxed);
         self.worked.errors += 1;
         run.blame(|| format!("a worker's stream broke: {why}"));
         self.worked

@@ -94,6 +94,7 @@ fn speak(error: &LedgerError) -> Spoken {
         LedgerError::SessionEnded => Spoken::new(Code::Aborted, "SUPERSEDED"),
         LedgerError::Draining => Spoken::new(Code::Unavailable, "DRAINING").after(SOON),
         LedgerError::Store(error) => match error {
+            StoreError::Overtaken(_) => Spoken::new(Code::Aborted, "OVERTAKEN"),
             StoreError::Full => Spoken::new(Code::ResourceExhausted, "STORE_FULL")
                 .after(Duration::from_secs(10))
                 .saying("the disk of the ledger is full; free space there, then try again"),
@@ -273,6 +274,7 @@ mod tests {
             (LedgerError::WorkerSuperseded("w".into()), Aborted, "WORKER_SUPERSEDED"),
             (LedgerError::SessionEnded, Aborted, "SUPERSEDED"),
             (LedgerError::Draining, Unavailable, "DRAINING"),
+            (store(StoreError::Overtaken(TaskId(1))), Aborted, "OVERTAKEN"),
             (store(StoreError::Full), ResourceExhausted, "STORE_FULL"),
             (store(StoreError::Unavailable(text())), Unavailable, "STORE_UNAVAILABLE"),
             (store(StoreError::Unknown(text())), Unknown, "OUTCOME_UNKNOWN"),

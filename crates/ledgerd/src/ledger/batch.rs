@@ -357,9 +357,7 @@ impl<'a> Batch<'a> {
             None => Ok(()),
             // Somebody else was faster with a task of this batch: all of it is read and decided anew, command by
             // command, so that only what still collides waits.
-            Some(task) => {
-                Err(ledger_core::store::StoreError::Statement(format!("task {task} was overtaken")))
-            }
+            Some(task) => Err(ledger_core::store::StoreError::Overtaken(*task)),
         }
     }
 

@@ -43,6 +43,8 @@ const CALLS: usize = 8_192;
 const FRAMES: usize = 4_096;
 /// A timer that fires so much too late tells that the process stood still.
 const PAUSE: Duration = Duration::from_secs(2);
+/// How often a command is decided when others are faster with its tasks.
+const TRIES: usize = 8;
 /// How long to wait before trying again what time brought and the store refused.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -154,41 +156,53 @@ impl Loop {
 
     /// Runs one batch; where the store refused it, its commands one by one.
     async fn batch(&mut self, mut orders: Vec<Order>) -> Result<(), Fatal> {
-        let error = match self.attempt(&mut orders).await {
-            Ok(()) => return Ok(()),
-            Err(error) => error,
-        };
-        tracing::error!(%error, commands = orders.len(), "a batch was not committed");
-        self.refused(error, &mut orders).await?;
-        let single = orders.len() == 1;
+        let Err(error) = self.attempt(&mut orders).await else { return Ok(()) };
+        tracing::warn!(%error, commands = orders.len(), "a batch was not committed");
+        let unclear = matches!(error, StoreError::Unknown(_) | StoreError::Corrupt(_));
+        if unclear || orders.len() == 1 && !matches!(error, StoreError::Overtaken(_)) {
+            return self.refused(error, &mut orders).await;
+        }
+        self.begin_anew(&error).await?;
         for order in orders {
-            let mut one = vec![order];
-            if single {
-                continue;
-            }
-            if let Err(error) = self.attempt(&mut one).await {
-                tracing::error!(%error, "a command was not committed");
-                self.refused(error, &mut one).await?;
-            }
+            self.alone(order).await?;
         }
         Ok(())
     }
 
-    /// After a failed commit: whoever was alone in it is told, and memory is rebuilt from the store.
-    async fn refused(&mut self, error: StoreError, orders: &mut [Order]) -> Result<(), Fatal> {
-        let fatal = matches!(error, StoreError::Unknown(_) | StoreError::Corrupt(_));
-        if orders.len() == 1 || fatal {
-            for order in orders.iter_mut() {
-                if let Some(reply) = order.reply.take() {
-                    let _ = reply.send(Err(Batch::failed(&error)));
-                } else if let Command::Frame(session, _) = &order.command
-                    && let Some(outbox) = self.memory.outboxes.get(session)
-                {
-                    let _ = outbox.send(ToWorker::End(Batch::failed(&error)));
-                }
+    /// Runs one command as a batch of its own; where somebody else was faster, a few times.
+    async fn alone(&mut self, order: Order) -> Result<(), Fatal> {
+        let mut one = [order];
+        for _ in 1..TRIES {
+            match self.attempt(&mut one).await {
+                Err(error @ StoreError::Overtaken(_)) => self.begin_anew(&error).await?,
+                Err(error) => return self.refused(error, &mut one).await,
+                Ok(()) => return Ok(()),
             }
         }
-        if fatal {
+        match self.attempt(&mut one).await {
+            Err(error) => self.refused(error, &mut one).await,
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Tells whoever was alone in a refused batch.
+    async fn refused(&mut self, error: StoreError, orders: &mut [Order]) -> Result<(), Fatal> {
+        tracing::error!(%error, "a command was not committed");
+        for order in orders.iter_mut() {
+            if let Some(reply) = order.reply.take() {
+                let _ = reply.send(Err(Batch::failed(&error)));
+            } else if let Command::Frame(session, _) = &order.command
+                && let Some(outbox) = self.memory.outboxes.get(session)
+            {
+                let _ = outbox.send(ToWorker::End(Batch::failed(&error)));
+            }
+        }
+        self.begin_anew(&error).await
+    }
+
+    /// After a failed commit: memory is rebuilt from the store, or the ledger ends.
+    async fn begin_anew(&mut self, error: &StoreError) -> Result<(), Fatal> {
+        if matches!(error, StoreError::Unknown(_) | StoreError::Corrupt(_)) {
             // Whoever waits in the lanes was not written at all.
             self.calls.close();
             self.frames.close();
@@ -198,10 +212,12 @@ impl Loop {
                         .send(Err(LedgerError::Store(StoreError::Unavailable("the daemon ends".into()))));
                 }
             }
-            return Err(Fatal::Store(error));
+            return Err(Fatal::Store(error.clone()));
         }
         let now = self.shared.clock.now();
-        self.not_before = Some(now.at.after(PATIENCE));
+        if !matches!(error, StoreError::Overtaken(_)) {
+            self.not_before = Some(now.at.after(PATIENCE));
+        }
         let recovered = self.store.recover(now).await.map_err(Fatal::Store)?;
         self.memory.rebuild(recovered, now);
         Ok(())

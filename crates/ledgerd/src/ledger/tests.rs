@@ -9,6 +9,7 @@ use ledger_core::store::{Ask, Changes, Fut, Known, Recovered, Store, StoreError,
 use ledger_core::{AgentId, Now, Outcome, Overrides, Record, State, Task, TaskId, Timestamp};
 use std::collections::VecDeque;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
@@ -21,6 +22,8 @@ struct Gate {
     reached: Notify,
     pass: Option<Semaphore>,
     failures: Mutex<VecDeque<StoreError>>,
+    /// So many writes are overtaken by somebody else.
+    overtakes: AtomicU32,
 }
 
 struct GatedStore {
@@ -50,6 +53,12 @@ impl Store for GatedStore {
         self.inner.gated(agent)
     }
     fn write(&mut self, changes: Changes) -> Fut<'_, Vec<TaskId>> {
+        let overtaken = |left: u32| left.checked_sub(1);
+        if let Some(first) = changes.tasks.first().map(|changed| changed.task.id)
+            && self.gate.overtakes.fetch_update(Relaxed, Relaxed, overtaken).is_ok()
+        {
+            return Box::pin(async move { Ok(vec![first]) });
+        }
         self.inner.write(changes)
     }
     fn commit(&mut self) -> Fut<'_, Committed> {
@@ -247,6 +256,20 @@ async fn a_caller_that_leaves_undoes_nothing() {
     for _ in 0..4 {
         fixture.pass();
     }
+    let stats = within(fixture.handle.stats()).await.expect("it goes on");
+    assert_eq!(stats.counts[usize::from(State::Queued.code())], 1);
+}
+
+#[tokio::test]
+async fn a_command_that_is_overtaken_is_decided_anew_and_not_for_ever() {
+    let fixture = Fixture::new("overtaken", false).await;
+    fixture.gate.overtakes.store(5, Relaxed);
+    let stored = within(fixture.handle.enqueue(vec![task("a")], BatchMode::Atomic, None)).await;
+    assert!(stored.is_ok_and(|items| matches!(items[..], [Enqueued::Created(_)])));
+    fixture.gate.overtakes.store(1_000, Relaxed);
+    let lost = within(fixture.handle.enqueue(vec![task("a")], BatchMode::Atomic, None)).await;
+    assert!(matches!(lost, Err(LedgerError::Store(StoreError::Overtaken(_)))), "{lost:?}");
+    fixture.gate.overtakes.store(0, Relaxed);
     let stats = within(fixture.handle.stats()).await.expect("it goes on");
     assert_eq!(stats.counts[usize::from(State::Queued.code())], 1);
 }
