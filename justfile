@@ -50,11 +50,11 @@ deny:
 
 # Shows the main job end to end
 demo *args:
-    cargo run --quiet --release --locked --bin ledgerd -- demo {{ args }}
+    cargo run --quiet --release --locked -- demo {{ args }}
 
 # Measures this machine
 bench *args:
-    cargo run --quiet --release --locked --bin ledgerd -- bench {{ args }}
+    cargo run --quiet --release --locked -- bench {{ args }}
 
 # All of CI, cheap checks first; `.ci/run` does this on a bare machine
 ci: tree-check lint gen-check test
