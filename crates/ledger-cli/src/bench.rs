@@ -46,9 +46,6 @@ const LOOK: Duration = Duration::from_millis(2);
 const STOP: Duration = Duration::from_secs(10);
 
 /// `bench`.
-///
-/// One JSON object on standard output, the same for people on standard error. Without --target a daemon is started for
-/// the run, in a data directory of its own.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Load the daemon that listens there, instead of one of its own
@@ -150,9 +147,12 @@ impl Args {
             let loaded = async { self.load(&connect(&target).await?, &address, None).await };
             return loaded.await.map_err(|failure| failure.at(&address))?.say();
         }
-        let folder = tempfile::tempdir().map_err(|error| cannot("make a temporary folder", &error))?;
+        let folder = tempfile::Builder::new()
+            .prefix("ledgerd-bench-")
+            .tempdir()
+            .map_err(|error| cannot("make a temporary folder", &error))?;
         let data_dir = self.data_dir.clone().unwrap_or_else(|| folder.path().join("data"));
-        let guard = daemon::guard()?;
+        let (told_to_end, guard) = (daemon::told_to_end()?, daemon::guard()?);
         let mut daemon = Daemon::start(&data_dir, self.store.as_deref(), &guard).await?;
         if machine::is_memory(&data_dir) && self.store.is_none() {
             remark("the data directory is in memory, where a flush costs nothing; --data-dir names a disk");
@@ -165,7 +165,7 @@ impl Args {
         };
         let loaded = tokio::select! {
             loaded = loaded => loaded,
-            _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Failure, "interrupted; nothing was measured")),
+            () = told_to_end => Err(Failure::new(Exit::Failure, "interrupted; nothing was measured")),
         };
         let loaded = loaded.map_err(|failure| daemon.blame(failure));
         daemon.process.stop(STOP).await;

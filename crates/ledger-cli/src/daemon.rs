@@ -12,6 +12,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
 use crate::failure::{Exit, Failure};
@@ -33,6 +34,21 @@ const LAST_LINES: usize = 5;
 /// When it cannot be started.
 pub(crate) fn guard() -> Result<Guard, Failure> {
     Guard::start(Box::new(guard::command)).map_err(|error| cannot("start the guard of the processes", &error))
+}
+
+/// Completes when this process is told to end. What was going on is to be dropped then.
+///
+/// # Errors
+/// When signals cannot be waited for.
+pub(crate) fn told_to_end() -> Result<impl Future<Output = ()>, Failure> {
+    let on = |kind| signal(kind).map_err(|error| cannot("wait for signals", &error));
+    let (mut interrupt, mut terminate) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    })
 }
 
 /// This program.

@@ -20,7 +20,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ledgerd_client::Client;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::connect::connect;
 use crate::daemon::{self, Daemon, Process, cannot};
@@ -53,10 +52,6 @@ const THINK: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::f
 const STOP: Duration = Duration::from_secs(5);
 
 /// `demo`.
-///
-/// Starts a daemon on a SQLite file, and a worker process for each of three agents. Enqueues every text file under DIR
-/// for each of them. Kills a worker, lets an agent fail until its breaker opens, and checks that every task is done
-/// and every result right: exit code 0 means all of that.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Folder whose text files are worked on; .git, target, node_modules, files over 1 MiB are left out
@@ -96,14 +91,11 @@ impl Args {
                 "--think is {least} to {most}: a task must run when its worker is killed"
             )));
         }
-        let signal = |kind| signal(kind).map_err(|error| cannot("wait for signals", &error));
-        let (mut interrupt, mut terminate) =
-            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let told_to_end = daemon::told_to_end()?;
         // What is dropped half-way ends its processes.
         tokio::select! {
             shown = self.show(global) => shown,
-            _ = interrupt.recv() => Err(interrupted()),
-            _ = terminate.recv() => Err(interrupted()),
+            () = told_to_end => Err(Failure::new(Exit::Failure, "interrupted; the demo's processes are ended")),
         }
     }
 
@@ -240,10 +232,6 @@ impl Args {
         }
         Ok((Summary { agents, seconds, digests_by }, verdict))
     }
-}
-
-fn interrupted() -> Failure {
-    Failure::new(Exit::Failure, "interrupted; the demo's processes are ended")
 }
 
 /// What to do with a daemon that stays.

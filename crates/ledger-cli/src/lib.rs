@@ -103,8 +103,16 @@ pub enum Command {
     /// Counts of the whole ledger
     Stats(Stats),
     /// Show the main job end to end, with trouble
+    ///
+    /// Starts a daemon on a SQLite file, and a worker process for each of three agents. Enqueues every text file under
+    /// DIR for each of them. Kills a worker, lets an agent fail until its breaker opens, and checks that every task is
+    /// done and every result right: exit code 0 means all of that. Takes half a minute.
     Demo(demo::Args),
     /// Measure a daemon under load
+    ///
+    /// One JSON object on standard output, the same for people on standard error. Without --target a daemon is started
+    /// for the run, in a data directory of its own. Ends when all that was enqueued is done, and fails unless the
+    /// daemon's counts agree with what it said.
     Bench(bench::Args),
 }
 

@@ -47,14 +47,14 @@ pub(super) async fn produce(client: Client, run: Arc<Run>, caller: u32, end: Ins
         // Room comes back with the receipt of each task. It is closed at the end of the run.
         let Ok(room) = run.room.acquire_many(batch).await else { break };
         room.forget();
-        number += 1;
         let task = new_task(&run);
         let mut stored = 0;
         while stored < batch {
             let called = Instant::now();
-            // What is left of a call is another call.
+            // What was refused of a call is another call: the same id would get the same answer.
+            number += 1;
             let request_id = match run.args.request_ids {
-                true => format!("bench-{}-{caller}-{number}-{stored}", run.id),
+                true => format!("bench-{}-{caller}-{number}", run.id),
                 false => String::new(),
             };
             let answer = call(&mut tasks, &task, batch - stored, request_id).await;
