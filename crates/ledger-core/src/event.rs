@@ -135,7 +135,7 @@ pub enum Refusal {
     #[error("the lease is gone: end the work, its outcome is not recorded")]
     LeaseLost,
     /// The task has ended.
-    #[error("the task has ended and takes no outcome")]
+    #[error("the task has ended; nothing changes it any more, but a FAILED one can be redriven")]
     TaskTerminal,
     /// Somebody else holds it.
     #[error("another worker holds this lease")]
