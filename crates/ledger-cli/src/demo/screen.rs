@@ -116,8 +116,8 @@ impl Drawn {
 fn describe(line: &Line) -> String {
     let Line { agent, breaker, done, running, waiting, retry, blocked } = line;
     format!(
-        "{agent:<10}  done {done:>4}  running {running:>3}  waiting {waiting:>4}  retry {retry:>3}  \
-         blocked {blocked:>3}  breaker {breaker}"
+        "{agent:<10}  {breaker:<9}  done {done:>4}  running {running:>3}  waiting {waiting:>4}  retry {retry:>3}  \
+         blocked {blocked:>3}"
     )
 }
 
@@ -130,6 +130,10 @@ mod tests {
         let line = Line { agent: "digest", breaker: "CLOSED", ..Line::default() };
         let other = Line { agent: "statistics", done: 9_999, running: 12, retry: 100, ..line };
         assert_eq!(describe(&line).len(), describe(&other).len());
-        assert!(describe(&line).starts_with("digest      done    0  running   0"), "{}", describe(&line));
+        assert!(
+            describe(&line).starts_with("digest      CLOSED     done    0  running"),
+            "{}",
+            describe(&line)
+        );
     }
 }
