@@ -154,19 +154,27 @@ pub struct Failure {
     pub class: ErrorClass,
     /// What the callee said about coming back, if anything.
     pub hint: Option<Hint>,
+    /// What it counts toward `max_losses` when it is a loss, in thousandths: of k lost together each weighs 1,000 / k.
+    pub weight: u32,
 }
 
 impl Failure {
     /// A failure without a hint.
     #[must_use]
     pub const fn new(class: ErrorClass) -> Self {
-        Self { class, hint: None }
+        Self { class, hint: None, weight: 1_000 }
     }
 
     /// The same failure with a hint.
     #[must_use]
     pub const fn with_hint(self, hint: Hint) -> Self {
         Self { hint: Some(hint), ..self }
+    }
+
+    /// The same failure, weighing so many thousandths of a loss.
+    #[must_use]
+    pub const fn weighing(self, thousandths: u32) -> Self {
+        Self { weight: thousandths, ..self }
     }
 }
 

@@ -25,8 +25,10 @@ const HINT_SPREAD: Duration = Duration::from_secs(10);
 pub struct Progress {
     /// Failures that led to a retry.
     pub retries_made: u32,
-    /// Times it was lost together with its worker.
+    /// Times it was lost together with its worker, whole ones.
     pub losses: u32,
+    /// What weighs less than a whole loss, in thousandths; [`Failure::weight`] says what a loss adds.
+    pub loss_fraction: u32,
     /// Faults of the caller's own side so far.
     pub faults: u32,
     /// The last delay; zero before the first.
@@ -41,12 +43,23 @@ impl Progress {
         if let Decision::Retry { delay, spent, .. } = decision {
             let counter = match spent {
                 Spent::Retry => &mut self.retries_made,
-                Spent::Loss => &mut self.losses,
+                Spent::Loss(weight) => {
+                    let sum = self.loss_sum().saturating_add(u64::from(*weight));
+                    self.loss_fraction = (sum % 1_000) as u32;
+                    self.losses = u32::try_from(sum / 1_000).unwrap_or(u32::MAX);
+                    self.previous_delay = *delay;
+                    return;
+                }
                 Spent::Fault => &mut self.faults,
             };
             *counter = counter.saturating_add(1);
             self.previous_delay = *delay;
         }
+    }
+
+    /// Losses so far in thousandths.
+    const fn loss_sum(&self) -> u64 {
+        self.losses as u64 * 1_000 + self.loss_fraction as u64
     }
 
     /// What a failure of this class counts as by now: after [`MAX_FAULTS`] a `DaemonFault` is `Unknown`.
@@ -88,8 +101,8 @@ pub enum Decision {
 pub enum Spent {
     /// `retries_made`, bounded by `max_retries`.
     Retry,
-    /// `losses`, bounded by `max_losses`.
-    Loss,
+    /// `losses`, bounded by `max_losses`; in thousandths of a loss.
+    Loss(u32),
     /// `faults`, bounded by [`MAX_FAULTS`].
     Fault,
 }
@@ -200,14 +213,18 @@ impl Policy {
             return Err(Reason::Refused);
         }
         let (spent, made) = match class {
-            ErrorClass::Lost => (Spent::Loss, progress.losses),
+            ErrorClass::Lost => (Spent::Loss(failure.weight), progress.losses),
             ErrorClass::DaemonFault => (Spent::Fault, progress.faults),
             _ => (Spent::Retry, progress.retries_made),
         };
         match spent {
             Spent::Retry if made >= self.max_retries() => return Err(Reason::Exhausted),
             // The loss that reaches the limit is final itself: it is the one that proves the work poisonous.
-            Spent::Loss if made.saturating_add(1) >= self.config().max_losses => return Err(Reason::Lost),
+            Spent::Loss(weight)
+                if progress.loss_sum() + u64::from(weight) >= u64::from(self.config().max_losses) * 1_000 =>
+            {
+                return Err(Reason::Lost);
+            }
             _ => {}
         }
         let (delay, hint_cut) =

@@ -39,7 +39,7 @@ fn each_class_has_its_line_in_the_table() {
         (Timeout, true, Sample::Failure, 2, Ok(Spent::Retry)),
         (StreamLost, true, Sample::Failure, 2, Ok(Spent::Retry)),
         (Overloaded, true, Sample::Failure, 1, Ok(Spent::Retry)),
-        (Lost, true, Sample::Failure, 1, Ok(Spent::Loss)),
+        (Lost, true, Sample::Failure, 1, Ok(Spent::Loss(1_000))),
         (Permanent, false, Sample::Neutral, 0, Err(Reason::NotRetryable)),
         (Cancelled, false, Sample::Neutral, 0, Err(Reason::Cancelled)),
         (DeadlineExceeded, false, Sample::Neutral, 0, Err(Reason::Deadline)),

@@ -132,11 +132,12 @@ proptest! {
         let progress = Progress {
             retries_made: counts.0 % 5,
             losses: counts.1 % 5,
+            loss_fraction: counts.1 % 1_000,
             faults: counts.2 % 13,
             previous_delay: Duration::from_nanos(times.0),
             started: Duration::from_nanos(times.1),
         };
-        let failure = Failure { class: ErrorClass::ALL[class], hint: hint.map(Hint::from_millis) };
+        let failure = Failure { hint: hint.map(Hint::from_millis), ..Failure::new(ErrorClass::ALL[class]) };
         let (now, deadline) = (Duration::from_nanos(times.2), deadline.map(Duration::from_nanos));
         let decision = policy.next(&progress, failure, now, deadline, bits);
         prop_assert_eq!(decision, policy.next(&progress, failure, now, deadline, bits));
