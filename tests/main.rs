@@ -13,4 +13,5 @@ mod exec;
 mod leases;
 mod retries;
 mod sdk;
+mod waiting;
 mod wire;

@@ -262,7 +262,8 @@ async fn streams_that_go_wrong_later_are_ended_or_refuse_the_item() {
     let mut worker = Stream::open(&daemon, hello("w3", "b", 1)).await;
     let held = worker.assignment().await;
     let huge = vec![0_u8; (1 << 20) + 1];
-    let complete_huge = v1::outcome::Outcome::Complete(v1::Complete { result: huge.into() });
+    let complete_huge =
+        v1::outcome::Outcome::Complete(v1::Complete { result: huge.into(), ..Default::default() });
     worker.settle(vec![outcome(lease(&held), complete_huge)]).await;
     let error = worker.outcome_receipt().await.error.expect("a result over 1 MiB is refused");
     assert_eq!(error.code, 3);

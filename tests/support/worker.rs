@@ -44,7 +44,10 @@ pub(crate) fn outcome(lease: v1::Lease, outcome: v1::outcome::Outcome) -> v1::Ou
 
 /// Done, with this result.
 pub(crate) fn complete(result: &str) -> v1::outcome::Outcome {
-    v1::outcome::Outcome::Complete(v1::Complete { result: result.as_bytes().to_vec().into() })
+    v1::outcome::Outcome::Complete(v1::Complete {
+        result: result.as_bytes().to_vec().into(),
+        ..v1::Complete::default()
+    })
 }
 
 /// Failed in a way that may pass.

@@ -3,14 +3,14 @@
 use clap::{Args, Subcommand, ValueEnum};
 use ledgerd_client::v1::{
     Agent, AgentSettings, BreakerSettings, BudgetSettings, ConfigureAgentRequest, GetAgentRequest,
-    ListAgentsRequest, ListAgentsResponse, StateCount, TaskState,
+    ListAgentsRequest, ListAgentsResponse, PauseAgentRequest, ResumeAgentRequest, StateCount, TaskState,
 };
 
 use crate::Global;
 use crate::breaker::{breaker_cell, describe_settings};
 use crate::connect::connect;
 use crate::failure::Failure;
-use crate::output::{Facts, Format, Rows, cell, instant, print, print_json, task_state};
+use crate::output::{Facts, Format, Rows, cell, instant, one_line, print, print_json, task_state};
 use crate::policy::{self, PolicyArgs, Span};
 use crate::time::duration_to_wire;
 
@@ -23,6 +23,47 @@ pub enum AgentCommand {
     Show(Named),
     /// Create an agent or change the given settings of one
     Configure(Box<Configure>),
+    /// Hand out none of an agent's tasks; what runs goes on
+    Pause(Pause),
+    /// End a pause
+    Resume(Resume),
+}
+
+/// `agent pause`.
+#[derive(Debug, Args)]
+pub struct Pause {
+    /// Name of the agent
+    #[arg(value_name = "AGENT")]
+    agent: String,
+    /// Why, for those who find it paused
+    #[arg(long)]
+    reason: String,
+    /// It ends by itself after this time
+    #[arg(long = "for", value_name = "DUR")]
+    duration: Option<Span>,
+    #[command(flatten)]
+    actor: Actor,
+}
+
+/// `agent resume`.
+#[derive(Debug, Args)]
+pub struct Resume {
+    /// Name of the agent
+    #[arg(value_name = "AGENT")]
+    agent: String,
+    /// Why, for the log
+    #[arg(long, default_value = "")]
+    reason: String,
+    #[command(flatten)]
+    actor: Actor,
+}
+
+/// Who does something.
+#[derive(Debug, Args)]
+pub(crate) struct Actor {
+    /// Who you are, for the audit trail
+    #[arg(long, value_name = "NAME", env = "USER", default_value = "unknown", hide_env_values = true)]
+    pub(crate) actor: String,
 }
 
 /// Names an agent.
@@ -108,6 +149,28 @@ impl AgentCommand {
                     Format::Table => print(&describe(&response.agent.unwrap_or_default())),
                 }
             }
+            Self::Pause(command) => {
+                let request = PauseAgentRequest {
+                    agent: command.agent,
+                    reason: command.reason,
+                    actor: command.actor.actor,
+                    duration: command.duration.map(|span| duration_to_wire(span.0)),
+                };
+                let response = connect(global).await?.admin().pause_agent(request).await?.into_inner();
+                match global.output {
+                    Format::Json => print_json("PauseAgentResponse", &response),
+                    Format::Table => print(&describe(&response.agent.unwrap_or_default())),
+                }
+            }
+            Self::Resume(command) => {
+                let (agent, reason, actor) = (command.agent, command.reason, command.actor.actor);
+                let request = ResumeAgentRequest { agent, reason, actor };
+                let response = connect(global).await?.admin().resume_agent(request).await?.into_inner();
+                match global.output {
+                    Format::Json => print_json("ResumeAgentResponse", &response),
+                    Format::Table => print(&describe(&response.agent.unwrap_or_default())),
+                }
+            }
             Self::Configure(command) => {
                 let request = command.into_request();
                 let response = connect(global).await?.admin().configure_agent(request).await?.into_inner();
@@ -171,7 +234,11 @@ fn rows(agents: &[Agent]) -> Rows {
     for agent in agents {
         let count = |state| cell(count_of(&agent.counts, state));
         rows.push([
-            cell(&agent.agent),
+            cell(if agent.pause.is_some() {
+                format!("{} (paused)", agent.agent)
+            } else {
+                agent.agent.clone()
+            }),
             count(TaskState::Queued),
             count(TaskState::Running),
             count(TaskState::Retry),
@@ -199,6 +266,11 @@ fn describe(agent: &Agent) -> String {
     let mut facts = Facts::default();
     facts.push("agent", &agent.agent);
     facts.push("tasks", show_counts(&agent.counts));
+    if let Some(pause) = &agent.pause {
+        let until = pause.until.as_ref().map(|until| format!(", until {}", instant(Some(until))));
+        let until = until.unwrap_or_default();
+        facts.push("paused", format!("by {}: {}{until}", pause.actor, one_line(&pause.reason)));
+    }
     facts.push("workers", agent.sessions);
     facts.push("breaker", crate::breaker::state_name(agent.breaker_state));
     facts.push("budget tokens", format!("{:.1}", agent.budget_tokens));

@@ -55,6 +55,9 @@ pub(crate) struct Attempt {
     pub(crate) priority: i32,
     /// RFC 3339; none without a limit.
     pub(crate) deadline: Option<String>,
+    /// What an earlier attempt asked, and what it was answered.
+    pub(crate) question: String,
+    pub(crate) answer: String,
     pub(crate) traceparent: String,
     pub(crate) tracestate: String,
     pub(crate) checkpoint: Option<Bytes>,
@@ -174,6 +177,8 @@ impl Attempt {
             ("LEDGERD_PRIORITY", Some(self.priority.to_string())),
             ("LEDGERD_DEADLINE", self.deadline.clone()),
             ("LEDGERD_CHECKPOINT", checkpoint.map(|path| path.display().to_string())),
+            ("LEDGERD_QUESTION", given(&self.question)),
+            ("LEDGERD_ANSWER", given(&self.answer)),
             ("TRACEPARENT", given(&self.traceparent)),
             ("TRACESTATE", given(&self.tracestate)),
         ]

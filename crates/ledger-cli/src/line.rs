@@ -42,6 +42,7 @@ struct Line {
     queue_timeout: Option<Span>,
     stop_grace: Option<Span>,
     max_losses: Option<i32>,
+    hint_max: Option<Span>,
 }
 
 /// What lines have when they do not say.
@@ -108,6 +109,7 @@ pub(crate) fn parse(line: &[u8], defaults: &Defaults) -> Result<NewTask, String>
         queue_timeout: line.queue_timeout,
         stop_grace: line.stop_grace,
         max_losses: line.max_losses,
+        hint_max: line.hint_max,
     };
     Ok(NewTask {
         agent,

@@ -94,6 +94,9 @@ pub(crate) struct PolicyArgs {
     /// Losses after which the task fails as POISON
     #[arg(long, value_name = "N")]
     pub(crate) max_losses: Option<i32>,
+    /// Longest retry_after of a failure that is honoured
+    #[arg(long, value_name = "DUR")]
+    pub(crate) hint_max: Option<Span>,
 }
 
 impl PolicyArgs {
@@ -113,6 +116,7 @@ impl PolicyArgs {
             queue_timeout: Span::wire(self.queue_timeout),
             stop_grace: Span::wire(self.stop_grace),
             max_losses: self.max_losses,
+            hint_max: Span::wire(self.hint_max),
         };
         (policy != TaskPolicy::default()).then_some(policy)
     }
@@ -159,4 +163,5 @@ pub(crate) fn describe(policy: &TaskPolicy, facts: &mut crate::output::Facts) {
     facts.push("queue timeout", span(policy.queue_timeout.as_ref()));
     facts.push("stop grace", span(policy.stop_grace.as_ref()));
     facts.push("max losses", number(policy.max_losses.map(|n| n.to_string())));
+    facts.push("longest hint", span(policy.hint_max.as_ref()));
 }

@@ -3,9 +3,10 @@
 use clap::{Args, Subcommand, ValueEnum};
 use ledgerd_client::v1::{
     CancelTaskRequest, GetTaskHistoryRequest, GetTaskRequest, HistoryEvent, ListTasksRequest,
-    ListTasksResponse, Task, TaskState,
+    ListTasksResponse, Task, TaskState, UnblockTaskRequest, UpdateTaskRequest,
 };
 
+use crate::agent::Actor;
 use crate::connect::connect;
 use crate::enqueue::Enqueue;
 use crate::failure::Failure;
@@ -32,6 +33,10 @@ pub enum TaskCommand {
     Wait(Wait),
     /// Cancel a task
     Cancel(Cancel),
+    /// Change priority or time of a waiting task
+    Update(Update),
+    /// Answer the question of a blocked task
+    Unblock(Unblock),
 }
 
 impl TaskCommand {
@@ -43,6 +48,8 @@ impl TaskCommand {
             Self::History(command) => command.run(global).await,
             Self::Wait(command) => wait::run(&command, global).await,
             Self::Cancel(command) => command.run(global).await,
+            Self::Update(command) => command.run(global).await,
+            Self::Unblock(command) => command.run(global).await,
         }
     }
 }
@@ -202,6 +209,8 @@ pub(crate) fn describe(task: &Task) -> String {
     facts.push("type", &task.task_type);
     facts.push("state", with_reason(task_state(task.state), &task.reason));
     facts.push("question", &task.question);
+    facts.push("answer", one_line(&task.answer));
+    facts.push("follows", &task.parent_task_id);
     facts.push("priority", task.priority);
     facts.push("labels", pairs(&task.labels));
     facts.push("key", &task.idempotency_key);
@@ -218,6 +227,9 @@ pub(crate) fn describe(task: &Task) -> String {
     facts.push("attempt", positive(task.attempt));
     facts.push("retries", positive(task.retry_count));
     facts.push("losses", positive(task.losses));
+    if task.loss_weight != f64::from(task.losses) {
+        facts.push("losses that count", format!("{:.2}", task.loss_weight));
+    }
     facts.push("redrives", positive(task.redrives));
     facts.push("fence", task.fence);
     facts.push("version", task.version);
@@ -327,6 +339,87 @@ impl Cancel {
                 let stopping =
                     if task.state() == TaskState::Cancelled { "" } else { "; its worker is asked to stop" };
                 print(&format!("{} {}{stopping}\n", task.task_id, task_state(task.state)))
+            }
+        }
+    }
+}
+
+/// `task update`.
+#[derive(Debug, Args)]
+#[group(id = "change", required = true, multiple = true, args = ["priority", "run_at"])]
+pub struct Update {
+    /// Id of the task
+    id: String,
+    /// 0 to 9, higher sooner
+    #[arg(long, value_name = "0-9")]
+    priority: Option<i32>,
+    /// Not before this time: 2026-01-31T09:00, or 1h for in an hour
+    #[arg(long, value_name = "TIME", value_parser = When::parse)]
+    run_at: Option<When>,
+    /// Why, for the audit trail
+    #[arg(long, default_value = "")]
+    reason: String,
+    /// Makes a repeated call harmless
+    #[arg(long, value_name = "ID", default_value = "")]
+    request_id: String,
+}
+
+impl Update {
+    async fn run(self, global: &Global) -> Result<(), Failure> {
+        let request = UpdateTaskRequest {
+            task_id: self.id,
+            priority: self.priority,
+            run_at: self.run_at.map(|when| to_wire(when.resolve(now(), Direction::Ahead))),
+            reason: self.reason,
+            request_id: self.request_id,
+        };
+        let response = connect(global).await?.tasks().update_task(request).await?.into_inner();
+        match global.output {
+            Format::Json => print_json("UpdateTaskResponse", &response),
+            Format::Table => {
+                let task = response.task.unwrap_or_default();
+                let at = instant(task.run_at.as_ref());
+                let state = with_reason(task_state(task.state), &task.reason);
+                print(&format!("{} {state}, priority {}, run at {at}\n", task.task_id, task.priority))
+            }
+        }
+    }
+}
+
+/// `task unblock`.
+#[derive(Debug, Args)]
+pub struct Unblock {
+    /// Id of the task
+    id: String,
+    /// What the next attempt is told; `-` reads standard input
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    answer: String,
+    #[command(flatten)]
+    actor: Actor,
+    /// Makes a repeated call harmless
+    #[arg(long, value_name = "ID", default_value = "")]
+    request_id: String,
+}
+
+impl Unblock {
+    async fn run(self, global: &Global) -> Result<(), Failure> {
+        let answer = match self.answer.as_str() {
+            "-" => std::io::read_to_string(std::io::stdin().lock())
+                .map_err(|error| Failure::usage(format!("standard input cannot be read: {error}")))?,
+            _ => self.answer,
+        };
+        let request = UnblockTaskRequest {
+            task_id: self.id,
+            answer,
+            actor: self.actor.actor,
+            request_id: self.request_id,
+        };
+        let response = connect(global).await?.tasks().unblock_task(request).await?.into_inner();
+        match global.output {
+            Format::Json => print_json("UnblockTaskResponse", &response),
+            Format::Table => {
+                let task = response.task.unwrap_or_default();
+                print(&format!("{} {}\n", task.task_id, task_state(task.state)))
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::id::{AgentId, TaskId};
 use crate::settings::{AgentOverrides, Settings, Violation};
-use crate::store::{AgentRow, BreakerRow, BudgetRow, Counts};
+use crate::store::{AgentRow, BreakerRow, BudgetRow, Counts, Pause};
 use crate::task::State;
 use crate::time::{Now, Timestamp};
 use breaker_core::Breaker;
@@ -31,8 +31,10 @@ pub struct Agent {
     floor: Bucket,
     /// Tasks by state.
     pub counts: Counts,
-    /// Of those BLOCKED, how many its breaker holds back.
+    /// Of those BLOCKED, how many its breakers hold back.
     pub gated: u64,
+    /// Why nothing is handed out.
+    pub pause: Option<Pause>,
 }
 
 /// Whether a name can be an agent's: `[a-z0-9][a-z0-9._-]{0,62}`.
@@ -61,6 +63,7 @@ impl Agent {
             settings: Arc::new(settings),
             counts: Counts::default(),
             gated: 0,
+            pause: None,
         }
     }
 
@@ -74,7 +77,8 @@ impl Agent {
         now: Now,
     ) -> Self {
         let settings = Settings::of(row.given).unwrap_or_default();
-        let mut agent = Self { created_at: row.created_at, ..Self::new(row.id, row.name, now) };
+        let mut agent =
+            Self { created_at: row.created_at, pause: row.pause, ..Self::new(row.id, row.name, now) };
         if let Some(row) = breaker {
             agent.last_probe = row.last_probe;
             agent.breaker = Breaker::restore(row.snapshot, settings.breaker, now.at.since_epoch())
@@ -150,6 +154,7 @@ impl Agent {
             name: Arc::clone(&self.name),
             given: self.settings.given,
             created_at: self.created_at,
+            pause: self.pause.clone(),
         }
     }
 

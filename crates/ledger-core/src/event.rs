@@ -114,18 +114,49 @@ pub enum Event {
     BudgetExpired,
     /// It was delivered too often in vain.
     Undeliverable,
-    /// An operator wants it tried again.
-    Redrive {
-        /// A new deadline.
-        deadline: Option<Timestamp>,
+    /// A user wants it sooner, later, or more or less urgently.
+    Update {
+        /// 0 to 9.
+        priority: Option<u8>,
+        /// On the wall clock.
+        run_at: Option<Timestamp>,
         /// Who and why.
         note: Arc<str>,
     },
+    /// An operator wants it tried again.
+    Redrive(Box<Redrive>),
     /// An operator wants its dead letter out of sight.
     Discard {
         /// Who and why.
         note: Arc<str>,
     },
+}
+
+/// How a FAILED task is tried again. What is none stays as it was.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Redrive {
+    /// A new deadline.
+    pub deadline: Option<Timestamp>,
+    /// Not before this time on the steady clock.
+    pub run_at: Option<Timestamp>,
+    /// 0 to 9.
+    pub priority: Option<u8>,
+    /// Who and why.
+    pub note: Arc<str>,
+}
+
+/// With what a lease ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LostWith {
+    /// Tasks that the same process lost at the same time, this one included.
+    pub tasks: u32,
+    /// The breaker has been told of this loss with another of them.
+    pub sampled: bool,
+}
+
+impl LostWith {
+    /// Nothing else was lost.
+    pub const ALONE: Self = Self { tasks: 1, sampled: false };
 }
 
 /// A named refusal: the pair of state and event is not in the table, or the caller may not. Nothing changed.
@@ -190,6 +221,8 @@ pub struct Context<'a> {
     pub affords: &'a dyn Fn(u32) -> bool,
     /// Digest of the outcome, kept to recognise its repetition.
     pub digest: u64,
+    /// With what a lease ended, when it did.
+    pub lost_with: LostWith,
 }
 
 /// A history row to be: one transition.
@@ -248,11 +281,21 @@ pub enum Fact {
     Deadline,
     /// The delivery was a probe.
     Probe,
+    /// What a loss weighs, in thousandths, where it was not alone.
+    Weight,
+    /// A release that did not count as idle; on a beat that resumed an unacknowledged task: that it did count.
+    Free,
+    /// A new priority.
+    Priority,
+    /// Ids of the follow-ups, with spaces between.
+    FollowUps,
+    /// The task that this one follows.
+    Parent,
 }
 
 impl Fact {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 15] = [
         Self::Cause,
         Self::Late,
         Self::Uncounted,
@@ -263,6 +306,11 @@ impl Fact {
         Self::Question,
         Self::Deadline,
         Self::Probe,
+        Self::Weight,
+        Self::Free,
+        Self::Priority,
+        Self::FollowUps,
+        Self::Parent,
     ];
 
     /// The name on the wire and in rows.
@@ -279,6 +327,11 @@ impl Fact {
             Self::Question => "question",
             Self::Deadline => "deadline",
             Self::Probe => "probe",
+            Self::Weight => "weight",
+            Self::Free => "free",
+            Self::Priority => "priority",
+            Self::FollowUps => "follow_ups",
+            Self::Parent => "parent",
         }
     }
 

@@ -4,6 +4,7 @@
 //! results of decisions. Soft fields (lease end, progress) and the breaker's permit are not in the history.
 
 use crate::event::{Fact, Record};
+use crate::limits::LOSS_MEMORY;
 use crate::task::{EventKind, Reason, State, StopCause};
 use crate::time::Timestamp;
 use std::sync::Arc;
@@ -27,8 +28,16 @@ pub struct Folded {
     pub retry_count: u32,
     /// Leases of acknowledged tasks that ran out.
     pub losses: u32,
+    /// What those weigh toward POISON, in thousandths.
+    pub loss_weight: u32,
+    /// When it was last lost.
+    pub lost_at: Option<Timestamp>,
     /// Deliveries since the last attempt that ended in complete, fail or block.
     pub idle_deliveries: u32,
+    /// Releases in a row that did not count as idle.
+    pub free_releases: u32,
+    /// Blocks in a row.
+    pub blocks: u32,
     /// Times it made room.
     pub preemptions: u32,
     /// Times it was redriven.
@@ -109,6 +118,16 @@ impl Folded {
         Ok(())
     }
 
+    fn lose(&mut self, row: &Record) {
+        let weight = row.fact(Fact::Weight).and_then(|text| text.parse().ok()).unwrap_or(1_000);
+        if self.lost_at.is_some_and(|lost| row.at.since(lost) >= LOSS_MEMORY) {
+            self.loss_weight = 0;
+        }
+        self.losses = self.losses.saturating_add(1);
+        self.loss_weight = self.loss_weight.saturating_add(weight);
+        self.lost_at = Some(row.at);
+    }
+
     /// What a row adds to the counters. A cause on the row of an end says that a stop decided where the task went.
     fn count(&mut self, row: &Record) {
         use EventKind::{Assigned, Blocked, Completed, Failed, Lost, Redriven, StopRequested};
@@ -118,12 +137,20 @@ impl Folded {
                 self.delivery = self.delivery.saturating_add(1);
                 self.idle_deliveries = self.idle_deliveries.saturating_add(1);
             }
-            Lost if stopped.is_none() => self.losses = self.losses.saturating_add(1),
+            Lost if stopped.is_none() => self.lose(row),
+            EventKind::Resumed if row.fact(Fact::Free).is_some() => {
+                self.idle_deliveries = self.idle_deliveries.saturating_add(1);
+            }
+            EventKind::Unblocked if row.fact(Fact::Answer).is_some() => self.blocks = 0,
             Redriven => {
                 self.redrives = self.redrives.saturating_add(1);
                 self.retry_count = 0;
                 self.losses = 0;
+                self.loss_weight = 0;
+                self.lost_at = None;
                 self.idle_deliveries = 0;
+                self.free_releases = 0;
+                self.blocks = 0;
                 self.preemptions = 0;
                 self.probe_failures = 0;
             }
@@ -133,8 +160,12 @@ impl Folded {
             Some(cause) => matches!(cause, StopCause::Timeout | StopCause::Stall),
             None => row.kind == Failed,
         };
-        if failed || stopped.is_none() && matches!(row.kind, Completed | Blocked) {
+        let ended = failed || stopped.is_none() && row.kind == Completed;
+        let blocked = stopped.is_none() && row.kind == Blocked && row.to == State::Blocked;
+        if ended || blocked {
             self.idle_deliveries = 0;
+            self.free_releases = 0;
+            self.blocks = if blocked { self.blocks.saturating_add(1) } else { 0 };
         }
         if failed && row.to == State::Retry {
             let counter = match row.fact(Fact::Uncounted) {
@@ -144,10 +175,13 @@ impl Folded {
             *counter = counter.saturating_add(1);
         }
         // Deliveries that ended so do not count as idle; only these rows carry the reasons.
-        if matches!(row.reason, Reason::Drain | Reason::Preempted) {
+        let released =
+            matches!(row.reason, Reason::Drain | Reason::Preempted) && row.kind != EventKind::Updated;
+        if released && row.fact(Fact::Free).is_none() {
             self.idle_deliveries = self.idle_deliveries.saturating_sub(1);
+            self.free_releases = self.free_releases.saturating_add(1);
         }
-        if row.reason == Reason::Preempted {
+        if released && row.reason == Reason::Preempted {
             self.preemptions = self.preemptions.saturating_add(1);
         }
     }

@@ -19,7 +19,9 @@ pub mod time;
 mod transition;
 
 pub use agent::Agent;
-pub use event::{Applied, Caller, Context, Effects, Event, Fact, Outcome, Record, Refusal, ReleaseCause};
+pub use event::{
+    Applied, Caller, Context, Effects, Event, Fact, LostWith, Outcome, Record, Redrive, Refusal, ReleaseCause,
+};
 pub use id::{AgentId, SessionId, TaskId};
 pub use settings::{AgentOverrides, Overrides, Settings, Violation};
 pub use task::{

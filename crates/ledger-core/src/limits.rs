@@ -62,6 +62,18 @@ pub const RUN_AT_AHEAD: Duration = Duration::from_secs(366 * 24 * 3_600);
 pub const IDLE_DELIVERIES: u32 = 20;
 /// Ack timeouts in a row after which a session has no room.
 pub const UNACKED_RUN: u32 = 3;
+/// Releases for drain or preemption in a row that are free; those beyond count as idle deliveries.
+pub const FREE_RELEASES: u32 = 100;
+/// Blocks in a row that end by themselves after which a task fails: nobody answers, and it does nothing else.
+pub const BLOCKS: u32 = 1_000;
+/// What losses weigh toward POISON is forgotten so long after the last.
+pub const LOSS_MEMORY: Duration = Duration::from_secs(72 * 3_600);
+/// Longest answer to a blocked task, in bytes.
+pub const ANSWER_BYTES: usize = 16 << 10;
+/// Most follow-ups of one completion.
+pub const FOLLOW_UPS: usize = 100;
+/// Longest name of who did something, in bytes.
+pub const ACTOR_BYTES: usize = 128;
 /// How long an empty budget may defer a retry.
 pub const MAX_DEFER: Duration = Duration::from_secs(24 * 3_600);
 /// A probe passes when its worker has sent beats for so long since the ack.

@@ -48,6 +48,8 @@ pub struct Overrides {
     pub stop_grace: Option<Duration>,
     /// Losses after which it fails, 1..=1,000.
     pub max_losses: Option<u32>,
+    /// Longest hint of the other side that is honoured, up to 24 h.
+    pub hint_max: Option<Duration>,
 }
 
 /// The bounds of the timeouts: name, shortest, longest.
@@ -79,6 +81,7 @@ impl Overrides {
         queue_timeout: None,
         stop_grace: None,
         max_losses: None,
+        hint_max: None,
     };
 
     /// Whether the retry policy differs from the agent's.
@@ -90,6 +93,7 @@ impl Overrides {
             || self.max_delay.is_some()
             || self.jitter.is_some()
             || self.max_losses.is_some()
+            || self.hint_max.is_some()
     }
 
     /// These where set, `other` elsewhere.
@@ -108,6 +112,7 @@ impl Overrides {
             queue_timeout: self.queue_timeout.or(other.queue_timeout),
             stop_grace: self.stop_grace.or(other.stop_grace),
             max_losses: self.max_losses.or(other.max_losses),
+            hint_max: self.hint_max.or(other.hint_max),
         }
     }
 
@@ -168,6 +173,7 @@ impl Overrides {
             max_delay: self.max_delay.unwrap_or(agent.max_delay),
             jitter: self.jitter.unwrap_or(agent.jitter),
             max_losses: self.max_losses.unwrap_or(agent.max_losses),
+            hint_max: self.hint_max.unwrap_or(agent.hint_max),
             ..*agent
         }
     }

@@ -60,6 +60,8 @@ pub struct TaskData {
     pub key: String,
     /// Digest of what must be the same when the key comes again.
     pub digest: u64,
+    /// The task whose completion enqueued it.
+    pub parent: Option<TaskId>,
 }
 
 /// What a worker last said about its attempt.
@@ -84,6 +86,8 @@ pub struct Notes {
     pub progress: Option<ProgressNote>,
     /// What a block waits for.
     pub question: Option<Arc<str>>,
+    /// What was answered; empty: nothing yet.
+    pub answer: Option<Arc<str>>,
 }
 
 /// The record of a FAILED task.
@@ -122,6 +126,21 @@ pub struct AgentRow {
     pub given: AgentOverrides,
     /// When it was first seen.
     pub created_at: Timestamp,
+    /// Why nothing is handed out.
+    pub pause: Option<Pause>,
+}
+
+/// Why an agent's tasks are not handed out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pause {
+    /// Who.
+    pub actor: Arc<str>,
+    /// Why.
+    pub reason: Arc<str>,
+    /// Since when.
+    pub since: Timestamp,
+    /// When it ends by itself, on the steady clock.
+    pub until: Option<Timestamp>,
 }
 
 /// A breaker as stored.

@@ -180,6 +180,8 @@ words! {
         Redriven = 23 "REDRIVEN",
         /// Its dead letter was marked as not to be redriven.
         Discarded = 24 "DISCARDED",
+        /// Priority or time changed while it waited.
+        Updated = 25 "UPDATED",
     }
 }
 
@@ -319,8 +321,16 @@ pub struct Task {
     pub retry_count: u32,
     /// Leases of acknowledged tasks that ran out.
     pub losses: u32,
+    /// What those weigh toward POISON, in thousandths: of k lost together each weighs 1,000 / k.
+    pub loss_weight: u32,
+    /// When it was last lost; what its losses weigh is forgotten [72 h](crate::limits::LOSS_MEMORY) later.
+    pub lost_at: Option<Timestamp>,
     /// Deliveries since the last attempt that ended in complete, fail or block.
     pub idle_deliveries: u32,
+    /// Releases that did not count as idle deliveries, since the last attempt that ended otherwise.
+    pub free_releases: u32,
+    /// Blocks since an attempt last completed or failed, or a person answered.
+    pub blocks: u32,
     /// Times it made room.
     pub preemptions: u32,
     /// Times it was redriven.

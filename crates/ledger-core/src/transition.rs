@@ -8,7 +8,7 @@ mod outcome;
 mod row;
 mod stop;
 
-use crate::event::{Applied, Caller, Context, Event, Fact, Record, Refusal};
+use crate::event::{Applied, Caller, Context, Event, Fact, Record, Redrive, Refusal};
 use crate::id::TaskId;
 use crate::limits::IDLE_DELIVERIES;
 use crate::task::{EventKind, Reason, Spec, State, StopCause, Task};
@@ -52,7 +52,11 @@ impl Task {
             attempt: 0,
             retry_count: 0,
             losses: 0,
+            loss_weight: 0,
+            lost_at: None,
             idle_deliveries: 0,
+            free_releases: 0,
+            blocks: 0,
             preemptions: 0,
             redrives: 0,
             probe_failures: 0,
@@ -91,7 +95,7 @@ impl Task {
                 Standing::MayResume => self.settle(outcome, true, cx),
             },
             (Event::LeaseOver, Running) => Ok(match self.acked() {
-                true => self.lose(false, cx),
+                true => self.lose(cx.lost_with.sampled, cx),
                 false => self.ack_timeout(true, cx),
             }),
             (Event::TakenBack { sampled }, Running) => Ok(match self.acked() {
@@ -136,8 +140,15 @@ impl Task {
             (Event::Undeliverable, Queued) if self.idle_deliveries >= IDLE_DELIVERIES => {
                 Ok(self.ends(EventKind::Undeliverable, Failed, Reason::Undeliverable, cx))
             }
-            (Event::Redrive { .. }, Failed) if self.discarded => Err(Refusal::Discarded),
-            (Event::Redrive { deadline, note }, Failed) => Ok(self.redrive(*deadline, note, cx)),
+            (Event::Update { priority, run_at, note }, Queued | Retry | Blocked) => {
+                // A blocked task waits for an answer, not for a time.
+                if self.state == Blocked && !self.is_gated() && run_at.is_some() {
+                    return Err(Refusal::WrongState(Blocked));
+                }
+                Ok(self.update(*priority, *run_at, note, cx))
+            }
+            (Event::Redrive(_), Failed) if self.discarded => Err(Refusal::Discarded),
+            (Event::Redrive(redrive), Failed) => Ok(self.redrive(redrive, cx)),
             (Event::Discard { .. }, Failed) if self.discarded => Ok(Applied::soft()),
             (Event::Discard { note }, Failed) => {
                 self.discarded = true;
@@ -194,6 +205,9 @@ impl Task {
     }
 
     fn unblock(&mut self, answer: &Option<Arc<str>>, actor: &Option<Arc<str>>, cx: &Context<'_>) -> Applied {
+        if answer.is_some() {
+            self.blocks = 0;
+        }
         self.wait_until(cx.now.at);
         let mut applied = self.moves(EventKind::Unblocked, State::Queued, Reason::None, cx);
         for (fact, text) in [(Fact::Answer, answer), (Fact::Note, actor)] {
@@ -213,22 +227,63 @@ impl Task {
         applied
     }
 
-    fn redrive(&mut self, deadline: Option<Timestamp>, note: &Arc<str>, cx: &Context<'_>) -> Applied {
+    /// Changes when and how urgently a waiting task is run. One that the breaker holds back goes on waiting for its new
+    /// time in the queue; one that waits for a token or an answer goes on waiting for that.
+    fn update(
+        &mut self,
+        priority: Option<u8>,
+        run_at: Option<Timestamp>,
+        note: &Arc<str>,
+        cx: &Context<'_>,
+    ) -> Applied {
+        self.priority = priority.unwrap_or(self.priority);
+        let (mut to, mut reason) = (self.state, self.reason);
+        if let Some(at) = run_at {
+            if self.is_gated() {
+                (to, reason) = (State::Queued, Reason::None);
+            }
+            self.run_at = at.max(cx.now.wall());
+            self.calendar = true;
+            if self.queued_at < Timestamp::FAR {
+                self.queued_at = cx.now.at.max(cx.now.from_wall(self.run_at));
+            }
+        }
+        let mut applied = self.moves(EventKind::Updated, to, reason, cx);
+        if let Some(record) = applied.record.as_mut() {
+            record.until = Some(self.run_at).filter(|at| *at < Timestamp::FAR);
+        }
+        if priority.is_some() {
+            push_fact(&mut applied, Fact::Priority, &self.priority.to_string());
+        }
+        note_fact(&mut applied, note);
+        applied
+    }
+
+    fn redrive(&mut self, redrive: &Redrive, cx: &Context<'_>) -> Applied {
         let kept = self.deadline.filter(|deadline| *deadline > cx.now.wall());
-        self.deadline = deadline.or(kept);
+        self.deadline = redrive.deadline.or(kept);
         self.retry_count = 0;
         self.losses = 0;
+        self.loss_weight = 0;
+        self.lost_at = None;
         self.idle_deliveries = 0;
+        self.free_releases = 0;
+        self.blocks = 0;
+        self.priority = redrive.priority.unwrap_or(self.priority);
         self.preemptions = 0;
         self.probe_failures = 0;
         self.previous_delay = 0;
         self.redrives = self.redrives.saturating_add(1);
-        self.queued_at = cx.now.at;
-        self.wait_until(cx.now.at);
+        let at = redrive.run_at.map_or(cx.now.at, |at| at.max(cx.now.at));
+        self.queued_at = at;
+        self.wait_until(at);
         let mut applied = self.moves(EventKind::Redriven, State::Queued, Reason::Redriven, cx);
+        if redrive.priority.is_some() {
+            push_fact(&mut applied, Fact::Priority, &self.priority.to_string());
+        }
         let text = self.deadline.map_or_else(|| "none".to_owned(), |deadline| deadline.millis().to_string());
         push_fact(&mut applied, Fact::Deadline, &text);
-        note_fact(&mut applied, note);
+        note_fact(&mut applied, &redrive.note);
         applied
     }
 

@@ -1,6 +1,7 @@
 //! Every state against every event, as the design's table of a task's life says. Written from that table, not from the
 //! code: where they differ, the design wins.
 
+use crate::support::updates;
 use crate::support::{
     LATER, Life, START, blocks, caller, cancels, discards, fails, holder, redrives, releases, seconds,
     unblocks,
@@ -277,6 +278,26 @@ undeliverable
     undeliverable                          | FAILED UNDELIVERABLE UNDELIVERABLE
     others                                 | WRONG_STATE
 
+update, priority
+    @never                                 | QUEUED - UPDATED
+    given_up undeliverable                 | QUEUED ACK_TIMEOUT UPDATED
+    unacked_late unacked_late_early        | QUEUED ACK_TIMEOUT UPDATED
+    backoff backoff_early                  | RETRY BACKOFF UPDATED
+    budget                                 | RETRY BUDGET UPDATED
+    lost lost_early                        | RETRY LOST UPDATED
+    gated gated_lost                       | BLOCKED BREAKER_OPEN UPDATED
+    asks                                   | BLOCKED WORKER UPDATED
+    others                                 | WRONG_STATE
+
+update, time
+    @never gated gated_lost                | QUEUED - UPDATED
+    given_up undeliverable                 | QUEUED ACK_TIMEOUT UPDATED
+    unacked_late unacked_late_early        | QUEUED ACK_TIMEOUT UPDATED
+    backoff backoff_early                  | RETRY BACKOFF UPDATED
+    budget                                 | RETRY BUDGET UPDATED
+    lost lost_early                        | RETRY LOST UPDATED
+    others                                 | WRONG_STATE
+
 redrive
     failed                                 | QUEUED REDRIVEN REDRIVEN
     discarded                              | DISCARDED
@@ -385,6 +406,8 @@ fn events(newest: u64) -> Vec<(String, Event)> {
         ("budget granted", Event::BudgetGranted),
         ("budget expired", Event::BudgetExpired),
         ("undeliverable", Event::Undeliverable),
+        ("update, priority", updates(Some(9), None)),
+        ("update, time", updates(None, Some(START.after(2 * LATER)))),
         ("redrive", redrives()),
         ("discard", discards()),
     ];

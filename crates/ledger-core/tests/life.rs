@@ -254,7 +254,11 @@ fn a_redrive_drops_a_past_deadline_unless_a_new_one_is_given() {
     assert_eq!(late.task.deadline, None);
     let mut new = failed();
     let deadline = Some(START.after(3 * LATER));
-    new.wait(2 * LATER).apply(&Event::Redrive { deadline, note: "ann".into() });
+    new.wait(2 * LATER).apply(&Event::Redrive(Box::new(ledger_core::Redrive {
+        deadline,
+        note: "ann".into(),
+        ..ledger_core::Redrive::default()
+    })));
     assert_eq!(new.task.deadline, deadline);
 }
 
@@ -346,6 +350,7 @@ fn run_to_every_end(life: &Life) {
         draw: u64::MAX,
         affords: &|_| false,
         digest: 0,
+        lost_with: ledger_core::LostWith::ALONE,
     };
     for end in ends {
         let mut life = life.clone();

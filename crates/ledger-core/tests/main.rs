@@ -5,6 +5,7 @@ mod dispatch;
 mod grid;
 mod leases;
 mod life;
+mod loops;
 mod properties;
 mod session;
 mod settings;

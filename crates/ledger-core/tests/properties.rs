@@ -3,13 +3,15 @@
 //! `Life` itself checks at every step that a refusal changes nothing and that the history folds to the task; here is what
 //! can only be seen over a whole life.
 
+use crate::support::updates;
 use crate::support::{
     Life, START, blocks, caller, cancels, discards, error, fails, folded, holder, redrives, releases,
 };
 use ledger_core::fold::Folded;
+use ledger_core::limits::{BLOCKS, FREE_RELEASES};
 use ledger_core::{
-    AgentOverrides, Applied, Class, Event, EventKind, Now, Outcome, Overrides, Refusal, ReleaseCause,
-    Settings, State, Task, Timestamp,
+    AgentOverrides, Applied, Class, Event, EventKind, LostWith, Now, Outcome, Overrides, Refusal,
+    ReleaseCause, Settings, State, Task, Timestamp,
 };
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -136,6 +138,10 @@ fn event(step: &Step, task: &Task) -> Event {
         42 => Event::Gate,
         43 => Event::Ungate,
         44 => Event::Unblock { answer: None, actor: None },
+        45 if step.probe => {
+            let at = step.draw.is_multiple_of(2).then(|| Timestamp::from_millis(step.draw as i64));
+            updates(Some((step.draw % 10) as u8), at)
+        }
         45 => cancels(),
         46 => Event::Preempt,
         47 => Event::DeadlinePassed,
@@ -162,6 +168,7 @@ fn live(script: &Script, mut see: impl FnMut(&Task, &Event, &Result<Applied, Ref
         life.now = Now { at, skew: step.skew };
         life.draw = step.draw;
         life.tokens = step.tokens;
+        life.lost_with = LostWith { tasks: 1 + step.tokens, sampled: step.probe };
         let event = event(step, &life.task);
         let before = life.task.clone();
         let answer = life.try_apply(&event);
@@ -204,7 +211,7 @@ proptest! {
     fn an_ended_task_stays_so_until_it_is_redriven(script in script()) {
         live(&script, |before, event, _, after| {
             if before.state.is_terminal() && after.state != before.state {
-                assert!(matches!(event, Event::Redrive { .. }), "{event:?}");
+                assert!(matches!(event, Event::Redrive(_)), "{event:?}");
                 assert_eq!(before.state, State::Failed);
                 assert!(!before.discarded);
             }
@@ -292,8 +299,10 @@ proptest! {
             let retries = policy.max_retries.unwrap_or(3);
             assert!(after.retry_count <= retries, "{event:?}");
             assert!(after.probe_failures <= retries, "{event:?}");
-            assert!(after.losses <= policy.max_losses.unwrap_or(3), "{event:?}");
-            if kind(answer) == Some(EventKind::Lost) && after.losses >= policy.max_losses.unwrap_or(3) {
+            let poison = 1_000 * policy.max_losses.unwrap_or(3);
+            assert!(after.loss_weight < poison + 1_000, "{event:?}");
+            assert!(after.free_releases <= FREE_RELEASES && after.blocks <= BLOCKS, "{event:?}");
+            if kind(answer) == Some(EventKind::Lost) && after.loss_weight >= poison {
                 assert_ne!(after.state, State::Retry, "{event:?}");
             }
         });

@@ -40,6 +40,7 @@ fn the_defaults_are_the_documented_ones() {
 fn everything_that_is_wrong_is_said_at_once_in_the_words_of_the_wire() {
     let wrong = AgentOverrides {
         policy: Overrides {
+            hint_max: Some(seconds(60)),
             max_retries: Some(1_001),
             base_delay: Some(seconds(8 * 86_400)),
             exponential_base: Some(f64::NAN),
@@ -141,6 +142,7 @@ fn a_tasks_word_counts_where_its_delay_and_its_agents_disagree() {
 fn a_tasks_overrides_win_over_its_agents_values() {
     let given = AgentOverrides {
         policy: Overrides {
+            hint_max: Some(seconds(60)),
             max_retries: Some(7),
             ack_timeout: Some(seconds(20)),
             stall_timeout: Some(seconds(40)),
@@ -202,6 +204,7 @@ fn an_agent_without_rows_of_its_own_starts_closed_and_full() {
         name: "claude".into(),
         given: AgentOverrides { budget_capacity: Some(4.0), ..AgentOverrides::default() },
         created_at: START,
+        pause: None,
     };
     let agent = Agent::restore(row, None, None, Counts::default(), Now::steady(START));
     assert_eq!(agent.breaker.state(), breaker_core::State::Closed);
@@ -211,7 +214,7 @@ fn an_agent_without_rows_of_its_own_starts_closed_and_full() {
 #[test]
 fn stored_settings_that_a_newer_rule_refuses_fall_back_to_defaults() {
     let given = AgentOverrides { failure_threshold: Some(0), ..AgentOverrides::default() };
-    let row = AgentRow { id: AgentId(1), name: "claude".into(), given, created_at: START };
+    let row = AgentRow { id: AgentId(1), name: "claude".into(), given, created_at: START, pause: None };
     let agent = Agent::restore(row, None, None, Counts::default(), Now::steady(START));
     assert_eq!(*agent.settings, Settings::default());
 }

@@ -5,8 +5,9 @@
 
 use ledger_core::fold::Folded;
 use ledger_core::{
-    AgentId, Applied, Caller, Class, Context, Event, EventKind, Holder, Now, Outcome, Overrides, Reason,
-    Record, Refusal, ReleaseCause, SessionId, Settings, Spec, State, Task, TaskError, TaskId, Timestamp,
+    AgentId, Applied, Caller, Class, Context, Event, EventKind, Holder, LostWith, Now, Outcome, Overrides,
+    Reason, Record, Redrive, Refusal, ReleaseCause, SessionId, Settings, Spec, State, Task, TaskError,
+    TaskId, Timestamp,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,7 +50,11 @@ pub(crate) fn cancels() -> Event {
 }
 
 pub(crate) fn redrives() -> Event {
-    Event::Redrive { deadline: None, note: "ann: mended".into() }
+    Event::Redrive(Box::new(Redrive { note: "ann: mended".into(), ..Redrive::default() }))
+}
+
+pub(crate) fn updates(priority: Option<u8>, run_at: Option<Timestamp>) -> Event {
+    Event::Update { priority, run_at, note: "ann: sooner".into() }
 }
 
 pub(crate) fn discards() -> Event {
@@ -84,6 +89,10 @@ pub(crate) fn folded(task: &Task) -> Folded {
         attempt: task.attempt,
         retry_count: task.retry_count,
         losses: task.losses,
+        loss_weight: task.loss_weight,
+        lost_at: task.lost_at,
+        free_releases: task.free_releases,
+        blocks: task.blocks,
         idle_deliveries: task.idle_deliveries,
         preemptions: task.preemptions,
         redrives: task.redrives,
@@ -108,6 +117,8 @@ pub(crate) struct Life {
     /// Tokens in the budget.
     pub(crate) tokens: u32,
     pub(crate) draw: u64,
+    /// With what a lease ends.
+    pub(crate) lost_with: LostWith,
 }
 
 impl Life {
@@ -138,7 +149,15 @@ impl Life {
         let now = Now::steady(START);
         let (task, first) = Task::enqueue(TaskId(7), spec, 5, run_at, deadline, now);
         let settings = Settings::default();
-        Self { task, history: vec![first], now, settings, tokens: 100, draw: u64::MAX / 2 }
+        Self {
+            task,
+            history: vec![first],
+            now,
+            settings,
+            tokens: 100,
+            draw: u64::MAX / 2,
+            lost_with: LostWith::ALONE,
+        }
     }
 
     /// What `event` does; the test may expect a refusal.
@@ -152,6 +171,7 @@ impl Life {
             draw: self.draw,
             affords: &affords,
             digest: 42,
+            lost_with: self.lost_with,
         };
         let result = self.task.apply(event, &cx);
         match &result {

@@ -195,6 +195,26 @@ impl Client {
         present(response.task)
     }
 
+    pub(crate) async fn update(&self, request: v1::UpdateTaskRequest) -> Result<v1::Task, Error> {
+        limits::reason(&request.reason)?;
+        limits::request_id(&request.request_id)?;
+        let response = retry::call(|| {
+            let (mut tasks, request) = (self.tasks(), timed(request.clone(), CALL_TIMEOUT));
+            async move { tasks.update_task(request).await }
+        })
+        .await?;
+        present(response.task)
+    }
+
+    pub(crate) async fn unblock(&self, request: v1::UnblockTaskRequest) -> Result<v1::Task, Error> {
+        let response = retry::call(|| {
+            let (mut tasks, request) = (self.tasks(), timed(request.clone(), CALL_TIMEOUT));
+            async move { tasks.unblock_task(request).await }
+        })
+        .await?;
+        present(response.task)
+    }
+
     /// One long poll: the task when it ended or when `wait`, at most 60 s, is over. The caller repeats it.
     pub(crate) async fn wait_once(&self, task_id: &str, wait: Duration) -> Result<v1::Task, Status> {
         let request = v1::WaitTaskRequest {

@@ -3,7 +3,7 @@
 use std::future::IntoFuture;
 use std::marker::PhantomData;
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use serde::de::DeserializeOwned;
@@ -73,6 +73,55 @@ impl TaskHandle {
     pub fn cancel(&self) -> Cancel {
         let request = v1::CancelTaskRequest { task_id: self.id.clone(), ..Default::default() };
         Cancel { client: self.client.clone(), request }
+    }
+
+    /// Makes a waiting task more or less urgent: 0 to 9, higher sooner.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::FailedPrecondition`] with `WRONG_STATE` unless it waits; those of any call.
+    pub async fn set_priority(&self, priority: u8, reason: impl Into<String>) -> Result<v1::Task, Error> {
+        let request = v1::UpdateTaskRequest { priority: Some(priority.into()), ..self.update(reason) };
+        self.client.update(request).await
+    }
+
+    /// Lets a waiting task start at `run_at` at the earliest; a time that is past means now.
+    ///
+    /// # Errors
+    ///
+    /// As [`TaskHandle::set_priority`].
+    pub async fn set_run_at(&self, run_at: SystemTime, reason: impl Into<String>) -> Result<v1::Task, Error> {
+        let request = v1::UpdateTaskRequest { run_at: Some(run_at.into()), ..self.update(reason) };
+        self.client.update(request).await
+    }
+
+    fn update(&self, reason: impl Into<String>) -> v1::UpdateTaskRequest {
+        v1::UpdateTaskRequest {
+            task_id: self.id.clone(),
+            reason: reason.into(),
+            request_id: clock::request_id(),
+            ..Default::default()
+        }
+    }
+
+    /// Answers the question of a task that its worker blocked; its next attempt gets the answer, at most 16 KiB. `actor`
+    /// says who, for the audit trail.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::FailedPrecondition`] with `WRONG_STATE` or `BLOCKED_BY_BREAKER`; those of any call.
+    pub async fn unblock(
+        &self,
+        answer: impl Into<String>,
+        actor: impl Into<String>,
+    ) -> Result<v1::Task, Error> {
+        let request = v1::UnblockTaskRequest {
+            task_id: self.id.clone(),
+            answer: answer.into(),
+            actor: actor.into(),
+            request_id: clock::request_id(),
+        };
+        self.client.unblock(request).await
     }
 
     /// Waits until the task has ended, however it ended, and returns it with payload and result.

@@ -38,6 +38,10 @@ pub const MAX_LABEL_VALUE_BYTES: usize = 255;
 pub const MAX_KEY_BYTES: usize = 256;
 /// Most items in one call: 1,000.
 pub const MAX_ITEMS: usize = 1_000;
+/// Follow-ups of one completion.
+pub const MAX_FOLLOW_UPS: usize = 100;
+/// Bytes of the answer to a blocked task.
+pub const MAX_ANSWER_BYTES: usize = 16 << 10;
 /// Most tasks one worker may hold: 10,000.
 pub const MAX_CAPACITY: u32 = 10_000;
 /// Furthest `run_at`: 366 days ahead.
@@ -70,6 +74,14 @@ pub(crate) fn batch(request: &v1::EnqueueTasksRequest, now: SystemTime) -> Resul
     let bytes = request.encoded_len();
     if bytes > MAX_MESSAGE_BYTES {
         return Err(Error::PayloadTooLarge { what: "batch", bytes, limit: MAX_MESSAGE_BYTES });
+    }
+    Ok(())
+}
+
+/// So many follow-ups of one completion.
+pub(crate) fn follow_ups(count: usize) -> Result<(), Error> {
+    if count > MAX_FOLLOW_UPS {
+        return Err(Error::invalid("follow_ups", "send at most 100 with one completion"));
     }
     Ok(())
 }

@@ -135,7 +135,10 @@ impl Stream {
         while leases.peek().is_some() {
             let items = leases.by_ref().take(FRAME_ITEMS).map(|lease| Outcome {
                 lease: Some(lease),
-                outcome: Some(outcome::Outcome::Complete(Complete { result: Bytes::from_static(RESULT) })),
+                outcome: Some(outcome::Outcome::Complete(Complete {
+                    result: Bytes::from_static(RESULT),
+                    follow_ups: Vec::new(),
+                })),
             });
             let items = items.collect();
             self.say(Said::Outcomes(Outcomes { items }));

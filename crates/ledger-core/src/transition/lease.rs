@@ -2,6 +2,7 @@
 
 use super::row::push_fact;
 use crate::event::{Applied, Caller, Context, Event, Fact};
+use crate::limits::LOSS_MEMORY;
 use crate::task::{EventKind, Lease, Reason, Sample, State, Task};
 use crate::time::Timestamp;
 use retry_core::{ErrorClass, Failure};
@@ -50,6 +51,11 @@ impl Task {
     pub(super) fn resume(&mut self, caller: &Caller, starts: bool, cx: &Context<'_>) -> Applied {
         let refund = self.take_tokens();
         self.adopt(caller);
+        // Beats alone must not bring an unstarted task back for ever.
+        let idles = !starts && !self.acked();
+        if idles {
+            self.idle_deliveries = self.idle_deliveries.saturating_add(1);
+        }
         let policy = self.spec.policy;
         let lease_duration = cx.settings.lease_duration(&policy);
         let ack_timeout = cx.settings.ack_timeout(&policy);
@@ -63,6 +69,9 @@ impl Task {
         }
         let mut applied = self.moves(EventKind::Resumed, State::Running, Reason::None, cx);
         applied.effects.refund = refund;
+        if idles {
+            push_fact(&mut applied, Fact::Free, "false");
+        }
         applied
     }
 
@@ -111,8 +120,15 @@ impl Task {
             false => breaker_core::Sample::Failure,
         });
         let policy = cx.settings.retry_for(&self.spec.policy);
-        let decision = self.decide(&policy, Failure::new(ErrorClass::Lost), self.retry_count, cx);
+        // A machine that dies with many tasks says little about each of them.
+        let weight = 1_000 / cx.lost_with.tasks.clamp(1, 1_000);
+        let at = self.updated_at.max(cx.now.at);
+        self.forget_losses(at);
+        let failure = Failure::new(ErrorClass::Lost).weighing(weight);
+        let decision = self.decide(&policy, failure, self.retry_count, cx);
         self.losses = self.losses.saturating_add(1);
+        self.loss_weight = self.loss_weight.saturating_add(weight);
+        self.lost_at = Some(at);
         let mut applied = match decision {
             Ok((_, at, _, price)) => {
                 self.wait_until(at);
@@ -136,8 +152,17 @@ impl Task {
                 applied
             }
         };
+        if weight != 1_000 {
+            push_fact(&mut applied, Fact::Weight, &weight.to_string());
+        }
         applied.effects.sample = sample;
         applied
+    }
+
+    fn forget_losses(&mut self, at: Timestamp) {
+        if self.lost_at.is_some_and(|lost| at.since(lost) >= LOSS_MEMORY) {
+            self.loss_weight = 0;
+        }
     }
 
     pub(super) fn adopt(&mut self, caller: &Caller) {

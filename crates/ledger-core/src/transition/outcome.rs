@@ -2,7 +2,8 @@
 
 use super::row::push_fact;
 use crate::event::{Applied, Context, Fact, Outcome, Refusal, ReleaseCause};
-use crate::task::{Class, EventKind, Reason, State, Task};
+use crate::limits::{BLOCKS, FREE_RELEASES};
+use crate::task::{Class, EventKind, Reason, State, Task, TaskError};
 use crate::time::Timestamp;
 use retry_core::{Decision, Failure, Hint, Progress};
 use std::sync::Arc;
@@ -58,7 +59,7 @@ impl Task {
     }
 
     pub(super) fn complete(&mut self, cx: &Context<'_>) -> Applied {
-        self.idle_deliveries = 0;
+        self.attempt_ended();
         let sample = self.take_sample(breaker_core::Sample::Success);
         self.let_go();
         let mut applied = self.moves(EventKind::Completed, State::Done, Reason::None, cx);
@@ -105,7 +106,7 @@ impl Task {
             failure = failure.with_hint(Hint::After(hint));
         }
         let decision = self.decide(&policy, failure, retries_made, cx);
-        self.idle_deliveries = 0;
+        self.attempt_ended();
         self.let_go();
         let mut applied = match decision {
             Ok((delay, at, hint_cut, price)) => {
@@ -142,6 +143,13 @@ impl Task {
         applied
     }
 
+    /// An attempt ended that did something: what is counted in a row begins anew.
+    fn attempt_ended(&mut self) {
+        self.idle_deliveries = 0;
+        self.free_releases = 0;
+        self.blocks = 0;
+    }
+
     /// Asks retry-core, and puts its answer into the ledger's words.
     pub(super) fn decide(
         &self,
@@ -152,7 +160,8 @@ impl Task {
     ) -> Result<(Duration, Timestamp, bool, u32), Reason> {
         let progress = Progress {
             retries_made,
-            losses: self.losses,
+            losses: self.loss_weight / 1_000,
+            loss_fraction: self.loss_weight % 1_000,
             faults: 0,
             previous_delay: Duration::from_millis(u64::from(self.previous_delay)),
             started: self.spec.created_at.since_epoch(),
@@ -180,19 +189,26 @@ impl Task {
     ) -> Applied {
         let sample = self.take_sample(breaker_core::Sample::Neutral);
         self.let_go();
-        let (reason, delay) = match cause {
-            ReleaseCause::Declined => (Reason::Declined, asked.max(self.idle_delay(cx))),
-            ReleaseCause::Drain => (Reason::Drain, asked),
-            ReleaseCause::Preempted => (Reason::Preempted, asked),
+        // Free only so often: a worker that gives back at once what it is given would go on for ever.
+        let free = cause != ReleaseCause::Declined && self.free_releases < FREE_RELEASES;
+        let delay = if free { asked } else { asked.max(self.idle_delay(cx)) };
+        let reason = match cause {
+            ReleaseCause::Declined => Reason::Declined,
+            ReleaseCause::Drain => Reason::Drain,
+            ReleaseCause::Preempted => Reason::Preempted,
         };
-        if cause != ReleaseCause::Declined {
+        if free {
             self.idle_deliveries = self.idle_deliveries.saturating_sub(1);
+            self.free_releases += 1;
         }
         if cause == ReleaseCause::Preempted {
             self.preemptions = self.preemptions.saturating_add(1);
         }
         self.wait_until(cx.now.at.after(delay));
         let mut applied = self.moves(kind, State::Queued, reason, cx);
+        if !free && cause != ReleaseCause::Declined {
+            push_fact(&mut applied, Fact::Free, "false");
+        }
         applied.effects.sample = sample;
         applied
     }
@@ -203,9 +219,14 @@ impl Task {
         until: Option<Timestamp>,
         cx: &Context<'_>,
     ) -> Applied {
+        if until.is_some() && self.blocks >= BLOCKS {
+            return self.blocked_too_often(cx);
+        }
         let sample = self.take_sample(breaker_core::Sample::Neutral);
         self.let_go();
         self.idle_deliveries = 0;
+        self.free_releases = 0;
+        self.blocks = self.blocks.saturating_add(1);
         self.run_at = until.unwrap_or(Timestamp::FAR);
         self.calendar = until.is_some();
         let mut applied = self.moves(EventKind::Blocked, State::Blocked, Reason::Worker, cx);
@@ -214,6 +235,20 @@ impl Task {
             record.facts.push((Fact::Question, Arc::clone(question)));
         }
         applied.effects.sample = sample;
+        applied
+    }
+
+    /// A block that ends by itself, again and again, is a loop like any other.
+    fn blocked_too_often(&mut self, cx: &Context<'_>) -> Applied {
+        let mut applied = self.settled_neutral(EventKind::Blocked, State::Failed, Reason::Permanent, cx);
+        if let Some(record) = applied.record.as_mut() {
+            record.error = Some(Arc::new(TaskError {
+                class: Class::Permanent,
+                code: "BLOCKED_TOO_OFTEN".to_owned(),
+                message: format!("it blocked {BLOCKS} times in a row and nobody answered"),
+                detail: String::new(),
+            }));
+        }
         applied
     }
 

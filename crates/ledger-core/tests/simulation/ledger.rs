@@ -1,6 +1,7 @@
 //! The ledger of the simulation: timers, a breaker, a budget, and receipts; no store, so nothing is ever undone.
 
 use super::{Dice, Down, Message, Up};
+use crate::support::updates;
 use crate::support::{Life, START, cancels, redrives, seconds, unblocks};
 use breaker_core::{Availability, Breaker};
 use ledger_core::limits::{IDLE_DELIVERIES, MAX_DEFER, PROBE_PASSES_AFTER};
@@ -77,7 +78,7 @@ impl Ledger {
         let ended = life.task.state.is_terminal();
         let applied = life.try_apply(event)?;
         if ended && !life.task.state.is_terminal() {
-            assert!(matches!(event, Event::Redrive { .. }), "{event:?} brought an ended task back");
+            assert!(matches!(event, Event::Redrive(_)), "{event:?} brought an ended task back");
         }
         self.budget.refund(applied.effects.refund);
         assert!(self.budget.withdraw(now, applied.effects.reserve), "it reserved what is not there");
@@ -190,6 +191,7 @@ impl Ledger {
             1..=3 => redrives(),
             4..=5 => Event::Preempt,
             6..=20 => unblocks(),
+            21..=22 => updates(Some(dice.below(10) as u8), Some(self.now.wall())),
             _ => return,
         };
         let _ = self.apply(at, &event, dice.roll());

@@ -129,6 +129,30 @@ impl Admin {
         Ok(wire::DiscardDeadLettersResponse { results: convert::dead_letter_results(said.task_ids, results) })
     }
 
+    async fn pause(&self, said: wire::PauseAgentRequest) -> Result<wire::PauseAgentResponse, LedgerError> {
+        let mut check = Check::default();
+        check.agent(At::Root, "agent", &said.agent);
+        check.must(!said.reason.is_empty(), At::Root, "reason", "say why it is paused");
+        let reason = convert::note(&mut check, "reason", said.reason);
+        let actor = convert::actor(&mut check, said.actor);
+        let duration = convert::pause_time(&mut check, said.duration);
+        check.done(())?;
+        self.handle.pause(said.agent.as_str().into(), reason, actor, duration).await?;
+        let view = self.view(&said.agent).await?;
+        Ok(wire::PauseAgentResponse { agent: Some(convert::agent(&view)) })
+    }
+
+    async fn resume(&self, said: wire::ResumeAgentRequest) -> Result<wire::ResumeAgentResponse, LedgerError> {
+        let mut check = Check::default();
+        check.agent(At::Root, "agent", &said.agent);
+        let reason = convert::note(&mut check, "reason", said.reason);
+        let actor = convert::actor(&mut check, said.actor);
+        check.done(())?;
+        self.handle.resume(said.agent.as_str().into(), reason, actor).await?;
+        let view = self.view(&said.agent).await?;
+        Ok(wire::ResumeAgentResponse { agent: Some(convert::agent(&view)) })
+    }
+
     async fn workers(
         &self,
         mut said: wire::ListWorkersRequest,
@@ -201,6 +225,20 @@ impl AdminService for Admin {
         self.handle.configure(said.agent.as_str().into(), change).await.map_err(|error| status(&error))?;
         let view = self.view(&said.agent).await.map_err(|error| status(&error))?;
         Ok(small(wire::ConfigureAgentResponse { agent: Some(convert::agent(&view)) }))
+    }
+
+    async fn pause_agent(
+        &self,
+        request: Request<wire::PauseAgentRequest>,
+    ) -> Result<Response<wire::PauseAgentResponse>, Status> {
+        self.pause(request.into_inner()).await.map(small).map_err(|error| status(&error))
+    }
+
+    async fn resume_agent(
+        &self,
+        request: Request<wire::ResumeAgentRequest>,
+    ) -> Result<Response<wire::ResumeAgentResponse>, Status> {
+        self.resume(request.into_inner()).await.map(small).map_err(|error| status(&error))
     }
 
     async fn list_breakers(

@@ -9,9 +9,11 @@ mod worker;
 
 pub(super) use admin::{
     agent, agent_name, agent_settings, breaker, counts, dead_letter, dead_letter_filter, dead_letter_results,
-    task_ids, tokens, worker_view,
+    pause_time, task_ids, tokens, worker_view,
 };
 pub(super) use check::{At, Check};
 pub(super) use page::Page;
-pub(super) use task::{enqueued, event, new_task, note, request_key, span, task, task_filter, task_id};
+pub(super) use task::{
+    actor, enqueued, event, new_task, note, request_key, span, task, task_filter, task_id, update,
+};
 pub(super) use worker::{assignment, from_worker, hello, receipt, settlements, verdict, worker_id};

@@ -7,7 +7,7 @@ use super::{ANSWER_BYTES, TimeLeft};
 use crate::ledger::Handle;
 use crate::ledger::command::{BatchMode, Enqueued, LedgerError};
 use ledger_core::TaskId;
-use ledger_core::limits::{ITEMS, WAIT};
+use ledger_core::limits::{self, ITEMS, WAIT};
 use prost::Message;
 use std::mem::take;
 use std::time::Duration;
@@ -176,6 +176,34 @@ impl Tasks {
         self.handle.cancel(id, note, key).await?;
         Ok(wire::CancelTaskResponse { task: Some(self.read(id, false).await?) })
     }
+
+    async fn update(
+        &self,
+        mut said: wire::UpdateTaskRequest,
+    ) -> Result<wire::UpdateTaskResponse, LedgerError> {
+        let mut check = Check::default();
+        let key = convert::request_key(&mut check, take(&mut said.request_id), &said);
+        let id = check.task(At::Root, "task_id", &said.task_id);
+        let (priority, run_at) = convert::update(&mut check, &said, self.handle.clock().now().wall());
+        let note = convert::note(&mut check, "reason", said.reason);
+        let id = check.done(id)?;
+        self.handle.update(id, priority, run_at, note, key).await?;
+        Ok(wire::UpdateTaskResponse { task: Some(self.read(id, false).await?) })
+    }
+
+    async fn unblock(
+        &self,
+        mut said: wire::UnblockTaskRequest,
+    ) -> Result<wire::UnblockTaskResponse, LedgerError> {
+        let mut check = Check::default();
+        let key = convert::request_key(&mut check, take(&mut said.request_id), &said);
+        let id = check.task(At::Root, "task_id", &said.task_id);
+        let answer = check.free(At::Root, "answer", said.answer, limits::ANSWER_BYTES);
+        let actor = convert::actor(&mut check, said.actor);
+        let id = check.done(id)?;
+        self.handle.unblock(id, answer.into(), actor, key).await?;
+        Ok(wire::UnblockTaskResponse { task: Some(self.read(id, false).await?) })
+    }
 }
 
 /// An answer that is too small for compression to be worth its time.
@@ -232,6 +260,20 @@ impl TaskService for Tasks {
     ) -> Result<Response<wire::WaitTaskResponse>, Status> {
         let left = request.extensions().get::<TimeLeft>().copied();
         self.wait(request.into_inner(), left).await.map(Response::new).map_err(|error| status(&error))
+    }
+
+    async fn update_task(
+        &self,
+        request: Request<wire::UpdateTaskRequest>,
+    ) -> Result<Response<wire::UpdateTaskResponse>, Status> {
+        self.update(request.into_inner()).await.map(small).map_err(|error| status(&error))
+    }
+
+    async fn unblock_task(
+        &self,
+        request: Request<wire::UnblockTaskRequest>,
+    ) -> Result<Response<wire::UnblockTaskResponse>, Status> {
+        self.unblock(request.into_inner()).await.map(small).map_err(|error| status(&error))
     }
 
     async fn cancel_task(

@@ -50,7 +50,7 @@ impl Workers {
         // Receipts in the order of the outcomes: those refused here keep their places.
         let mut places = Vec::with_capacity(count);
         let mut items = Vec::with_capacity(count);
-        for settled in convert::settlements("outcomes", said.outcomes) {
+        for settled in convert::settlements("outcomes", said.outcomes, self.handle.clock().now().wall()) {
             match settled {
                 Ok(settlement) => {
                     items.push(settlement);
@@ -162,7 +162,7 @@ async fn read(
             }
         };
         let read = match said {
-            Ok(Some(said)) => match convert::from_worker(said) {
+            Ok(Some(said)) => match convert::from_worker(said, handle.clock().now().wall()) {
                 Ok(read) => read,
                 Err(status) => return Some(status),
             },

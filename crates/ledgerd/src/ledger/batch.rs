@@ -7,8 +7,8 @@ use super::memory::Memory;
 use crate::store::{Committed, DynStore};
 use ledger_core::store::{BudgetRow, Changed, Changes, DeadLetter, Known, Notes, Reader};
 use ledger_core::{
-    AgentId, Applied, Context, Event, EventKind, Now, Reason, Record, Refusal, SessionId, State, Task,
-    TaskError, TaskId,
+    AgentId, Applied, Context, Event, EventKind, LostWith, Now, Reason, Record, Refusal, SessionId, State,
+    Task, TaskError, TaskId,
 };
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -49,6 +49,8 @@ pub(super) struct Batch<'a> {
     pub(super) beaten_sessions: BTreeSet<SessionId>,
     /// Agents whose breaker closed: what it held back goes on.
     pub(super) ungate: BTreeSet<AgentId>,
+    /// With what the lease ends that is being decided.
+    pub(super) lost_with: LostWith,
     pub(super) said: Said,
 }
 
@@ -90,6 +92,7 @@ impl<'a> Batch<'a> {
             configured: BTreeSet::new(),
             beaten_sessions: BTreeSet::new(),
             ungate: BTreeSet::new(),
+            lost_with: LostWith::ALONE,
             said: Said::default(),
         }
     }
@@ -139,7 +142,8 @@ impl<'a> Batch<'a> {
         );
         let (payer, shared, at) = (&*agent, &self.memory.budget, self.now);
         let affords = |tokens: u32| payer.affords(shared, at, tokens);
-        let cx = Context { now: self.now, settings: &settings, draw, affords: &affords, digest };
+        let lost_with = self.lost_with;
+        let cx = Context { now: self.now, settings: &settings, draw, affords: &affords, digest, lost_with };
         let mut applied = open.task.apply(event, &cx).map_err(LedgerError::Refused)?;
         let Some(record) = applied.record.take() else { return Ok(applied) };
         open.dirty = true;
@@ -267,7 +271,12 @@ impl<'a> Batch<'a> {
         if let Some((_, question)) =
             record.facts.iter().find(|(fact, _)| *fact == ledger_core::Fact::Question)
         {
-            self.changes.notes.push((id, Notes { question: Some(Arc::clone(question)), ..Notes::default() }));
+            // An answer to an earlier question is none to this one.
+            let (question, answer) = (Some(Arc::clone(question)), Some("".into()));
+            self.changes.notes.push((id, Notes { question, answer, ..Notes::default() }));
+        }
+        if let Some((_, answer)) = record.facts.iter().find(|(fact, _)| *fact == ledger_core::Fact::Answer) {
+            self.changes.notes.push((id, Notes { answer: Some(Arc::clone(answer)), ..Notes::default() }));
         }
         if to == State::Failed && record.from != Some(State::Failed) {
             self.changes.dead_letters.push(dead_letter(task, &record));
@@ -282,7 +291,7 @@ impl<'a> Batch<'a> {
             }
         }
         if record.from == Some(State::Retry)
-            && (to != State::Retry || record.kind == EventKind::BudgetGranted)
+            && (to != State::Retry || matches!(record.kind, EventKind::BudgetGranted | EventKind::Updated))
         {
             self.leave_budget_queue(id);
         }
@@ -301,6 +310,15 @@ impl<'a> Batch<'a> {
             if queue.is_empty() {
                 self.memory.budget_queue.remove(&agent);
             }
+        }
+    }
+
+    /// Adds a fact to the row that settled this fence a moment ago.
+    pub(super) fn add_fact(&mut self, id: TaskId, fact: ledger_core::Fact, text: &Arc<str>) {
+        let settles = |record: &&mut Record| record.task == id && record.digest.is_some();
+        if let Some(record) = self.changes.history.iter_mut().rev().find(settles) {
+            record.facts.push((fact, Arc::clone(text)));
+            self.settled.insert((id, record.fence), record.clone());
         }
     }
 
@@ -384,6 +402,10 @@ pub(super) fn recorded(record: &Record) -> super::command::Recorded {
         reason: record.reason,
         version: record.version,
         run_at: record.until.filter(|_| matches!(record.to, State::Retry | State::Queued | State::Blocked)),
+        follow_ups: record
+            .fact(ledger_core::Fact::FollowUps)
+            .map(|ids| ids.split(' ').filter_map(|id| id.parse().ok()).collect())
+            .unwrap_or_default(),
     }
 }
 

@@ -8,13 +8,16 @@ use breaker_core::Availability;
 use ledger_core::dispatch::{Group, choose};
 use ledger_core::limits::BATCH_OPERATIONS;
 use ledger_core::store::{Ask, StoreError};
-use ledger_core::{AgentId, Event, SessionId, TaskId};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use ledger_core::{AgentId, Event, LostWith, SessionId, TaskId};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 impl Batch<'_> {
     /// Does what time has brought to these tasks.
     pub(super) fn elapse(&mut self, due: &[TaskId]) {
+        let lost = self.lost_together(due);
+        let mut sampled = HashSet::new();
         for id in due {
             // One task may have several things due; each leaves less to do, so this ends.
             for _ in 0..4 {
@@ -23,10 +26,22 @@ impl Batch<'_> {
                 let beaten = self.memory.beaten.get(id).copied();
                 match next(&open.task, &agent.settings, beaten, self.memory.since, self.now) {
                     Some((at, Due::Event(event))) if at <= self.now.at => {
-                        if matches!(event, Event::LeaseOver) && !open.task.acked() {
-                            self.count_unacked(*id);
+                        let mut process = None;
+                        if matches!(event, Event::LeaseOver) {
+                            if !open.task.acked() {
+                                self.count_unacked(*id);
+                            } else if let Some(holder) = &open.task.holder {
+                                let place = (Arc::clone(&holder.worker), holder.incarnation);
+                                let tasks = lost.get(&place).copied().unwrap_or(1);
+                                let known = (place, open.task.spec.agent);
+                                self.lost_with = LostWith { tasks, sampled: sampled.contains(&known) };
+                                process = Some(known);
+                            }
                         }
-                        if let Err(error) = self.apply(*id, &event, 0) {
+                        let applied = self.apply(*id, &event, 0);
+                        self.lost_with = LostWith::ALONE;
+                        sampled.extend(process);
+                        if let Err(error) = applied {
                             tracing::debug!(task = %id, %error, "a timer found nothing to do");
                             break;
                         }
@@ -41,6 +56,49 @@ impl Batch<'_> {
                 }
             }
         }
+    }
+
+    /// Which started tasks were lost together: how many of each process have a lease that is over now.
+    fn lost_together(&self, due: &[TaskId]) -> HashMap<(Arc<str>, u64), u32> {
+        let mut lost = HashMap::new();
+        for id in due {
+            let Some(open) = self.open.get(id).filter(|open| open.task.acked()) else { continue };
+            let (Some(holder), Some(agent)) =
+                (&open.task.holder, self.memory.agents.get(&open.task.spec.agent))
+            else {
+                continue;
+            };
+            let beaten = self.memory.beaten.get(id).copied();
+            let due = next(&open.task, &agent.settings, beaten, self.memory.since, self.now);
+            if due.is_some_and(|(at, due)| at <= self.now.at && matches!(due, Due::Event(Event::LeaseOver))) {
+                *lost.entry((Arc::clone(&holder.worker), holder.incarnation)).or_default() += 1;
+            }
+        }
+        lost
+    }
+
+    /// Ends the pauses whose time is over.
+    pub(super) fn end_pauses(&mut self) {
+        let now = self.now.at;
+        let agents = &self.memory.agents;
+        let over = |id: &AgentId| {
+            let pause = agents.get(id).and_then(|agent| agent.pause.as_ref());
+            pause.is_none_or(|pause| pause.until.is_some_and(|until| until <= now))
+        };
+        let ended: Vec<AgentId> = self.memory.paused.iter().copied().filter(over).collect();
+        for id in ended {
+            self.resume(id);
+        }
+    }
+
+    /// Ends a pause; false where there is none.
+    pub(super) fn resume(&mut self, id: AgentId) -> bool {
+        self.memory.paused.remove(&id);
+        let pause = self.memory.agents.get_mut(&id).and_then(|agent| agent.pause.take());
+        if pause.is_some() {
+            self.configured.insert(id);
+        }
+        pause.is_some()
     }
 
     fn count_unacked(&mut self, id: TaskId) {
@@ -132,7 +190,7 @@ impl Batch<'_> {
             if free == 0 {
                 continue;
             }
-            for agent in &session.agents {
+            for agent in session.agents.iter().filter(|agent| !self.memory.paused.contains(agent)) {
                 *room.entry(*agent).or_default() += free;
                 *groups.entry((*agent, session.types.clone())).or_default() += free;
             }
@@ -312,6 +370,10 @@ impl super::memory::Memory {
             let affordable = self.agents.get(id)?.affordable_at(&self.budget, now, *price)?;
             Some(affordable.since_epoch().max(at + Duration::from_millis(1)))
         });
-        breakers.chain(budgets).min().map(ledger_core::Timestamp::from_epoch)
+        let pauses = self.paused.iter().filter_map(|id| {
+            let until = self.agents.get(id)?.pause.as_ref()?.until?;
+            Some(until.since_epoch().max(at))
+        });
+        breakers.chain(budgets).chain(pauses).min().map(ledger_core::Timestamp::from_epoch)
     }
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use ledger_core::session::{Hello, Unsent};
 use ledger_core::settings::{AgentOverrides, Settings, Violation};
-use ledger_core::store::{Counts, StoreError, TaskData};
+use ledger_core::store::{Counts, Pause, StoreError, TaskData};
 use ledger_core::{
     Outcome, Overrides, Reason, Refusal, SessionId, State, Stop, TaskError, TaskId, Timestamp,
 };
@@ -128,6 +128,8 @@ pub struct Settlement {
     pub result: Option<Bytes>,
     /// Checkpoint for the next attempt.
     pub checkpoint: Option<Bytes>,
+    /// Tasks to enqueue with a completion.
+    pub follow_ups: Vec<NewTask>,
     /// Digest over all of that, to recognise a repetition.
     pub digest: u64,
 }
@@ -159,7 +161,7 @@ pub struct Receipt {
 }
 
 /// Where a task was after a commit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recorded {
     /// Its state.
     pub state: State,
@@ -169,6 +171,8 @@ pub struct Recorded {
     pub version: u64,
     /// When it is tried again.
     pub run_at: Option<Timestamp>,
+    /// Follow-ups that were enqueued with it.
+    pub follow_ups: Vec<TaskId>,
 }
 
 /// The ledger's view of a lease.
@@ -222,6 +226,10 @@ pub struct Assignment {
     pub checkpoint: Option<Bytes>,
     /// Failure of the previous attempt.
     pub last_error: Option<Arc<TaskError>>,
+    /// What an earlier attempt asked.
+    pub question: Option<Arc<str>>,
+    /// What it was answered.
+    pub answer: Option<Arc<str>>,
 }
 
 /// What a worker says on its stream, after Hello.
@@ -297,6 +305,8 @@ pub struct AgentView {
     pub sessions: u32,
     /// When it was first seen.
     pub created_at: Timestamp,
+    /// Why nothing is handed out.
+    pub pause: Option<Pause>,
 }
 
 /// A session as it is now.
@@ -363,6 +373,50 @@ pub enum Command {
         note: Arc<str>,
         /// Its request id.
         request: Option<RequestKey>,
+    },
+    /// Change a waiting task.
+    Update {
+        /// The task.
+        task: TaskId,
+        /// 0 to 9.
+        priority: Option<u8>,
+        /// On the wall clock.
+        run_at: Option<Timestamp>,
+        /// Who and why.
+        note: Arc<str>,
+        /// Its request id.
+        request: Option<RequestKey>,
+    },
+    /// Answer a blocked task.
+    Unblock {
+        /// The task.
+        task: TaskId,
+        /// What the next attempt is told.
+        answer: Arc<str>,
+        /// Who.
+        actor: Arc<str>,
+        /// Its request id.
+        request: Option<RequestKey>,
+    },
+    /// Hand out none of an agent's tasks.
+    Pause {
+        /// The agent.
+        agent: Arc<str>,
+        /// Why.
+        reason: Arc<str>,
+        /// Who.
+        actor: Arc<str>,
+        /// It ends by itself.
+        duration: Option<Duration>,
+    },
+    /// End that.
+    Resume {
+        /// The agent.
+        agent: Arc<str>,
+        /// Why.
+        reason: Arc<str>,
+        /// Who.
+        actor: Arc<str>,
     },
     /// Open a session.
     Hello(Box<Hello>, Unsent, mpsc::UnboundedSender<ToWorker>),

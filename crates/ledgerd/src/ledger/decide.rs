@@ -1,12 +1,12 @@
 //! What each command does. In order, one after the other; the store is asked only for what no list could name ahead.
 
 use super::batch::Batch;
-use super::command::{Answer, Command, FromWorker, LedgerError, RequestKey, ToWorker};
+use super::command::{Answer, Command, FromWorker, LedgerError, RequestKey, Settlement, ToWorker};
 use super::memory::Memory;
 use super::produce::{decode, encode};
 use bytes::Bytes;
-use ledger_core::store::{RequestRow, Want};
-use ledger_core::{Caller, Event, Now, Settings, TaskId};
+use ledger_core::store::{Pause, RequestRow, Want};
+use ledger_core::{AgentId, Caller, Event, Now, Redrive, Settings, TaskId};
 use std::sync::Arc;
 
 /// Adds what `command` names to what is read for the batch.
@@ -22,7 +22,9 @@ pub(super) fn want(command: &Command, memory: &Memory, want: &mut Want) {
                 }
             }
         }
-        Command::Cancel { task, request: key, .. } => {
+        Command::Cancel { task, request: key, .. }
+        | Command::Update { task, request: key, .. }
+        | Command::Unblock { task, request: key, .. } => {
             request(key);
             want.tasks.push(*task);
         }
@@ -35,19 +37,29 @@ pub(super) fn want(command: &Command, memory: &Memory, want: &mut Want) {
         Command::Frame(session, frame) => match frame {
             FromWorker::Acks(items) => want.tasks.extend(items.iter().map(|(task, _)| *task)),
             FromWorker::Beat(held, _) => want.tasks.extend(held.iter().map(|held| held.task)),
-            FromWorker::Outcomes(items) => want.tasks.extend(items.iter().map(|item| item.task)),
+            FromWorker::Outcomes(items) => want_settled(items, memory, want),
             FromWorker::Goodbye => {
                 let worker = memory.sessions.get(session).and_then(|s| memory.workers.get(&s.worker));
                 want.tasks.extend(worker.into_iter().flat_map(|worker| &worker.tasks));
             }
             FromWorker::Capacity(_) | FromWorker::Closed => {}
         },
-        Command::Settle(_, items) => want.tasks.extend(items.iter().map(|item| item.task)),
+        Command::Settle(_, items) => want_settled(items, memory, want),
         Command::Redrive { tasks, request: key, .. } | Command::Discard { tasks, request: key, .. } => {
             request(key);
             want.tasks.extend(tasks);
         }
         _ => {}
+    }
+}
+
+fn want_settled(items: &[Settlement], memory: &Memory, want: &mut Want) {
+    want.tasks.extend(items.iter().map(|item| item.task));
+    let follow_ups = items.iter().flat_map(|item| &item.follow_ups);
+    for task in follow_ups.filter(|task| !task.data.key.is_empty()) {
+        if let Some(agent) = memory.names.get(&task.agent) {
+            want.keys.push((*agent, task.data.key.as_str().into()));
+        }
     }
 }
 
@@ -64,9 +76,38 @@ impl Batch<'_> {
                 Ok(Answer::Enqueued(items))
             }
             Command::Cancel { task, note, request } => {
-                if self.remembered(request.as_ref())?.is_none() {
-                    self.apply(*task, &Event::Cancel { note: Arc::clone(note) }, 0)?;
-                    self.remember(request.as_ref(), Bytes::new());
+                self.once(*task, request.as_ref(), &Event::Cancel { note: Arc::clone(note) })
+            }
+            Command::Update { task, priority, run_at, note, request } => {
+                let event = Event::Update { priority: *priority, run_at: *run_at, note: Arc::clone(note) };
+                self.once(*task, request.as_ref(), &event)
+            }
+            Command::Unblock { task, answer, actor, request } => {
+                let event =
+                    Event::Unblock { answer: Some(Arc::clone(answer)), actor: Some(Arc::clone(actor)) };
+                self.once(*task, request.as_ref(), &event)
+            }
+            Command::Pause { agent, reason, actor, duration } => {
+                let id = self.known_agent(agent)?;
+                let now = self.now.at;
+                if let Some(agent) = self.memory.agents.get_mut(&id) {
+                    let until = duration.map(|duration| now.after(duration));
+                    tracing::info!(agent = %agent.name, %actor, %reason, "paused");
+                    agent.pause = Some(Pause {
+                        actor: Arc::clone(actor),
+                        reason: Arc::clone(reason),
+                        since: now,
+                        until,
+                    });
+                }
+                self.memory.paused.insert(id);
+                self.configured.insert(id);
+                Ok(Answer::Done)
+            }
+            Command::Resume { agent, reason, actor } => {
+                let id = self.known_agent(agent)?;
+                if self.resume(id) {
+                    tracing::info!(%agent, %actor, %reason, "resumed");
                 }
                 Ok(Answer::Done)
             }
@@ -102,11 +143,7 @@ impl Batch<'_> {
                 Ok(Answer::Done)
             }
             Command::ResetBreaker(name) => {
-                let id = *self
-                    .memory
-                    .names
-                    .get(name)
-                    .ok_or_else(|| LedgerError::UnknownAgent(Arc::clone(name)))?;
+                let id = self.known_agent(name)?;
                 let now = self.now.at.since_epoch();
                 if let Some(agent) = self.memory.agents.get_mut(&id) {
                     agent.breaker.reset(now);
@@ -117,7 +154,8 @@ impl Batch<'_> {
                 Ok(Answer::Done)
             }
             Command::Redrive { tasks, deadline, request } => {
-                let event = Event::Redrive { deadline: *deadline, note: "".into() };
+                let redrive = Redrive { deadline: *deadline, ..Redrive::default() };
+                let event = Event::Redrive(Box::new(redrive));
                 self.each(tasks, request.as_ref(), &event)
             }
             Command::Discard { tasks, note, request } => {
@@ -154,6 +192,25 @@ impl Batch<'_> {
             self.known.requests.insert(Arc::clone(&request.id), row.clone());
             self.changes.requests.push(row);
         }
+    }
+
+    /// Applies an event to a task, once per request id.
+    fn once(
+        &mut self,
+        task: TaskId,
+        request: Option<&RequestKey>,
+        event: &Event,
+    ) -> Result<Answer, LedgerError> {
+        if self.remembered(request)?.is_none() {
+            self.apply(task, event, 0)?;
+            self.remember(request, Bytes::new());
+        }
+        Ok(Answer::Done)
+    }
+
+    fn known_agent(&self, name: &Arc<str>) -> Result<AgentId, LedgerError> {
+        let id = self.memory.names.get(name).copied();
+        id.ok_or_else(|| LedgerError::UnknownAgent(Arc::clone(name)))
     }
 
     fn each(

@@ -73,6 +73,62 @@ impl Handle {
         self.call(Command::Cancel { task, note, request }).await.map(drop)
     }
 
+    /// Changes priority or time of a waiting task.
+    ///
+    /// # Errors
+    /// UnknownTask; Refused unless it waits.
+    pub async fn update(
+        &self,
+        task: TaskId,
+        priority: Option<u8>,
+        run_at: Option<Timestamp>,
+        note: Arc<str>,
+        request: Option<RequestKey>,
+    ) -> Result<(), LedgerError> {
+        self.call(Command::Update { task, priority, run_at, note, request }).await.map(drop)
+    }
+
+    /// Answers a task that its worker blocked.
+    ///
+    /// # Errors
+    /// UnknownTask; Refused unless it is BLOCKED (WORKER).
+    pub async fn unblock(
+        &self,
+        task: TaskId,
+        answer: Arc<str>,
+        actor: Arc<str>,
+        request: Option<RequestKey>,
+    ) -> Result<(), LedgerError> {
+        self.call(Command::Unblock { task, answer, actor, request }).await.map(drop)
+    }
+
+    /// Hands out none of an agent's tasks until it is resumed, or for a time.
+    ///
+    /// # Errors
+    /// UnknownAgent.
+    pub async fn pause(
+        &self,
+        agent: Arc<str>,
+        reason: Arc<str>,
+        actor: Arc<str>,
+        duration: Option<Duration>,
+    ) -> Result<(), LedgerError> {
+        self.call(Command::Pause { agent, reason, actor, duration }).await.map(drop)
+    }
+
+    /// Ends a pause; of an agent that is not paused nothing changes.
+    ///
+    /// # Errors
+    /// UnknownAgent.
+    pub async fn resume(
+        &self,
+        agent: Arc<str>,
+        reason: Arc<str>,
+        actor: Arc<str>,
+    ) -> Result<(), LedgerError> {
+        self.call(Command::Resume { agent, reason, actor }).await.map(drop)
+    }
+
     /// Waits until the task has ended, or `timeout` is over. Look at the task to know which.
     ///
     /// # Errors

@@ -46,6 +46,8 @@ pub(super) struct Memory {
     pub(super) transitions: u64,
     pub(super) commits: u64,
     pub(super) draining: bool,
+    /// Agents whose tasks are not handed out.
+    pub(super) paused: BTreeSet<AgentId>,
 }
 
 /// Ten times an agent's: a hundred tokens, one a second.
@@ -72,6 +74,7 @@ impl Memory {
             transitions: 0,
             commits: 0,
             draining: false,
+            paused: BTreeSet::new(),
         }
     }
 
@@ -93,11 +96,15 @@ impl Memory {
         };
         self.agents.clear();
         self.names.clear();
+        self.paused.clear();
         for row in recovered.agents {
             let (id, name) = (row.id, Arc::clone(&row.name));
             let counts = recovered.counts.get(&id).copied().unwrap_or_default();
             let agent = Agent::restore(row, breakers.remove(&id), budgets.remove(&Some(id)), counts, now);
             self.names.insert(name, id);
+            if agent.pause.is_some() {
+                self.paused.insert(id);
+            }
             self.agents.insert(id, agent);
         }
         self.workers.clear();
@@ -171,6 +178,7 @@ impl Memory {
                 budget_millitokens: agent.budget.available(now.at.since_epoch()),
                 sessions: self.sessions.values().filter(|s| s.agents.contains(&agent.id)).count() as u32,
                 created_at: agent.created_at,
+                pause: agent.pause.clone(),
             })
             .collect();
         views.sort_by(|a, b| a.name.cmp(&b.name));

@@ -242,6 +242,7 @@ impl Loop {
             }
         }
         batch.elapse(&due);
+        batch.end_pauses();
         batch.grant().await?;
         batch.let_go().await?;
         batch.write().await?;
@@ -328,6 +329,8 @@ impl Loop {
                 data,
                 checkpoint: notes.checkpoint,
                 last_error: notes.error,
+                question: notes.question,
+                answer: notes.answer.filter(|answer| !answer.is_empty()),
             });
         }
         frames.into_iter().map(|(session, items)| (session, ToWorker::Assignments(items))).collect()
@@ -345,7 +348,11 @@ fn weight(command: &Command) -> (usize, usize) {
         // A beat writes one row, whatever it holds.
         Command::Frame(_, FromWorker::Beat(held, _)) => (1 + held.len() / 100, 0),
         Command::Frame(_, FromWorker::Outcomes(items)) | Command::Settle(_, items) => {
-            (items.len(), items.iter().map(|item| item.result.as_ref().map_or(0, bytes::Bytes::len)).sum())
+            let follow_ups = items.iter().flat_map(|item| &item.follow_ups);
+            let bytes =
+                items.iter().map(|item| item.result.as_ref().map_or(0, bytes::Bytes::len)).sum::<usize>();
+            let more = follow_ups.clone().map(|task| task.data.payload.len()).sum::<usize>();
+            (items.len() + follow_ups.count(), bytes + more)
         }
         Command::Redrive { tasks, .. } | Command::Discard { tasks, .. } => (tasks.len(), 0),
         _ => (1, 0),

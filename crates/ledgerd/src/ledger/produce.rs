@@ -5,8 +5,8 @@ use super::command::{BatchMode, Enqueued, LedgerError, NewTask};
 use bytes::Bytes;
 use ledger_core::agent::Agent;
 use ledger_core::store::KeyHolder;
-use ledger_core::{AgentId, Spec, Task, TaskId};
-use std::collections::HashMap;
+use ledger_core::{AgentId, Fact, Spec, Task, TaskId};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -107,8 +107,11 @@ impl Batch<'_> {
             created_at: self.now.at,
             frees_key: task.frees_key,
         };
-        let (made, record) =
+        let (made, mut record) =
             Task::enqueue(id, Arc::new(spec), task.priority, task.run_at, task.deadline, self.now);
+        if let Some(parent) = task.data.parent {
+            record.facts.push((Fact::Parent, parent.to_string().into()));
+        }
         if !task.data.key.is_empty() {
             let holder = KeyHolder { task: id, digest: task.data.digest };
             self.known.keys.insert((agent, task.data.key.as_str().into()), holder);
@@ -117,16 +120,46 @@ impl Batch<'_> {
         self.create(made, record);
     }
 
+    /// Whether the agents of these tasks exist or can be made: nothing else can refuse a follow-up.
+    pub(super) fn admits_follow_ups(&self, tasks: &[NewTask]) -> Result<(), LedgerError> {
+        let new: HashSet<&Arc<str>> = tasks
+            .iter()
+            .map(|task| &task.agent)
+            .filter(|name| !self.memory.names.contains_key(*name))
+            .collect();
+        if self.memory.agents.len() + new.len() > ledger_core::limits::AGENTS {
+            return Err(too_many_agents());
+        }
+        Ok(())
+    }
+
+    /// Enqueues what follows a completion. A key that is taken yields the task that holds it.
+    pub(super) async fn follow(&mut self, tasks: &[NewTask]) -> Result<Vec<TaskId>, LedgerError> {
+        let mut next = self.store.ids(tasks.len()).await.map_err(LedgerError::Store)?;
+        let mut ids = Vec::with_capacity(tasks.len());
+        for task in tasks {
+            let agent = self.agent(&task.agent)?;
+            let place = (agent, Arc::from(task.data.key.as_str()));
+            let holder = self.known.keys.get(&place).filter(|_| !task.data.key.is_empty()).copied();
+            ids.push(match holder.filter(|holder| !self.was_freed(holder.task)) {
+                Some(holder) => holder.task,
+                None => {
+                    self.make(TaskId(next), agent, task);
+                    next += 1;
+                    TaskId(next - 1)
+                }
+            });
+        }
+        Ok(ids)
+    }
+
     /// The agent of that name, made if it is new.
     pub(super) fn agent(&mut self, name: &Arc<str>) -> Result<AgentId, LedgerError> {
         if let Some(id) = self.memory.names.get(name) {
             return Ok(*id);
         }
         if self.memory.agents.len() >= ledger_core::limits::AGENTS {
-            return Err(LedgerError::Exhausted {
-                what: "the table of agents (10,000)",
-                retry_after: Duration::from_secs(3_600),
-            });
+            return Err(too_many_agents());
         }
         let id = AgentId(self.memory.agents.last_key_value().map_or(1, |(last, _)| last.0 + 1));
         self.memory.agents.insert(id, Agent::new(id, Arc::clone(name), self.now));
@@ -135,6 +168,10 @@ impl Batch<'_> {
         self.configured.insert(id);
         Ok(id)
     }
+}
+
+const fn too_many_agents() -> LedgerError {
+    LedgerError::Exhausted { what: "the table of agents (10,000)", retry_after: Duration::from_secs(3_600) }
 }
 
 /// What is to be done for one new task.

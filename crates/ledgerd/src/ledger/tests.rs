@@ -183,6 +183,7 @@ async fn nothing_is_said_before_the_commit_that_it_reports() {
         outcome: Outcome::Complete,
         result: None,
         checkpoint: None,
+        follow_ups: Vec::new(),
         digest: 1,
     };
     fixture.handle.frame(opened.session, FromWorker::Outcomes(vec![settlement])).await.expect("taken");

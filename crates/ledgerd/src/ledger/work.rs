@@ -9,7 +9,9 @@ use super::timers::Beaten;
 use bytes::Bytes;
 use ledger_core::session::{Hello, Session, Unsent};
 use ledger_core::store::{Notes, ProgressNote};
-use ledger_core::{AgentId, Caller, Event, Holder, Outcome, Refusal, ReleaseCause, SessionId, State, TaskId};
+use ledger_core::{
+    AgentId, Caller, Event, Fact, Holder, LostWith, Outcome, Refusal, ReleaseCause, SessionId, State, TaskId,
+};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -105,6 +107,9 @@ impl Batch<'_> {
         let mut sampled: HashSet<AgentId> = HashSet::new();
         let mut held: Vec<_> = held.into_iter().filter(|task| gone(*task)).collect();
         held.sort();
+        let acked = |task: &&TaskId| self.open.get(task).is_some_and(|open| open.task.acked());
+        let tasks = held.iter().filter(acked).count() as u32;
+        self.lost_with = LostWith { tasks, sampled: false };
         for task in held {
             let Some(open) = self.open.get(&task) else { continue };
             let (agent, acked) = (open.task.spec.agent, open.task.acked());
@@ -113,6 +118,7 @@ impl Batch<'_> {
                 sampled.insert(agent);
             }
         }
+        self.lost_with = LostWith::ALONE;
     }
 
     /// Beat, idle and ack-delay intervals for a worker of these agents.
@@ -227,7 +233,8 @@ impl Batch<'_> {
         item: &Settlement,
     ) -> Result<Receipt, LedgerError> {
         let event = Event::Settle(caller.clone(), item.fence, item.outcome.clone());
-        let applied = match self.outcome_time(item) {
+        let possible = self.outcome_time(item).and_then(|()| self.admits_follow_ups(&item.follow_ups));
+        let applied = match possible {
             Ok(()) => self.apply(item.task, &event, item.digest),
             Err(error) => Err(error),
         };
@@ -239,6 +246,11 @@ impl Batch<'_> {
                 if let Some(checkpoint) = &item.checkpoint {
                     let notes = Notes { checkpoint: Some(checkpoint.clone()), ..Notes::default() };
                     self.changes.notes.push((item.task, notes));
+                }
+                if !item.follow_ups.is_empty() {
+                    let ids: Vec<_> =
+                        self.follow(&item.follow_ups).await?.iter().map(TaskId::to_string).collect();
+                    self.add_fact(item.task, Fact::FollowUps, &ids.join(" ").into());
                 }
                 let record =
                     self.changes.history.iter().rev().find(|r| r.task == item.task && r.digest.is_some());
@@ -282,10 +294,15 @@ impl Batch<'_> {
                 reason: open.task.reason,
                 version: open.task.version,
                 run_at: None,
+                follow_ups: Vec::new(),
             },
-            None => {
-                Recorded { state: State::Queued, reason: ledger_core::Reason::None, version: 0, run_at: None }
-            }
+            None => Recorded {
+                state: State::Queued,
+                reason: ledger_core::Reason::None,
+                version: 0,
+                run_at: None,
+                follow_ups: Vec::new(),
+            },
         }
     }
 

@@ -6,7 +6,9 @@
 use super::rig::{AGENT, New, Rig, START, caller, everything, failure};
 use bytes::Bytes;
 use ledger_core::fold::Folded;
-use ledger_core::store::{AgentRow, Ask, BreakerRow, BudgetRow, Changes, RequestRow, SessionRow, Want};
+use ledger_core::store::{
+    AgentRow, Ask, BreakerRow, BudgetRow, Changes, Pause, RequestRow, SessionRow, Want,
+};
 use ledger_core::{
     AgentId, AgentOverrides, Class, Event, Outcome, Overrides, Reason, SessionId, State, Task, TaskId,
 };
@@ -292,7 +294,8 @@ async fn step_of(rig: &mut Rig, task: &Task, draw: u64) {
             rig.apply(id, Event::Ungate).await;
         }
         (State::Failed, 0..3) if !task.discarded => {
-            rig.apply(id, Event::Redrive { deadline: None, note }).await;
+            rig.apply(id, Event::Redrive(Box::new(ledger_core::Redrive { note, ..Default::default() })))
+                .await;
         }
         (State::Failed, 7) if !task.discarded => {
             rig.apply(id, Event::Discard { note }).await;
@@ -352,7 +355,15 @@ async fn an_uncommitted_batch_leaves_nothing(mut rig: Rig) {
 async fn rows_beside_the_tasks_read_back(mut rig: Rig) {
     let policy = Overrides { queue_timeout: Some(Duration::from_secs(5)), ..Overrides::NONE };
     let given = AgentOverrides { policy, max_waiting: Some(10), ..AgentOverrides::default() };
-    let agents = vec![AgentRow { id: AGENT, name: "claude".into(), given, created_at: rig.now.at }];
+    let (since, until) = (rig.now.at, Some(rig.now.at.after(Duration::from_secs(9))));
+    let pause = Pause { actor: "ann".into(), reason: "it's late".into(), since, until };
+    let agents = vec![AgentRow {
+        id: AGENT,
+        name: "claude".into(),
+        given,
+        created_at: rig.now.at,
+        pause: Some(pause),
+    }];
     let mut breaker =
         breaker_core::Breaker::new(breaker_core::Config { failure_threshold: 1, ..Default::default() })
             .expect("the defaults are valid");
@@ -411,6 +422,8 @@ async fn folding_the_history_gives_the_state(mut rig: Rig) {
         assert_eq!((folded.version, folded.fence), (task.version, task.fence));
         assert_eq!((folded.delivery, folded.attempt), (task.delivery, task.attempt));
         assert_eq!((folded.retry_count, folded.losses), (task.retry_count, task.losses));
+        assert_eq!((folded.loss_weight, folded.lost_at), (task.loss_weight, task.lost_at));
+        assert_eq!((folded.free_releases, folded.blocks), (task.free_releases, task.blocks));
         assert_eq!((folded.redrives, folded.discarded), (task.redrives, task.discarded));
     }
 }

@@ -198,6 +198,7 @@ impl Rig {
                 draw: 1 << 63,
                 affords: &|_| true,
                 digest: id.0 + 1_000,
+                lost_with: ledger_core::LostWith::ALONE,
             };
             let applied = task.apply(&event, &cx).expect("the event is allowed");
             let mut changes = Changes::default();
@@ -299,5 +300,6 @@ pub(super) fn notes(error: bool, checkpoint: bool) -> Notes {
         checkpoint: checkpoint.then(|| Bytes::from_static(&[0, 255, 1])),
         progress: None,
         question: None,
+        answer: None,
     }
 }

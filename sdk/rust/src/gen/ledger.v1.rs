@@ -40,9 +40,13 @@ pub struct TaskPolicy {
     /// Time a worker has to end a task after a stop, 0 s to 24 h.
     #[prost(message, optional, tag = "12")]
     pub stop_grace: ::core::option::Option<::prost_types::Duration>,
-    /// Losses after which the task fails as POISON, 1 to 1,000.
+    /// Losses after which the task fails as POISON, 1 to 1,000. Of k tasks lost together each counts 1/k; losses are
+    /// forgotten 72 h after the last.
     #[prost(int32, optional, tag = "13")]
     pub max_losses: ::core::option::Option<i32>,
+    /// Longest retry_after of a failure that is honoured, 0 to 24 h; a longer one is cut to it. Default 5 min.
+    #[prost(message, optional, tag = "14")]
+    pub hint_max: ::core::option::Option<::prost_types::Duration>,
 }
 /// NewTask is what a producer knows of a task.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -218,6 +222,18 @@ pub struct Task {
     /// W3C trace context given at enqueue.
     #[prost(string, tag = "32")]
     pub traceparent: ::prost::alloc::string::String,
+    /// The answer that the next attempt of a task gets, when it was blocked before.
+    #[prost(string, tag = "33")]
+    pub answer: ::prost::alloc::string::String,
+    /// The task whose completion enqueued this one as a follow-up.
+    #[prost(string, tag = "34")]
+    pub parent_task_id: ::prost::alloc::string::String,
+    /// Losses that count toward POISON: of k tasks lost together each weighs 1/k.
+    #[prost(double, tag = "35")]
+    pub loss_weight: f64,
+    /// Times it made room for more urgent work.
+    #[prost(uint32, tag = "36")]
+    pub preemptions: u32,
 }
 /// EnqueueTaskRequest enqueues one task.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -445,6 +461,55 @@ pub struct CancelTaskRequest {
 /// CancelTaskResponse is the task after the commit: CANCELLED, or RUNNING with a stop requested.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CancelTaskResponse {
+    /// The task.
+    #[prost(message, optional, tag = "1")]
+    pub task: ::core::option::Option<Task>,
+}
+/// UpdateTaskRequest changes a waiting task. Absent fields stay as they are; one of priority and run_at is required.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateTaskRequest {
+    /// Its id.
+    #[prost(string, tag = "1")]
+    pub task_id: ::prost::alloc::string::String,
+    /// 0 to 9, higher sooner.
+    #[prost(int32, optional, tag = "2")]
+    pub priority: ::core::option::Option<i32>,
+    /// Not to be started before this time, at most 366 days ahead; a time that is past: now.
+    #[prost(message, optional, tag = "3")]
+    pub run_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Why, for the audit trail, at most 1 KiB.
+    #[prost(string, tag = "4")]
+    pub reason: ::prost::alloc::string::String,
+    /// As in EnqueueTaskRequest.
+    #[prost(string, tag = "5")]
+    pub request_id: ::prost::alloc::string::String,
+}
+/// UpdateTaskResponse is the task after the commit.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdateTaskResponse {
+    /// The task.
+    #[prost(message, optional, tag = "1")]
+    pub task: ::core::option::Option<Task>,
+}
+/// UnblockTaskRequest answers a blocked task.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnblockTaskRequest {
+    /// Its id. It must be BLOCKED (WORKER); one that waits for its breaker is refused with BLOCKED_BY_BREAKER.
+    #[prost(string, tag = "1")]
+    pub task_id: ::prost::alloc::string::String,
+    /// What the next attempt is told, at most 16 KiB.
+    #[prost(string, tag = "2")]
+    pub answer: ::prost::alloc::string::String,
+    /// Who answers, for the audit trail, at most 128 bytes.
+    #[prost(string, tag = "3")]
+    pub actor: ::prost::alloc::string::String,
+    /// As in EnqueueTaskRequest.
+    #[prost(string, tag = "4")]
+    pub request_id: ::prost::alloc::string::String,
+}
+/// UnblockTaskResponse is the task after the commit.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UnblockTaskResponse {
     /// The task.
     #[prost(message, optional, tag = "1")]
     pub task: ::core::option::Option<Task>,
@@ -976,6 +1041,56 @@ pub mod task_service_client {
                 .insert(GrpcMethod::new("ledger.v1.TaskService", "CancelTask"));
             self.inner.unary(req, path, codec).await
         }
+        /// UpdateTask changes priority or run_at of a task that waits (QUEUED, RETRY, BLOCKED).
+        pub async fn update_task(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateTaskRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateTaskResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ledger.v1.TaskService/UpdateTask",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ledger.v1.TaskService", "UpdateTask"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// UnblockTask answers the question of a task that its worker blocked; the next attempt gets the answer.
+        pub async fn unblock_task(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UnblockTaskRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UnblockTaskResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ledger.v1.TaskService/UnblockTask",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ledger.v1.TaskService", "UnblockTask"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// BreakerSettings of an agent. Absent fields: the default, or unchanged.
@@ -1053,6 +1168,68 @@ pub struct Agent {
     /// When it was first seen.
     #[prost(message, optional, tag = "7")]
     pub create_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// Why nothing is handed out, while it is paused.
+    #[prost(message, optional, tag = "8")]
+    pub pause: ::core::option::Option<Pause>,
+}
+/// Pause says that an agent's tasks are not handed out.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Pause {
+    /// Who paused it.
+    #[prost(string, tag = "1")]
+    pub actor: ::prost::alloc::string::String,
+    /// Why.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    /// Since when.
+    #[prost(message, optional, tag = "3")]
+    pub time: ::core::option::Option<::prost_types::Timestamp>,
+    /// When it ends by itself; absent: when it is resumed.
+    #[prost(message, optional, tag = "4")]
+    pub until: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// PauseAgentRequest pauses an agent. Repeating it replaces reason and end.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PauseAgentRequest {
+    /// The agent.
+    #[prost(string, tag = "1")]
+    pub agent: ::prost::alloc::string::String,
+    /// Why, 1 byte to 1 KiB.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    /// Who, at most 128 bytes.
+    #[prost(string, tag = "3")]
+    pub actor: ::prost::alloc::string::String,
+    /// It ends by itself after this time, 1 s to 366 days; absent: when it is resumed.
+    #[prost(message, optional, tag = "4")]
+    pub duration: ::core::option::Option<::prost_types::Duration>,
+}
+/// PauseAgentResponse is the agent after the commit.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PauseAgentResponse {
+    /// The agent.
+    #[prost(message, optional, tag = "1")]
+    pub agent: ::core::option::Option<Agent>,
+}
+/// ResumeAgentRequest ends a pause.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResumeAgentRequest {
+    /// The agent.
+    #[prost(string, tag = "1")]
+    pub agent: ::prost::alloc::string::String,
+    /// Why, at most 1 KiB.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    /// Who, at most 128 bytes.
+    #[prost(string, tag = "3")]
+    pub actor: ::prost::alloc::string::String,
+}
+/// ResumeAgentResponse is the agent after the commit.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ResumeAgentResponse {
+    /// The agent.
+    #[prost(message, optional, tag = "1")]
+    pub agent: ::core::option::Option<Agent>,
 }
 /// StateCount is a number of tasks.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1649,6 +1826,56 @@ pub mod admin_service_client {
                 .insert(GrpcMethod::new("ledger.v1.AdminService", "ConfigureAgent"));
             self.inner.unary(req, path, codec).await
         }
+        /// PauseAgent hands out none of an agent's tasks until it is resumed or the given time is over. Running tasks go on.
+        pub async fn pause_agent(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PauseAgentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::PauseAgentResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ledger.v1.AdminService/PauseAgent",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ledger.v1.AdminService", "PauseAgent"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// ResumeAgent ends a pause. Resuming an agent that is not paused succeeds and writes nothing.
+        pub async fn resume_agent(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ResumeAgentRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ResumeAgentResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ledger.v1.AdminService/ResumeAgent",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ledger.v1.AdminService", "ResumeAgent"));
+            self.inner.unary(req, path, codec).await
+        }
         /// ListBreakers returns every breaker by agent.
         pub async fn list_breakers(
             &mut self,
@@ -1963,11 +2190,16 @@ pub struct Heartbeat {
     pub sequence: u64,
 }
 /// Complete: the task is done.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Complete {
     /// Its result, at most 1 MiB.
     #[prost(bytes = "bytes", tag = "1")]
     pub result: ::prost::bytes::Bytes,
+    /// Tasks to enqueue in the same transaction, at most 100. They may exceed their agents' max_waiting. A known
+    /// idempotency key yields the task that holds it, whatever its content. An invalid one refuses the outcome before
+    /// anything is written, naming the field; a refused outcome enqueues nothing.
+    #[prost(message, repeated, tag = "2")]
+    pub follow_ups: ::prost::alloc::vec::Vec<NewTask>,
 }
 /// Fail: the attempt failed.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2009,7 +2241,7 @@ pub struct Block {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Cancelled {}
 /// Outcome says how a task ended. It stands for an ack that was not sent.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Outcome {
     /// What it settles.
     #[prost(message, optional, tag = "1")]
@@ -2021,7 +2253,7 @@ pub struct Outcome {
 /// Nested message and enum types in `Outcome`.
 pub mod outcome {
     /// How it ended.
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Outcome {
         /// Done.
         #[prost(message, tag = "2")]
@@ -2183,6 +2415,12 @@ pub struct Assignment {
     /// Priority.
     #[prost(int32, tag = "16")]
     pub priority: i32,
+    /// What an earlier attempt asked when it blocked the task.
+    #[prost(string, tag = "17")]
+    pub question: ::prost::alloc::string::String,
+    /// The answer to that; empty when the block ended by itself.
+    #[prost(string, tag = "18")]
+    pub answer: ::prost::alloc::string::String,
 }
 /// Assignments are tasks handed to this session.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2215,6 +2453,9 @@ pub struct Receipt {
     /// The named refusal; absent: recorded.
     #[prost(message, optional, tag = "7")]
     pub error: ::core::option::Option<ItemError>,
+    /// Ids of the follow-ups of a completed task, in their order.
+    #[prost(string, repeated, tag = "8")]
+    pub follow_up_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// Receipts are durable answers.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -11,8 +11,9 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::enqueue::NewTask;
 use crate::error::Error;
-use crate::{limits, v1, words};
+use crate::{clock, limits, v1, words};
 
 /// A task in a handler's hands. Clones are cheap and speak of the same task.
 #[derive(Clone)]
@@ -26,6 +27,7 @@ struct Inner {
     draining: CancellationToken,
     stop: AtomicI32,
     news: Mutex<News>,
+    follow_ups: Mutex<Vec<v1::NewTask>>,
     touched: mpsc::UnboundedSender<v1::Lease>,
     max_checkpoint_bytes: usize,
 }
@@ -56,6 +58,7 @@ impl Context {
             draining,
             stop: AtomicI32::new(0),
             news: Mutex::default(),
+            follow_ups: Mutex::default(),
             touched,
             max_checkpoint_bytes,
         }))
@@ -122,6 +125,32 @@ impl Context {
         self.0.assignment.last_error.as_ref()
     }
 
+    /// What an earlier attempt asked when it blocked the task.
+    pub fn question(&self) -> Option<&str> {
+        Some(self.0.assignment.question.as_str()).filter(|question| !question.is_empty())
+    }
+
+    /// The answer to [`Context::question`]; none when nobody was asked, or the block ended by itself.
+    pub fn answer(&self) -> Option<&str> {
+        Some(self.0.assignment.answer.as_str()).filter(|answer| !answer.is_empty())
+    }
+
+    /// Has `task` enqueued in the transaction that records this task's completion; should it not complete, nothing comes
+    /// of it. A task whose idempotency key is known is not made anew.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] for a task that cannot be, and for the 101st.
+    pub fn follow_up(&self, task: NewTask) -> Result<(), Error> {
+        let now = clock::now();
+        let task = task.into_wire(now)?;
+        limits::new_task(&task, now)?;
+        let mut follow_ups = self.0.follow_ups.lock().unwrap_or_else(PoisonError::into_inner);
+        limits::follow_ups(follow_ups.len() + 1)?;
+        follow_ups.push(task);
+        Ok(())
+    }
+
     /// W3C trace context of the producer; empty when there is none.
     pub fn traceparent(&self) -> &str {
         &self.0.assignment.traceparent
@@ -180,6 +209,10 @@ impl Context {
         let cause = if cause == v1::StopCause::Unspecified { v1::StopCause::User } else { cause };
         self.0.stop.store(cause as i32, Ordering::Release);
         self.0.cancelled.cancel();
+    }
+
+    pub(crate) fn take_follow_ups(&self) -> Vec<v1::NewTask> {
+        std::mem::take(&mut *self.0.follow_ups.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(crate) fn take_news(&self) -> News {
@@ -253,6 +286,19 @@ mod tests {
         let (context, _received) = context();
         assert!(matches!(context.checkpoint("123456789"), Err(Error::PayloadTooLarge { limit: 8, .. })));
         assert!(context.take_news().checkpoint.is_none());
+    }
+
+    #[test]
+    fn follow_ups_are_checked_and_a_hundred_at_most() {
+        let (context, _received) = context();
+        let task = || NewTask::new("b", "next", &1);
+        let nobody = NewTask::new("B!", "next", &1);
+        assert!(matches!(context.follow_up(nobody), Err(Error::InvalidArgument { .. })));
+        for _ in 0..100 {
+            context.follow_up(task()).expect("there is room");
+        }
+        assert!(matches!(context.follow_up(task()), Err(Error::InvalidArgument { .. })));
+        assert_eq!(context.take_follow_ups().len(), 100);
     }
 
     #[test]

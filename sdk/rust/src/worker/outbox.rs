@@ -155,7 +155,10 @@ mod tests {
     }
 
     fn done(bytes: usize) -> v1::outcome::Outcome {
-        v1::outcome::Outcome::Complete(v1::Complete { result: vec![0; bytes].into() })
+        v1::outcome::Outcome::Complete(v1::Complete {
+            result: vec![0; bytes].into(),
+            ..v1::Complete::default()
+        })
     }
 
     fn refusal(code: tonic::Code) -> v1::ItemError {

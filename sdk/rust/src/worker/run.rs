@@ -254,7 +254,9 @@ impl Loop {
 
     fn outcome(&self, job: &Job, result: Result<Bytes, TaskError>) -> Outcome {
         match result {
-            Ok(result) if result.len() <= self.max_result_bytes => Outcome::Complete(v1::Complete { result }),
+            Ok(result) if result.len() <= self.max_result_bytes => {
+                Outcome::Complete(v1::Complete { result, follow_ups: job.context.take_follow_ups() })
+            }
             Ok(result) => {
                 let limit = self.max_result_bytes;
                 TaskError::fatal(format!("the result has {} bytes, over its limit of {limit}", result.len()))

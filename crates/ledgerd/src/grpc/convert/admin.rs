@@ -5,15 +5,27 @@ use super::page::fingerprint_text;
 use super::task::{effective_policy, error_out, overrides, span, time};
 use crate::grpc::{status, wire};
 use crate::ledger::command::{AgentView, LedgerError, WorkerView};
-use ledger_core::limits::{ITEMS, TASK_TYPE_BYTES};
+use ledger_core::limits::{ITEMS, RUN_AT_AHEAD, TASK_TYPE_BYTES};
 use ledger_core::store::{Counts, DeadLetter, DeadLetterFilter};
 use ledger_core::{AgentOverrides, Reason, Settings, State, TaskId, Timestamp};
+use std::time::Duration;
 
 /// The one agent that a request names.
 pub(in crate::grpc) fn agent_name(name: &str) -> Result<(), LedgerError> {
     let mut check = Check::default();
     check.agent(At::Root, "agent", name);
     check.done(())
+}
+
+/// How long a pause lasts; none: until it is resumed.
+pub(in crate::grpc) fn pause_time(
+    check: &mut Check,
+    duration: Option<prost_types::Duration>,
+) -> Option<Duration> {
+    let duration = check.span(At::Root, "duration", duration)?;
+    let good = (Duration::from_secs(1)..=RUN_AT_AHEAD).contains(&duration);
+    check.must(good, At::Root, "duration", "set it to 1 s to 366 days");
+    Some(duration)
 }
 
 /// Settings to change. Ranges are for the ledger to check, which knows what they are combined with.
@@ -123,6 +135,12 @@ pub(in crate::grpc) fn agent(view: &AgentView) -> wire::Agent {
         budget_tokens: tokens(view.budget_millitokens),
         sessions: view.sessions,
         create_time: time(view.created_at),
+        pause: view.pause.as_ref().map(|pause| wire::Pause {
+            actor: pause.actor.as_ref().to_owned(),
+            reason: pause.reason.as_ref().to_owned(),
+            time: time(pause.since),
+            until: pause.until.and_then(time),
+        }),
     }
 }
 

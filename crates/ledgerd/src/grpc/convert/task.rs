@@ -5,7 +5,8 @@ use super::digest::Digest;
 use crate::grpc::{status, wire};
 use crate::ledger::command::{Enqueued, LedgerError, NewTask, RequestKey};
 use ledger_core::limits::{
-    KEY_BYTES, NOTE_BYTES, PAYLOAD_BYTES, RUN_AT_AHEAD, TASK_TYPE_BYTES, TRACEPARENT_BYTES, TRACESTATE_BYTES,
+    ACTOR_BYTES, KEY_BYTES, NOTE_BYTES, PAYLOAD_BYTES, RUN_AT_AHEAD, TASK_TYPE_BYTES, TRACEPARENT_BYTES,
+    TRACESTATE_BYTES,
 };
 use ledger_core::store::{HistoryView, TaskData, TaskFilter, TaskView};
 use ledger_core::{Class, Overrides, Reason, Settings, State, StopCause, TaskError, TaskId, Timestamp};
@@ -64,6 +65,7 @@ pub(in crate::grpc) fn new_task(check: &mut Check, at: At, new: wire::NewTask, w
             tracestate: new.tracestate,
             key: new.idempotency_key,
             digest,
+            parent: None,
         }),
     }
 }
@@ -107,6 +109,7 @@ pub(super) fn overrides(check: &mut Check, at: At, given: Option<wire::TaskPolic
         queue_timeout: check.span(at, "policy.queue_timeout", given.queue_timeout),
         stop_grace: check.span(at, "policy.stop_grace", given.stop_grace),
         max_losses,
+        hint_max: check.span(at, "policy.hint_max", given.hint_max),
     }
 }
 
@@ -123,6 +126,35 @@ pub(in crate::grpc) fn request_key(check: &mut Check, id: String, rest: &impl Me
 /// A reason for the audit trail.
 pub(in crate::grpc) fn note(check: &mut Check, field: &str, text: String) -> Arc<str> {
     check.free(At::Root, field, text, NOTE_BYTES).into()
+}
+
+/// Who did something, for the audit trail.
+pub(in crate::grpc) fn actor(check: &mut Check, text: String) -> Arc<str> {
+    check.plain(At::Root, "actor", &text, 0..=ACTOR_BYTES);
+    text.into()
+}
+
+/// A change of a waiting task: priority and time. `wall` is what the wall clock shows.
+pub(in crate::grpc) fn update(
+    check: &mut Check,
+    said: &wire::UpdateTaskRequest,
+    wall: Timestamp,
+) -> (Option<u8>, Option<Timestamp>) {
+    let priority = said.priority.and_then(|priority| {
+        let known = u8::try_from(priority).ok().filter(|priority| *priority <= 9);
+        check.must(known.is_some(), At::Root, "priority", "set it to 0 to 9");
+        known
+    });
+    let run_at = check.time(At::Root, "run_at", said.run_at);
+    let near = run_at.is_none_or(|run_at| run_at <= wall.after(RUN_AT_AHEAD));
+    check.must(near, At::Root, "run_at", "set it to at most 366 days ahead");
+    check.must(
+        said.priority.is_some() || said.run_at.is_some(),
+        At::Root,
+        "priority",
+        "set priority, run_at or both",
+    );
+    (priority, run_at)
 }
 
 /// The id of the one task that a request names.
@@ -226,6 +258,10 @@ pub(in crate::grpc) fn task(view: TaskView) -> wire::Task {
         result: result.unwrap_or_default(),
         question: notes.question.filter(|_| blocked).map(|text| text.as_ref().to_owned()).unwrap_or_default(),
         traceparent: data.traceparent,
+        answer: notes.answer.map(|text| text.as_ref().to_owned()).unwrap_or_default(),
+        parent_task_id: data.parent.map(|parent| parent.to_string()).unwrap_or_default(),
+        loss_weight: f64::from(task.loss_weight) / 1_000.0,
+        preemptions: task.preemptions,
     }
 }
 
@@ -273,6 +309,7 @@ fn policy_out(policy: &Overrides) -> Option<wire::TaskPolicy> {
         queue_timeout: policy.queue_timeout.map(span),
         stop_grace: policy.stop_grace.map(span),
         max_losses: policy.max_losses.map(count),
+        hint_max: policy.hint_max.map(span),
     })
 }
 
@@ -294,6 +331,7 @@ pub(super) fn effective_policy(settings: &Settings) -> wire::TaskPolicy {
         queue_timeout: settings.queue_timeout.map(span),
         stop_grace: Some(span(settings.stop_grace)),
         max_losses: Some(count(retry.max_losses)),
+        hint_max: Some(span(retry.hint_max)),
     }
 }
 

@@ -2,19 +2,19 @@
 
 use super::check::{At, Check};
 use super::digest::Digest;
-use super::task::{class, error_out, span, state, stop_cause, time};
+use super::task::{class, error_out, new_task, span, state, stop_cause, time};
 use crate::grpc::status::{self, Refused};
 use crate::grpc::wire::{self, outcome, work_request};
 use crate::ledger::command::{
-    Assignment, FromWorker, HeldTask, LeaseVerdict, LedgerError, Receipt, Settlement, Verdict,
+    Assignment, FromWorker, HeldTask, LeaseVerdict, LedgerError, NewTask, Receipt, Settlement, Verdict,
 };
 use ledger_core::limits::{
-    CAPACITY, CHECKPOINT_BYTES, ERROR_CODE_BYTES, ERROR_DETAIL_BYTES, ERROR_MESSAGE_BYTES, ITEMS, NOTE_BYTES,
-    QUESTION_BYTES, RESULT_BYTES, RUN_AT_AHEAD, TASK_TYPE_BYTES, WORKER_AGENTS, WORKER_ID_BYTES,
+    CAPACITY, CHECKPOINT_BYTES, ERROR_CODE_BYTES, ERROR_DETAIL_BYTES, ERROR_MESSAGE_BYTES, FOLLOW_UPS, ITEMS,
+    NOTE_BYTES, QUESTION_BYTES, RESULT_BYTES, RUN_AT_AHEAD, TASK_TYPE_BYTES, WORKER_AGENTS, WORKER_ID_BYTES,
     WORKER_TYPES,
 };
 use ledger_core::session::Hello;
-use ledger_core::{Outcome, ReleaseCause, TaskError, TaskId};
+use ledger_core::{Outcome, ReleaseCause, TaskError, TaskId, Timestamp};
 use prost::Message;
 use std::sync::Arc;
 use std::time::Duration;
@@ -90,7 +90,7 @@ pub(in crate::grpc) struct FromWire {
 ///
 /// # Errors
 /// The status that the stream ends with: what is wrong is not one item, so nobody could be answered.
-pub(in crate::grpc) fn from_worker(said: wire::WorkRequest) -> Result<FromWire, Status> {
+pub(in crate::grpc) fn from_worker(said: wire::WorkRequest, wall: Timestamp) -> Result<FromWire, Status> {
     use work_request::Frame;
     let mut refused = Vec::new();
     let mut check = Check::default();
@@ -132,7 +132,7 @@ pub(in crate::grpc) fn from_worker(said: wire::WorkRequest) -> Result<FromWire, 
         Some(Frame::Outcomes(said)) => {
             check.must(said.items.len() <= ITEMS, At::In("outcomes"), "items", "send at most 1,000");
             let mut items = Vec::with_capacity(said.items.len());
-            for settled in settlements("outcomes.items", said.items) {
+            for settled in settlements("outcomes.items", said.items, wall) {
                 match settled {
                     Ok(settlement) => items.push(settlement),
                     Err(receipt) => refused.push(*receipt),
@@ -165,21 +165,22 @@ fn beat(check: &mut Check, at: At, held: wire::Held) -> HeldTask {
 pub(in crate::grpc) fn settlements(
     list: &'static str,
     outcomes: Vec<wire::Outcome>,
+    wall: Timestamp,
 ) -> impl Iterator<Item = Result<Settlement, Box<wire::Receipt>>> {
     outcomes.into_iter().enumerate().map(move |(index, said)| {
         let lease = said.lease.clone();
-        settlement(At::Item(list, index), said)
+        settlement(At::Item(list, index), said, wall)
             .map_err(|error| Box::new(refusal(lease, wire::ReceiptKind::Outcome, &error)))
     })
 }
 
-fn settlement(at: At, said: wire::Outcome) -> Result<Settlement, LedgerError> {
+fn settlement(at: At, said: wire::Outcome, wall: Timestamp) -> Result<Settlement, LedgerError> {
     // Over the whole of it, so that a repetition is known by its digest alone.
     let digest = Digest::of("outcome").part(&said.encode_to_vec()).finish();
     let mut check = Check::default();
     let lease = said.lease.unwrap_or_default();
     let task = check.task(at, "lease.task_id", &lease.task_id);
-    let (mut result, mut checkpoint) = (None, None);
+    let (mut result, mut checkpoint, mut follow_ups) = (None, None, Vec::new());
     let outcome = match said.outcome {
         None => {
             check.refuse(at, "outcome", "say how the task ended");
@@ -188,6 +189,11 @@ fn settlement(at: At, said: wire::Outcome) -> Result<Settlement, LedgerError> {
         Some(outcome::Outcome::Complete(complete)) => {
             check.must_fit(at, "complete.result", complete.result.len(), RESULT_BYTES);
             result = Some(complete.result);
+            let few = complete.follow_ups.len() <= FOLLOW_UPS;
+            check.must(few, at, "complete.follow_ups", "send at most 100");
+            let new = complete.follow_ups.into_iter().take(FOLLOW_UPS).enumerate();
+            follow_ups =
+                new.map(|(index, new)| follow_up(&mut check, at, (index, new), task, wall)).collect();
             Outcome::Complete
         }
         Some(outcome::Outcome::Fail(fail)) => {
@@ -228,7 +234,26 @@ fn settlement(at: At, said: wire::Outcome) -> Result<Settlement, LedgerError> {
         }
         Some(outcome::Outcome::Cancelled(wire::Cancelled {})) => Outcome::Cancelled,
     };
-    check.done(Settlement { task, fence: lease.fence, outcome, result, checkpoint, digest })
+    check.done(Settlement { task, fence: lease.fence, outcome, result, checkpoint, follow_ups, digest })
+}
+
+/// A task to be enqueued with a completion; what is wrong with it is named with its place in the outcome.
+fn follow_up(
+    check: &mut Check,
+    at: At,
+    (index, new): (usize, wire::NewTask),
+    parent: TaskId,
+    wall: Timestamp,
+) -> NewTask {
+    let mut own = Check::default();
+    let mut task = new_task(&mut own, At::Item("complete.follow_ups", index), new, wall);
+    for violation in own.found().drain(..) {
+        check.refuse(at, &violation.field, violation.rule);
+    }
+    if let Some(data) = Arc::get_mut(&mut task.data) {
+        data.parent = Some(parent);
+    }
+    task
 }
 
 fn check_checkpoint(check: &mut Check, at: At, field: &str, checkpoint: Option<&bytes::Bytes>) {
@@ -252,6 +277,7 @@ pub(in crate::grpc) fn receipt(receipt: &Receipt) -> wire::Receipt {
             version: recorded.version,
             run_at: recorded.run_at.and_then(time),
             error: None,
+            follow_up_ids: recorded.follow_ups.iter().map(TaskId::to_string).collect(),
         },
     }
 }
@@ -291,6 +317,8 @@ pub(in crate::grpc) fn assignment(assignment: Assignment) -> wire::Assignment {
         tracestate: data.tracestate.clone(),
         labels: data.labels.iter().cloned().collect(),
         priority: i32::from(assignment.priority),
+        question: assignment.question.map(|text| text.as_ref().to_owned()).unwrap_or_default(),
+        answer: assignment.answer.map(|text| text.as_ref().to_owned()).unwrap_or_default(),
     }
 }
 
@@ -347,7 +375,8 @@ mod tests {
 
     #[test]
     fn frames_that_nobody_could_answer_end_the_stream() {
-        let end = |frame| from_worker(wire::WorkRequest { frame }).expect_err("an end").code();
+        let end =
+            |frame| from_worker(wire::WorkRequest { frame }, Timestamp::EPOCH).expect_err("an end").code();
         assert_eq!(end(None), Code::InvalidArgument);
         assert_eq!(end(Some(Frame::Hello(good()))), Code::FailedPrecondition);
         assert_eq!(end(Some(Frame::Capacity(wire::Capacity { capacity: 10_001 }))), Code::InvalidArgument);
@@ -364,7 +393,7 @@ mod tests {
         let lease = |id: &str| Some(wire::Lease { task_id: id.into(), fence: 1 });
         let complete = |len| {
             let result = vec![0u8; len].into();
-            Some(outcome::Outcome::Complete(wire::Complete { result }))
+            Some(outcome::Outcome::Complete(wire::Complete { result, follow_ups: Vec::new() }))
         };
         let fail = |error| Some(outcome::Outcome::Fail(wire::Fail { error: Some(error), retry_after: None }));
         let items = vec![
@@ -385,7 +414,10 @@ mod tests {
                 outcome: fail(wire::TaskError { detail: "end\0".into(), ..wire::TaskError::default() }),
             },
         ];
-        let read = from_worker(wire::WorkRequest { frame: Some(Frame::Outcomes(wire::Outcomes { items })) });
+        let read = from_worker(
+            wire::WorkRequest { frame: Some(Frame::Outcomes(wire::Outcomes { items })) },
+            Timestamp::EPOCH,
+        );
         let FromWire { frame: Some(FromWorker::Outcomes(good)), refused } = read.expect("a frame") else {
             panic!("outcomes");
         };
@@ -409,9 +441,9 @@ mod tests {
     fn a_repeated_outcome_has_the_same_digest_and_another_one_another() {
         let settle = |result: &'static [u8], fence| {
             let lease = Some(wire::Lease { task_id: "t1".into(), fence });
-            let complete = wire::Complete { result: result.into() };
+            let complete = wire::Complete { result: result.into(), follow_ups: Vec::new() };
             let said = wire::Outcome { lease, outcome: Some(outcome::Outcome::Complete(complete)) };
-            settlement(At::Root, said).expect("an outcome").digest
+            settlement(At::Root, said, Timestamp::EPOCH).expect("an outcome").digest
         };
         assert_eq!(settle(b"a", 1), settle(b"a", 1));
         assert_ne!(settle(b"a", 1), settle(b"b", 1));

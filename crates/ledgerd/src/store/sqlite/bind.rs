@@ -27,6 +27,7 @@ pub(super) fn spec(args: &mut SqliteArguments, id: TaskId, spec: &Spec, data: &T
     add(args, filled(&data.key));
     add(args, data.digest.cast_signed());
     add(args, spec.frees_key);
+    add(args, data.parent.map(|parent| parent.0.cast_signed()));
 }
 
 /// A row of `tasks`, as long as `table` says.
@@ -74,6 +75,10 @@ pub(super) fn task(args: &mut SqliteArguments, entry: &Entry, table: Table) {
     add(args, task.stop.map(|stop| i64::from(stop.cause.code())));
     add(args, task.stop.map(|stop| stop.until.millis()));
     add(args, task.discarded);
+    add(args, i64::from(task.loss_weight));
+    add(args, task.lost_at.map(Timestamp::millis));
+    add(args, i64::from(task.free_releases));
+    add(args, i64::from(task.blocks));
 }
 
 /// A row of `task_history`.
@@ -106,6 +111,7 @@ pub(super) fn notes(args: &mut SqliteArguments, (task, notes): &(TaskId, Notes))
     add(args, notes.progress.as_ref().map(|progress| progress.note.clone()));
     add(args, notes.progress.as_ref().map(|progress| progress.at.millis()));
     add(args, notes.question.clone());
+    add(args, notes.answer.clone());
 }
 
 /// A row of `dead_letter_queue`.

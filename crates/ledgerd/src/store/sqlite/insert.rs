@@ -6,7 +6,7 @@
 
 use std::sync::OnceLock;
 
-/// Most rows of one statement: 34 columns stay far below SQLite's 32,766 variables, and the program of a statement
+/// Most rows of one statement: 38 columns stay far below SQLite's 32,766 variables, and the program of a statement
 /// still fits the processor's cache.
 pub(super) const MOST: usize = 256;
 const SIZES: usize = 9;
@@ -76,7 +76,7 @@ macro_rules! tables {
 tables! {
     Specs = "INSERT INTO task_specs" [
         "id", "agent", "task_type", "created_at", "payload", "labels", "policy", "traceparent", "tracestate", "key",
-        "digest", "frees_key",
+        "digest", "frees_key", "parent",
     ] "";
     /// Nobody holds it and nothing rare is set. REPLACE, so that every column not named takes its default: a row is
     /// always the whole image.
@@ -96,7 +96,7 @@ tables! {
         "fence", "delivery", "attempt", "idle_deliveries", "history", "worker", "incarnation", "session",
         "lease_until", "acked_at", "progress_at", "sample_epoch", "sample_probe", "sample_told", "retry_count",
         "losses", "preemptions", "redrives", "probe_failures", "tokens", "previous_delay", "stop_cause",
-        "stop_until", "discarded",
+        "stop_until", "discarded", "loss_weight", "lost_at", "free_releases", "blocks",
     ] "";
     History = "INSERT INTO task_history" [
         "seq", "task_id", "version", "prev", "kind", "from_state", "to_state", "reason", "at", "fence", "attempt",
@@ -105,21 +105,22 @@ tables! {
     Results = "REPLACE INTO results" ["task_id", "result"] "";
     Salvage = "REPLACE INTO salvage" ["task_id", "fence", "result"] "";
     Notes = "INSERT INTO task_notes" [
-        "task_id", "error", "checkpoint", "progress_fraction", "progress_note", "progress_at", "question",
+        "task_id", "error", "checkpoint", "progress_fraction", "progress_note", "progress_at", "question", "answer",
     ] "ON CONFLICT (task_id) DO UPDATE SET \
         error = COALESCE(excluded.error, error), \
         checkpoint = COALESCE(excluded.checkpoint, checkpoint), \
         progress_fraction = COALESCE(excluded.progress_fraction, progress_fraction), \
         progress_note = COALESCE(excluded.progress_note, progress_note), \
         progress_at = COALESCE(excluded.progress_at, progress_at), \
-        question = COALESCE(excluded.question, question)";
+        question = COALESCE(excluded.question, question), \
+        answer = COALESCE(excluded.answer, answer)";
     DeadLetters = "REPLACE INTO dead_letter_queue" [
         "task_id", "agent", "task_type", "reason", "error", "fingerprint", "failed_at", "attempt", "redrives",
         "discarded_at", "discard_reason",
     ] "";
     Keys = "INSERT INTO idempotency_keys" ["agent", "key", "task_id", "digest"] "";
     Requests = "INSERT INTO requests" ["hash", "id", "digest", "answer", "at"] "";
-    Agents = "REPLACE INTO agents" ["id", "name", "settings", "created_at"] "";
+    Agents = "REPLACE INTO agents" ["id", "name", "settings", "created_at", "pause"] "";
     Breakers = "REPLACE INTO breakers" [
         "agent", "version", "state", "epoch", "run", "successes", "probes_in_flight", "reopens", "since_ns",
         "until_ns", "actor", "order_reason", "stats", "last_probe",

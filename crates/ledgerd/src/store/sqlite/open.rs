@@ -27,8 +27,10 @@ const SQLITE_AT_LEAST: [u32; 3] = [3, 51, 3];
 /// Nobody else writes; checkpoints and readers hold their locks for moments.
 const BUSY: Duration = Duration::from_millis(500);
 
-const MIGRATIONS: [(i64, &str, &str); 1] =
-    [(1, "ledger", include_str!("../../../migrations/sqlite/0001_ledger.sql"))];
+const MIGRATIONS: [(i64, &str, &str); 2] = [
+    (1, "ledger", include_str!("../../../migrations/sqlite/0001_ledger.sql")),
+    (2, "waiting", include_str!("../../../migrations/sqlite/0002_waiting.sql")),
+];
 
 /// What may be set when a data directory is opened.
 #[derive(Clone, Debug)]

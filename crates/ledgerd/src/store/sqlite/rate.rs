@@ -96,7 +96,14 @@ async fn step(
     settings: &Settings,
     now: Now,
 ) {
-    let cx = Context { now, settings, draw: 1 << 63, affords: &|_| true, digest: 5 };
+    let cx = Context {
+        now,
+        settings,
+        draw: 1 << 63,
+        affords: &|_| true,
+        digest: 5,
+        lost_with: ledger_core::LostWith::ALONE,
+    };
     let mut changes = Changes::default();
     for mut task in tasks {
         let (expected, was) = (task.version, Some(task.state));

@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 const META: &str = "SELECT seed, last_task, last_seq, last_session FROM meta WHERE id = 1";
-const AGENTS: &str = "SELECT id, name, settings, created_at FROM agents ORDER BY id";
+const AGENTS: &str = "SELECT id, name, settings, created_at, pause FROM agents ORDER BY id";
 const BREAKERS: &str = "SELECT agent, version, state, epoch, run, successes, probes_in_flight, reopens, since_ns, \
     until_ns, actor, order_reason, stats, last_probe FROM breakers ORDER BY agent";
 const BUDGETS: &str = "SELECT agent, millitokens, updated_at FROM budgets ORDER BY agent";

@@ -24,7 +24,7 @@ macro_rules! task_columns {
          t.fence, t.delivery, t.attempt, t.idle_deliveries, t.history, t.worker, t.incarnation, t.session, \
          t.lease_until, t.acked_at, t.progress_at, t.sample_epoch, t.sample_probe, t.sample_told, t.retry_count, \
          t.losses, t.preemptions, t.redrives, t.probe_failures, t.tokens, t.previous_delay, t.stop_cause, \
-         t.stop_until, t.discarded, s.agent, s.task_type, s.policy, s.created_at, s.frees_key"
+         t.stop_until, t.discarded, t.loss_weight, t.lost_at, t.free_releases, t.blocks, s.agent, s.task_type, s.policy, s.created_at, s.frees_key"
     };
 }
 /// The columns that [`Columns::record`] reads, of `task_history AS h`.
@@ -37,13 +37,14 @@ macro_rules! record_columns {
 /// The columns that [`Columns::data`] reads, of `task_specs AS s`, without the payload.
 macro_rules! data_columns {
     () => {
-        "s.labels, s.traceparent, s.tracestate, s.key, s.digest"
+        "s.labels, s.traceparent, s.tracestate, s.key, s.digest, s.parent"
     };
 }
 /// The columns that [`Columns::notes`] reads, of `task_notes AS n`.
 macro_rules! note_columns {
     () => {
-        "n.error, n.checkpoint, n.progress_fraction, n.progress_note, n.progress_at, n.question"
+        "n.error, n.checkpoint, n.progress_fraction, n.progress_note, n.progress_at, n.question, \
+         n.answer"
     };
 }
 /// The columns that [`Columns::dead_letter`] reads, of `dead_letter_queue AS d`.
@@ -216,6 +217,8 @@ impl<'r> Columns<'r> {
             _ => None,
         };
         let discarded = self.flag()?;
+        let (loss_weight, lost_at) = (self.narrow()?, self.maybe_time()?);
+        let (free_releases, blocks) = (self.narrow()?, self.narrow()?);
         let agent = self.agent()?;
         let task_type = shared.text(self.text()?);
         let policy = self.maybe_text()?.map(text::policy_of).transpose()?.unwrap_or(Overrides::NONE);
@@ -238,7 +241,11 @@ impl<'r> Columns<'r> {
             attempt,
             retry_count,
             losses,
+            loss_weight,
+            lost_at,
             idle_deliveries,
+            free_releases,
+            blocks,
             preemptions,
             redrives,
             probe_failures,
@@ -288,6 +295,7 @@ impl<'r> Columns<'r> {
             tracestate: self.maybe_text()?.unwrap_or_default().to_owned(),
             key: self.maybe_text()?.unwrap_or_default().to_owned(),
             digest: self.bits()?,
+            parent: self.maybe()?.map(|id| TaskId(id.cast_unsigned())),
         })
     }
 
@@ -300,7 +308,8 @@ impl<'r> Columns<'r> {
             note: note.unwrap_or_default().to_owned(),
             at,
         });
-        Ok(Notes { error, checkpoint, progress, question: self.maybe_text()?.map(Arc::from) })
+        let question = self.maybe_text()?.map(Arc::from);
+        Ok(Notes { error, checkpoint, progress, question, answer: self.maybe_text()?.map(Arc::from) })
     }
 
     pub(super) fn dead_letter(&mut self) -> Result<DeadLetter, StoreError> {
@@ -336,6 +345,7 @@ impl<'r> Columns<'r> {
             name: self.text()?.into(),
             given: text::agent_of(self.text()?)?,
             created_at: self.time()?,
+            pause: self.maybe_text()?.map(text::pause_of).transpose()?,
         })
     }
 

@@ -112,7 +112,10 @@ async fn what_is_no_ledger_is_refused() {
 
     let rig = Rig::sqlite().await;
     let mut conn = raw(rig.folder()).await;
-    sqlx::query("UPDATE _sqlx_migrations SET version = 9000").execute(&mut conn).await.expect("it runs");
+    sqlx::query("UPDATE _sqlx_migrations SET version = 9000 WHERE version = 2")
+        .execute(&mut conn)
+        .await
+        .expect("it runs");
     let path = rig.folder().to_owned();
     let Kind::Sqlite { store, folder: _kept, .. } = rig.kind else { panic!("this is SQLite") };
     drop(store);
@@ -378,7 +381,7 @@ async fn dead_letters_come_and_go_with_the_state() {
     }
     // Redriven, and failed again in the same batch.
     for id in [failed[0], failed[1]] {
-        rig.apply(id, Event::Redrive { deadline: None, note: "ann".into() }).await;
+        rig.apply(id, Event::Redrive(Box::default())).await;
     }
     let fence = rig.run(failed[1]).await;
     rig.end(failed[1], fence, failure(Class::Permanent)).await;

@@ -3,8 +3,8 @@
 //! Not the wire's JSON: the names here are stored and never change. Durations are whole nanoseconds and floats the
 //! shortest text that reads back as the same number, so what comes back equals what went in.
 
-use ledger_core::store::StoreError;
-use ledger_core::{AgentOverrides, Class, Fact, Overrides, TaskError};
+use ledger_core::store::{Pause, StoreError};
+use ledger_core::{AgentOverrides, Class, Fact, Overrides, TaskError, Timestamp};
 use retry_core::Jitter;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -54,6 +54,17 @@ struct PolicyText {
     stop_grace_ns: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     max_losses: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint_max_ns: Option<u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PauseText {
+    actor: String,
+    reason: String,
+    since: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    until: Option<i64>,
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -169,6 +180,25 @@ pub(super) fn agent_of(text: &str) -> Result<AgentOverrides, StoreError> {
     })
 }
 
+pub(super) fn pause(pause: &Pause) -> String {
+    written(&PauseText {
+        actor: pause.actor.as_ref().to_owned(),
+        reason: pause.reason.as_ref().to_owned(),
+        since: pause.since.millis(),
+        until: pause.until.map(Timestamp::millis),
+    })
+}
+
+pub(super) fn pause_of(text: &str) -> Result<Pause, StoreError> {
+    let text: PauseText = read(text)?;
+    Ok(Pause {
+        actor: text.actor.into(),
+        reason: text.reason.into(),
+        since: Timestamp::from_millis(text.since),
+        until: text.until.map(Timestamp::from_millis),
+    })
+}
+
 fn policy_text(policy: &Overrides) -> PolicyText {
     PolicyText {
         max_retries: policy.max_retries,
@@ -183,6 +213,7 @@ fn policy_text(policy: &Overrides) -> PolicyText {
         queue_timeout_ns: policy.queue_timeout.map(nanos),
         stop_grace_ns: policy.stop_grace.map(nanos),
         max_losses: policy.max_losses,
+        hint_max_ns: policy.hint_max.map(nanos),
     }
 }
 
@@ -200,6 +231,7 @@ fn overrides(text: &PolicyText) -> Result<Overrides, StoreError> {
         queue_timeout: text.queue_timeout_ns.map(Duration::from_nanos),
         stop_grace: text.stop_grace_ns.map(Duration::from_nanos),
         max_losses: text.max_losses,
+        hint_max: text.hint_max_ns.map(Duration::from_nanos),
     })
 }
 
@@ -255,6 +287,7 @@ mod tests {
             exponential_base: Some(1.1 + 0.2),
             jitter: Some(Jitter::Proportional(1.0 / 3.0)),
             stop_grace: Some(Duration::ZERO),
+            hint_max: Some(Duration::from_secs(90)),
             ..Overrides::NONE
         };
         assert_eq!(policy_of(&super::policy(&policy)).unwrap(), policy);

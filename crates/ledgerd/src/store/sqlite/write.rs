@@ -371,6 +371,7 @@ impl<'a> Plan<'a> {
                 add(args, Arc::clone(&row.name));
                 add(args, text::agent(&row.given));
                 add(args, row.created_at.millis());
+                add(args, row.pause.as_ref().map(text::pause));
             }
             Table::Breakers => bind::breaker(args, self.breakers[index]),
             Table::Budgets => {
@@ -413,6 +414,7 @@ impl<'a> Plan<'a> {
 /// The shortest form of a task's row.
 fn form(task: &Task) -> Table {
     let rare = task.retry_count | task.losses | task.preemptions | task.redrives | task.probe_failures;
+    let rare = rare | task.free_releases | task.blocks;
     if rare | task.tokens | task.previous_delay != 0 || task.stop.is_some() || task.discarded {
         Table::TasksFull
     } else if task.holder.is_some() || task.lease.is_some() || task.sample.is_some() {

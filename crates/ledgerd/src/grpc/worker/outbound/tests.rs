@@ -45,7 +45,13 @@ impl Rig {
 }
 
 fn receipt(task: u64) -> Receipt {
-    let recorded = Recorded { state: State::Done, reason: Reason::None, version: 3, run_at: None };
+    let recorded = Recorded {
+        state: State::Done,
+        reason: Reason::None,
+        version: 3,
+        run_at: None,
+        follow_ups: Vec::new(),
+    };
     Receipt { task: TaskId(task), fence: 1, is_ack: false, result: Ok(recorded) }
 }
 
@@ -64,6 +70,8 @@ fn assignment(task: u64, bytes: usize) -> Assignment {
         data: Arc::new(TaskData { payload: vec![0; bytes].into(), ..TaskData::default() }),
         checkpoint: None,
         last_error: None,
+        question: None,
+        answer: None,
     }
 }
 
