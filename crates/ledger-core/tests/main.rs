@@ -6,6 +6,7 @@ mod grid;
 mod leases;
 mod life;
 mod loops;
+mod model;
 mod properties;
 mod session;
 mod settings;
