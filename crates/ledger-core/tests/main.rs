@@ -14,3 +14,4 @@ mod simulation;
 mod stops;
 mod support;
 mod waiting;
+mod who_wins;
