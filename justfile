@@ -56,6 +56,10 @@ demo *args:
 bench *args:
     cargo run --quiet --release --locked -- bench {{ args }}
 
+# Simulates an outage under several retry policies; writes docs/outage
+outage-plot *args:
+    cargo run --quiet --release --locked --package ledger-core --example outage -- {{ args }}
+
 # All of CI, cheap checks first; `.ci/run` does this on a bare machine
 ci: tree-check lint gen-check test
 

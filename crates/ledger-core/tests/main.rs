@@ -7,6 +7,7 @@ mod leases;
 mod life;
 mod loops;
 mod model;
+mod outage;
 mod properties;
 mod session;
 mod settings;

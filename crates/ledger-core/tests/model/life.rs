@@ -228,7 +228,7 @@ impl Life {
             Own::Granted => Event::BudgetGranted,
             Own::Expired => Event::BudgetExpired,
             Own::Undeliverable => Event::Undeliverable,
-            Own::Redrive => Event::Redrive { deadline: None, note: "".into() },
+            Own::Redrive => Event::Redrive(Box::default()),
             Own::Discard => Event::Discard { note: "".into() },
         }
     }

@@ -95,6 +95,7 @@ impl World {
             draw: 0,
             affords: &|_| affords,
             digest,
+            lost_with: ledger_core::LostWith::ALONE,
         };
         self.task.apply(event, &cx)
     }
