@@ -196,8 +196,7 @@ impl Client {
     }
 
     pub(crate) async fn update(&self, request: v1::UpdateTaskRequest) -> Result<v1::Task, Error> {
-        limits::reason(&request.reason)?;
-        limits::request_id(&request.request_id)?;
+        limits::update(&request, clock::now())?;
         let response = retry::call(|| {
             let (mut tasks, request) = (self.tasks(), timed(request.clone(), CALL_TIMEOUT));
             async move { tasks.update_task(request).await }
@@ -207,6 +206,7 @@ impl Client {
     }
 
     pub(crate) async fn unblock(&self, request: v1::UnblockTaskRequest) -> Result<v1::Task, Error> {
+        limits::unblock(&request)?;
         let response = retry::call(|| {
             let (mut tasks, request) = (self.tasks(), timed(request.clone(), CALL_TIMEOUT));
             async move { tasks.unblock_task(request).await }

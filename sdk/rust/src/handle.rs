@@ -1,4 +1,4 @@
-//! Tasks that are stored: to look at, wait for, cancel and list.
+//! Tasks that are stored: to look at, wait for, change, answer, cancel and list.
 
 use std::future::IntoFuture;
 use std::marker::PhantomData;
@@ -75,41 +75,19 @@ impl TaskHandle {
         Cancel { client: self.client.clone(), request }
     }
 
-    /// Makes a waiting task more or less urgent: 0 to 9, higher sooner.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::FailedPrecondition`] with `WRONG_STATE` unless it waits; those of any call.
-    pub async fn set_priority(&self, priority: u8, reason: impl Into<String>) -> Result<v1::Task, Error> {
-        let request = v1::UpdateTaskRequest { priority: Some(priority.into()), ..self.update(reason) };
-        self.client.update(request).await
-    }
-
-    /// Lets a waiting task start at `run_at` at the earliest; a time that is past means now.
-    ///
-    /// # Errors
-    ///
-    /// As [`TaskHandle::set_priority`].
-    pub async fn set_run_at(&self, run_at: SystemTime, reason: impl Into<String>) -> Result<v1::Task, Error> {
-        let request = v1::UpdateTaskRequest { run_at: Some(run_at.into()), ..self.update(reason) };
-        self.client.update(request).await
-    }
-
-    fn update(&self, reason: impl Into<String>) -> v1::UpdateTaskRequest {
-        v1::UpdateTaskRequest {
-            task_id: self.id.clone(),
-            reason: reason.into(),
-            request_id: clock::request_id(),
-            ..Default::default()
-        }
+    /// Changes priority or start of a task that waits (QUEUED, RETRY, BLOCKED): set one of them or both on it.
+    pub fn update(&self) -> Update {
+        let request = v1::UpdateTaskRequest { task_id: self.id.clone(), ..Default::default() };
+        Update { client: self.client.clone(), request }
     }
 
     /// Answers the question of a task that its worker blocked; its next attempt gets the answer, at most 16 KiB. `actor`
-    /// says who, for the audit trail.
+    /// says who, at most 128 bytes, for the audit trail.
     ///
     /// # Errors
     ///
-    /// [`Error::FailedPrecondition`] with `WRONG_STATE` or `BLOCKED_BY_BREAKER`; those of any call.
+    /// [`Error::NotFound`]; [`Error::FailedPrecondition`] with `WRONG_STATE` when it asks nothing, with
+    /// `BLOCKED_BY_BREAKER` when it waits for its agent's breaker; those of any call.
     pub async fn unblock(
         &self,
         answer: impl Into<String>,
@@ -170,6 +148,62 @@ impl Cancel {
 }
 
 impl IntoFuture for Cancel {
+    type Output = Result<v1::Task, Error>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.send())
+    }
+}
+
+/// A change of a waiting task: await it to send it. Made by [`TaskHandle::update`].
+#[derive(Debug)]
+#[must_use = "a task is changed when this is awaited"]
+pub struct Update {
+    client: Client,
+    request: v1::UpdateTaskRequest,
+}
+
+impl Update {
+    /// 0 to 9, higher sooner.
+    pub fn priority(mut self, priority: u8) -> Self {
+        self.request.priority = Some(i32::from(priority));
+        self
+    }
+
+    /// Not to be started before this time, at most 366 days ahead; a time that is past means now.
+    pub fn run_at(mut self, at: SystemTime) -> Self {
+        self.request.run_at = Some(at.into());
+        self
+    }
+
+    /// Why, for the audit trail, at most 1 KiB.
+    pub fn reason(mut self, reason: impl Into<String>) -> Self {
+        self.request.reason = reason.into();
+        self
+    }
+
+    /// Names this call, as [`crate::Enqueue::request_id`].
+    pub fn request_id(mut self, id: impl Into<String>) -> Self {
+        self.request.request_id = id.into();
+        self
+    }
+
+    /// Changes the task and returns it as it is after the commit.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidArgument`] before anything is sent, for instance when nothing is to change; [`Error::NotFound`];
+    /// [`Error::FailedPrecondition`] with `WRONG_STATE` when it runs or has ended; those of any call.
+    pub async fn send(mut self) -> Result<v1::Task, Error> {
+        if self.request.request_id.is_empty() {
+            self.request.request_id = clock::request_id();
+        }
+        self.client.update(self.request).await
+    }
+}
+
+impl IntoFuture for Update {
     type Output = Result<v1::Task, Error>;
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 

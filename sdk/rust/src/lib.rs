@@ -64,7 +64,7 @@ pub mod v1 {
 pub use client::{ADDRESS_VARIABLE, Client, DEFAULT_ADDRESS};
 pub use enqueue::{Enqueue, NewTask};
 pub use error::{Error, Violation};
-pub use handle::{Cancel, ResultOf, TaskHandle, TaskPages, Wait};
+pub use handle::{Cancel, ResultOf, TaskHandle, TaskPages, Update, Wait};
 pub use tokio_util::sync::CancellationToken;
 pub use words::UnknownWord;
 pub use worker::{Context, TaskError, Worker, WorkerBuilder};

@@ -26,7 +26,7 @@ pub const MAX_ERROR_DETAIL_BYTES: usize = 16 << 10;
 pub const MAX_ERROR_CODE_BYTES: usize = 128;
 /// Longest progress note: 1 KiB.
 pub const MAX_NOTE_BYTES: usize = 1 << 10;
-/// Longest reason of a cancel or discard: 1 KiB.
+/// Longest reason of a cancel, change or discard: 1 KiB.
 pub const MAX_REASON_BYTES: usize = 1 << 10;
 /// Most labels: 64.
 pub const MAX_LABELS: usize = 64;
@@ -38,10 +38,14 @@ pub const MAX_LABEL_VALUE_BYTES: usize = 255;
 pub const MAX_KEY_BYTES: usize = 256;
 /// Most items in one call: 1,000.
 pub const MAX_ITEMS: usize = 1_000;
-/// Follow-ups of one completion.
+/// Most follow-ups of one completion: 100.
 pub const MAX_FOLLOW_UPS: usize = 100;
-/// Bytes of the answer to a blocked task.
+/// Largest follow-ups of one completion, together: what a message leaves beside the largest result, 2.9 MiB.
+pub const MAX_FOLLOW_UP_BYTES: usize = MAX_MESSAGE_BYTES - MAX_RESULT_BYTES - (64 << 10);
+/// Longest answer to a blocked task: 16 KiB.
 pub const MAX_ANSWER_BYTES: usize = 16 << 10;
+/// Longest name of who does something: 128 bytes.
+pub const MAX_ACTOR_BYTES: usize = 128;
 /// Most tasks one worker may hold: 10,000.
 pub const MAX_CAPACITY: u32 = 10_000;
 /// Furthest `run_at`: 366 days ahead.
@@ -53,11 +57,10 @@ pub(crate) fn new_task(task: &v1::NewTask, now: SystemTime) -> Result<(), Error>
     let mut found = Found::default();
     found.check(is_agent(&task.agent), "agent", "must match [a-z0-9][a-z0-9._-]{0,62}");
     found.check(is_task_type(&task.task_type), "task_type", "must be 1 to 128 bytes of printable text");
-    found.check(task.priority.is_none_or(|p| (0..=9).contains(&p)), "priority", "must be 0 to 9");
+    found.priority(task.priority);
     found.check(task.idempotency_key.len() <= MAX_KEY_BYTES, "idempotency_key", "must be at most 256 bytes");
     found.labels(&task.labels);
-    let ahead = task.run_at.and_then(|at| SystemTime::try_from(at).ok()?.duration_since(now).ok());
-    found.check(ahead.is_none_or(|ahead| ahead <= MAX_AHEAD), "run_at", "must be at most 366 days ahead");
+    found.run_at(task.run_at, now);
     found.end()
 }
 
@@ -78,12 +81,38 @@ pub(crate) fn batch(request: &v1::EnqueueTasksRequest, now: SystemTime) -> Resul
     Ok(())
 }
 
-/// So many follow-ups of one completion.
-pub(crate) fn follow_ups(count: usize) -> Result<(), Error> {
-    if count > MAX_FOLLOW_UPS {
-        return Err(Error::invalid("follow_ups", "send at most 100 with one completion"));
+/// Checks one more task to follow a completion, beside those that do already.
+pub(crate) fn follow_up(others: &[v1::NewTask], task: &v1::NewTask, now: SystemTime) -> Result<(), Error> {
+    new_task(task, now)?;
+    if others.len() >= MAX_FOLLOW_UPS {
+        return Err(Error::invalid(
+            "follow_ups",
+            "must be at most 100 of one completion; enqueue the others",
+        ));
+    }
+    let bytes = others.iter().chain([task]).map(|task| task.encoded_len() + 8).sum();
+    if bytes > MAX_FOLLOW_UP_BYTES {
+        return Err(Error::PayloadTooLarge { what: "follow-ups", bytes, limit: MAX_FOLLOW_UP_BYTES });
     }
     Ok(())
+}
+
+pub(crate) fn update(request: &v1::UpdateTaskRequest, now: SystemTime) -> Result<(), Error> {
+    reason(&request.reason)?;
+    request_id(&request.request_id)?;
+    let mut found = Found::default();
+    let changes = request.priority.is_some() || request.run_at.is_some();
+    found.check(changes, "priority", "or run_at must be set");
+    found.priority(request.priority);
+    found.run_at(request.run_at, now);
+    found.end()
+}
+
+pub(crate) fn unblock(request: &v1::UnblockTaskRequest) -> Result<(), Error> {
+    let mut found = Found::default();
+    found.check(request.answer.len() <= MAX_ANSWER_BYTES, "answer", "must be at most 16 KiB");
+    found.check(request.actor.len() <= MAX_ACTOR_BYTES, "actor", "must be at most 128 bytes");
+    found.end()
 }
 
 pub(crate) fn request_id(id: &str) -> Result<(), Error> {
@@ -128,6 +157,15 @@ impl Found {
         if !holds {
             self.0.push(Violation { field: field.to_owned(), description: description.to_owned() });
         }
+    }
+
+    fn priority(&mut self, priority: Option<i32>) {
+        self.check(priority.is_none_or(|p| (0..=9).contains(&p)), "priority", "must be 0 to 9");
+    }
+
+    fn run_at(&mut self, at: Option<prost_types::Timestamp>, now: SystemTime) {
+        let ahead = at.and_then(|at| SystemTime::try_from(at).ok()?.duration_since(now).ok());
+        self.check(ahead.is_none_or(|ahead| ahead <= MAX_AHEAD), "run_at", "must be at most 366 days ahead");
     }
 
     pub(crate) fn labels(&mut self, labels: &BTreeMap<String, String>) {
@@ -230,6 +268,37 @@ mod tests {
             panic!("must be refused")
         };
         assert_eq!(violations[0].field, "tasks[1].agent");
+    }
+
+    #[test]
+    fn follow_ups_fit_in_a_message_beside_the_largest_result() {
+        let now = clock::now();
+        assert!(follow_up(&vec![task(); 99], &task(), now).is_ok());
+        assert!(follow_up(&vec![task(); 100], &task(), now).is_err());
+        let large = v1::NewTask { payload: vec![0; MAX_PAYLOAD_BYTES].into(), ..task() };
+        let others = vec![large.clone(); 2];
+        assert!(follow_up(&others, &task(), now).is_ok());
+        let error = follow_up(&others, &large, now).unwrap_err();
+        assert!(matches!(error, Error::PayloadTooLarge { what: "follow-ups", .. }));
+    }
+
+    #[test]
+    fn a_change_must_change_something_within_its_range() {
+        let (now, nothing) = (clock::now(), v1::UpdateTaskRequest::default());
+        let error = update(&nothing, now).unwrap_err();
+        assert_eq!(error.to_string(), "priority or run_at must be set");
+        assert!(update(&v1::UpdateTaskRequest { priority: Some(9), ..nothing.clone() }, now).is_ok());
+        assert!(update(&v1::UpdateTaskRequest { priority: Some(10), ..nothing.clone() }, now).is_err());
+        assert!(update(&v1::UpdateTaskRequest { run_at: Some(now.into()), ..nothing.clone() }, now).is_ok());
+        let far = Some((now + 2 * MAX_AHEAD).into());
+        assert!(update(&v1::UpdateTaskRequest { run_at: far, ..nothing }, now).is_err());
+    }
+
+    #[test]
+    fn an_answer_is_bounded() {
+        let of = |bytes| v1::UnblockTaskRequest { answer: "a".repeat(bytes), ..Default::default() };
+        assert!(unblock(&of(0)).is_ok() && unblock(&of(MAX_ANSWER_BYTES)).is_ok());
+        assert!(unblock(&of(MAX_ANSWER_BYTES + 1)).is_err());
     }
 
     #[test]

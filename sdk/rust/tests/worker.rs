@@ -8,7 +8,9 @@ use std::time::Duration;
 use ledgerd_client::v1::outcome::Outcome;
 use ledgerd_client::v1::work_request::Frame as Said;
 use ledgerd_client::v1::work_response::Frame as Heard;
-use ledgerd_client::{CancellationToken, Client, Context, Error, TaskError, Worker, WorkerBuilder, v1};
+use ledgerd_client::{
+    CancellationToken, Client, Context, Error, NewTask, TaskError, Worker, WorkerBuilder, v1,
+};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -171,16 +173,10 @@ impl Session {
     }
 
     async fn assign(&self, id: &str, task_type: &str, payload: &'static str) {
-        let item = v1::Assignment {
-            task_id: id.into(),
-            fence: 1,
-            task_type: task_type.into(),
-            payload: payload.as_bytes().into(),
-            attempt: 1,
-            ack_timeout: Some(span(10_000)),
-            lease_duration: Some(span(60_000)),
-            ..Default::default()
-        };
+        self.assigns(assignment(id, task_type, payload)).await;
+    }
+
+    async fn assigns(&self, item: v1::Assignment) {
         self.hears(Heard::Assignments(v1::Assignments { items: vec![item] })).await;
     }
 
@@ -214,6 +210,19 @@ impl Session {
             stop_grace: Some(span(grace_ms)),
         };
         self.hears(Heard::Stop(v1::Stop { items: vec![item] })).await;
+    }
+}
+
+fn assignment(id: &str, task_type: &str, payload: &'static str) -> v1::Assignment {
+    v1::Assignment {
+        task_id: id.into(),
+        fence: 1,
+        task_type: task_type.into(),
+        payload: payload.as_bytes().into(),
+        attempt: 1,
+        ack_timeout: Some(span(10_000)),
+        lease_duration: Some(span(60_000)),
+        ..Default::default()
     }
 }
 
@@ -256,6 +265,87 @@ async fn wait(_: serde_json::Value, context: Context) -> Result<(), TaskError> {
 async fn stubborn(_: serde_json::Value, context: Context) -> Result<(), TaskError> {
     context.checkpoint("so far")?;
     std::future::pending().await
+}
+
+/// Tells what it was answered.
+async fn answered(
+    _: serde_json::Value,
+    context: Context,
+) -> Result<(Option<String>, Option<String>), TaskError> {
+    Ok((context.question().map(Into::into), context.answer().map(Into::into)))
+}
+
+/// Has two tasks follow it, and fails when it is told so.
+async fn followed(fails: bool, context: Context) -> Result<(), TaskError> {
+    context.follow_up(NewTask::new("b", "first", &1).key("k").priority(9))?;
+    context.follow_up(NewTask::from_bytes("c", "second", "x").delay(Duration::from_secs(60)))?;
+    if fails { Err(TaskError::fatal("told so")) } else { Ok(()) }
+}
+
+#[tokio::test]
+async fn an_answer_reaches_the_handler_with_its_question() {
+    let mut stage = Stage::set(|builder| builder.task("answered", answered)).await;
+    let (mut session, _) = stage.session().await;
+    let asked = |id, answer: &str| v1::Assignment {
+        question: "which branch?".into(),
+        answer: answer.into(),
+        ..assignment(id, "answered", "0")
+    };
+    for (item, told) in [
+        (asked("t1", "main"), r#"["which branch?","main"]"#),
+        (asked("t2", ""), r#"["which branch?",null]"#),
+        (assignment("t3", "answered", "0"), "[null,null]"),
+    ] {
+        session.assigns(item).await;
+        let outcome = session.outcome().await;
+        session.receipt(std::slice::from_ref(&outcome)).await;
+        let Some(Outcome::Complete(complete)) = outcome.outcome else { panic!("{outcome:?}") };
+        assert_eq!(complete.result, told);
+    }
+    stage.leave(&mut session).await;
+}
+
+#[tokio::test]
+async fn follow_ups_go_with_the_completion_over_any_number_of_streams() {
+    let mut stage = Stage::set(|builder| builder.task("followed", followed)).await;
+    let (mut session, _) = stage.session().await;
+    session.assign("t1", "followed", "false").await;
+    let first = session.outcome().await;
+    let Some(Outcome::Complete(complete)) = &first.outcome else { panic!("{first:?}") };
+    let tasks: Vec<_> = complete.follow_ups.iter().map(|task| (&*task.agent, &*task.task_type)).collect();
+    assert_eq!(tasks, [("b", "first"), ("c", "second")]);
+    assert_eq!((&*complete.follow_ups[0].idempotency_key, complete.follow_ups[0].priority), ("k", Some(9)));
+    assert!(complete.follow_ups[0].payload == "1" && complete.follow_ups[1].run_at.is_some());
+    drop(session);
+
+    let (mut session, _) = stage.session().await;
+    assert_eq!(session.outcome().await, first, "byte for byte: the ledger knows it by its digest");
+    session.receipt(&[first]).await;
+    stage.leave(&mut session).await;
+}
+
+#[tokio::test]
+async fn a_failure_has_no_follow_ups_and_a_completion_at_fault_is_one() {
+    let mut stage = Stage::set(|builder| builder.task("followed", followed)).await;
+    let (mut session, _) = stage.session().await;
+    session.assign("t1", "followed", "true").await;
+    let outcome = session.outcome().await;
+    session.receipt(std::slice::from_ref(&outcome)).await;
+    assert_eq!(failure(outcome).message, "told so");
+
+    session.assign("t2", "followed", "false").await;
+    let outcome = session.outcome().await;
+    let message = "complete.follow_ups[0].policy.max_retries: set it to 0 to 1,000";
+    let code = tonic::Code::InvalidArgument as i32;
+    let error = Some(v1::ItemError { code, message: message.into(), ..Default::default() });
+    let refused = v1::Receipt { error, ..receipt(outcome.lease, v1::ReceiptKind::Outcome) };
+    session.hears(Heard::Receipts(v1::Receipts { items: vec![refused] })).await;
+    let outcome = session.outcome().await;
+    session.receipt(std::slice::from_ref(&outcome)).await;
+    let error = failure(outcome);
+    assert_eq!((error.class(), error.code.as_str()), (v1::ErrorClass::Permanent, "BAD_COMPLETION"));
+    assert!(error.message.ends_with(message), "{}", error.message);
+    stage.leave(&mut session).await;
 }
 
 #[tokio::test]

@@ -125,28 +125,30 @@ impl Context {
         self.0.assignment.last_error.as_ref()
     }
 
-    /// What an earlier attempt asked when it blocked the task.
+    /// What an earlier attempt asked when it [blocked](crate::TaskError::block) the task.
     pub fn question(&self) -> Option<&str> {
         Some(self.0.assignment.question.as_str()).filter(|question| !question.is_empty())
     }
 
-    /// The answer to [`Context::question`]; none when nobody was asked, or the block ended by itself.
+    /// The answer to [`Context::question`]; none when nobody was asked, or the block ended by itself, at
+    /// its `until`.
     pub fn answer(&self) -> Option<&str> {
         Some(self.0.assignment.answer.as_str()).filter(|answer| !answer.is_empty())
     }
 
-    /// Has `task` enqueued in the transaction that records this task's completion; should it not complete, nothing comes
-    /// of it. A task whose idempotency key is known is not made anew.
+    /// Has `task` enqueued in the same transaction that records this task as DONE: both happen or neither does. Nothing
+    /// comes of it when the handler returns an error. A task whose idempotency key is known is not made anew; a delay
+    /// counts from now.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidArgument`] for a task that cannot be, and for the 101st.
+    /// [`Error::InvalidArgument`] for a task that cannot be and for the 101st, [`Error::PayloadTooLarge`] when they do
+    /// not fit in one message, [`Error::Codec`] for a payload that is no JSON. Those given before stay.
     pub fn follow_up(&self, task: NewTask) -> Result<(), Error> {
         let now = clock::now();
         let task = task.into_wire(now)?;
-        limits::new_task(&task, now)?;
         let mut follow_ups = self.0.follow_ups.lock().unwrap_or_else(PoisonError::into_inner);
-        limits::follow_ups(follow_ups.len() + 1)?;
+        limits::follow_up(&follow_ups, &task, now)?;
         follow_ups.push(task);
         Ok(())
     }

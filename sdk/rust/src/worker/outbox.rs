@@ -8,6 +8,7 @@ use std::time::Duration;
 use prost::Message as _;
 use tokio::time::Instant;
 
+use super::task_error::TaskError;
 use crate::{limits, v1};
 
 /// An ack or outcome without a receipt for so long is sent again. Far more than a commit takes, far less than a lease.
@@ -52,6 +53,8 @@ pub(crate) enum Settled {
     Unknown,
     /// The ledger could not say: the outcome stays.
     Again,
+    /// The ledger found the completion at fault and still holds the lease: a failure that says so takes its place.
+    Failed(v1::ItemError),
     /// It is over, with the ledger's refusal if it refused.
     Over(Option<v1::ItemError>),
 }
@@ -121,9 +124,19 @@ impl Outbox {
         if error.is_some_and(passes) {
             return Settled::Again;
         }
-        if let Some(entry) = self.entries.remove(lease) {
-            self.due.remove(entry.slot);
+        let Some(entry) = self.entries.get_mut(lease) else { return Settled::Unknown };
+        self.due.remove(entry.slot);
+        if let Some(refusal) = error
+            && let Some(failure) = instead(&entry.outcome, refusal)
+        {
+            entry.outcome.outcome = Some(failure);
+            entry.bytes = entry.outcome.encoded_len() + 8;
+            // Due since the completion was sent, so at once.
+            entry.slot =
+                self.due.push(entry.slot.0.checked_sub(RESEND).unwrap_or(entry.slot.0), lease.clone());
+            return Settled::Failed(refusal.clone());
         }
+        self.entries.remove(lease);
         Settled::Over(error.cloned())
     }
 
@@ -134,6 +147,17 @@ impl Outbox {
             entry.slot = self.due.push(now, lease.clone());
         }
     }
+}
+
+/// What to say in place of a completion that the ledger cannot take, for instance since a follow-up has a policy out of
+/// range: every attempt would end so, and the lease would only run out.
+fn instead(outcome: &v1::Outcome, refusal: &v1::ItemError) -> Option<v1::outcome::Outcome> {
+    let completes = matches!(outcome.outcome, Some(v1::outcome::Outcome::Complete(_)));
+    (completes && refusal.code == tonic::Code::InvalidArgument as i32).then(|| {
+        TaskError::fatal(format!("the ledger cannot take the completion: {}", refusal.message))
+            .code("BAD_COMPLETION")
+            .into_outcome(None)
+    })
 }
 
 /// Whether a refusal is about the moment, not about the item: UNAVAILABLE, or UNKNOWN for a commit of unclear fate.
@@ -194,6 +218,26 @@ mod tests {
         let lost = refusal(tonic::Code::FailedPrecondition);
         assert_eq!(outbox.receipt(&lease(1), Some(&lost)), Settled::Over(Some(lost)));
         assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn a_completion_at_fault_becomes_a_failure_once() {
+        let start = Instant::now();
+        let mut outbox = Outbox::default();
+        outbox.put(&lease(1), done(1), start);
+        outbox.take(start, LIMIT);
+        let refused = v1::ItemError {
+            message: "complete.follow_ups[0].policy.max_retries".into(),
+            ..refusal(tonic::Code::InvalidArgument)
+        };
+        assert_eq!(outbox.receipt(&lease(1), Some(&refused)), Settled::Failed(refused.clone()));
+        let taken = outbox.take(start, LIMIT);
+        let Some(v1::outcome::Outcome::Fail(fail)) = &taken[0].outcome else { panic!("{taken:?}") };
+        let error = fail.error.as_ref().unwrap();
+        assert_eq!((error.class(), error.code.as_str()), (v1::ErrorClass::Permanent, "BAD_COMPLETION"));
+        assert!(error.message.ends_with(&refused.message), "{}", error.message);
+        assert_eq!(outbox.receipt(&lease(1), Some(&refused)), Settled::Over(Some(refused)));
+        assert!(outbox.is_empty() && outbox.next_due().is_none());
     }
 
     #[test]

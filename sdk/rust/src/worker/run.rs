@@ -287,7 +287,9 @@ impl Loop {
             if self.book.ack_receipt(lease, error) == Ruling::Lost {
                 self.abort(lease, error.map_or("", |error| error.reason.as_str()));
             }
-        } else if let Settled::Over(Some(refusal)) = self.book.outcome_receipt(lease, error) {
+        } else if let Settled::Over(Some(refusal)) | Settled::Failed(refusal) =
+            self.book.outcome_receipt(lease, error)
+        {
             let v1::ItemError { reason, message, .. } = refusal;
             tracing::warn!(task_id = %lease.task_id, fence = lease.fence, reason, message, "outcome refused");
         }
