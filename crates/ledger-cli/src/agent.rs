@@ -7,10 +7,13 @@ use ledgerd_client::v1::{
 };
 
 use crate::Global;
+use crate::actor::Actor;
 use crate::breaker::{breaker_cell, describe_settings};
 use crate::connect::connect;
 use crate::failure::Failure;
-use crate::output::{Facts, Format, Rows, cell, instant, one_line, print, print_json, task_state};
+use crate::output::{
+    Facts, Format, Rows, cell, instant, one_line, print, print_json, task_state, with_reason,
+};
 use crate::policy::{self, PolicyArgs, Span};
 use crate::time::duration_to_wire;
 
@@ -35,10 +38,10 @@ pub struct Pause {
     /// Name of the agent
     #[arg(value_name = "AGENT")]
     agent: String,
-    /// Why, for those who find it paused
+    /// Why, for who finds it paused, at most 1 KiB
     #[arg(long)]
     reason: String,
-    /// It ends by itself after this time
+    /// It ends by itself after this time, 1 s to 366 days; else with `agent resume`
     #[arg(long = "for", value_name = "DUR")]
     duration: Option<Span>,
     #[command(flatten)]
@@ -51,19 +54,11 @@ pub struct Resume {
     /// Name of the agent
     #[arg(value_name = "AGENT")]
     agent: String,
-    /// Why, for the log
+    /// Why, for the audit trail
     #[arg(long, default_value = "")]
     reason: String,
     #[command(flatten)]
     actor: Actor,
-}
-
-/// Who does something.
-#[derive(Debug, Args)]
-pub(crate) struct Actor {
-    /// Who you are, for the audit trail
-    #[arg(long, value_name = "NAME", env = "USER", default_value = "unknown", hide_env_values = true)]
-    pub(crate) actor: String,
 }
 
 /// Names an agent.
@@ -153,7 +148,7 @@ impl AgentCommand {
                 let request = PauseAgentRequest {
                     agent: command.agent,
                     reason: command.reason,
-                    actor: command.actor.actor,
+                    actor: command.actor.name(),
                     duration: command.duration.map(|span| duration_to_wire(span.0)),
                 };
                 let response = connect(global).await?.admin().pause_agent(request).await?.into_inner();
@@ -163,7 +158,7 @@ impl AgentCommand {
                 }
             }
             Self::Resume(command) => {
-                let (agent, reason, actor) = (command.agent, command.reason, command.actor.actor);
+                let (agent, reason, actor) = (command.agent, command.reason, command.actor.name());
                 let request = ResumeAgentRequest { agent, reason, actor };
                 let response = connect(global).await?.admin().resume_agent(request).await?.into_inner();
                 match global.output {
@@ -234,11 +229,7 @@ fn rows(agents: &[Agent]) -> Rows {
     for agent in agents {
         let count = |state| cell(count_of(&agent.counts, state));
         rows.push([
-            cell(if agent.pause.is_some() {
-                format!("{} (paused)", agent.agent)
-            } else {
-                agent.agent.clone()
-            }),
+            cell(with_reason(&agent.agent, if agent.pause.is_some() { "paused" } else { "" })),
             count(TaskState::Queued),
             count(TaskState::Running),
             count(TaskState::Retry),
@@ -267,9 +258,11 @@ fn describe(agent: &Agent) -> String {
     facts.push("agent", &agent.agent);
     facts.push("tasks", show_counts(&agent.counts));
     if let Some(pause) = &agent.pause {
-        let until = pause.until.as_ref().map(|until| format!(", until {}", instant(Some(until))));
-        let until = until.unwrap_or_default();
-        facts.push("paused", format!("by {}: {}{until}", pause.actor, one_line(&pause.reason)));
+        facts.push("paused", one_line(&pause.reason));
+        facts.push("paused by", one_line(&pause.actor));
+        facts.push("paused since", instant(pause.time.as_ref()));
+        let until = pause.until.as_ref().map_or_else(|| "resumed".into(), |at| instant(Some(at)));
+        facts.push("paused until", until);
     }
     facts.push("workers", agent.sessions);
     facts.push("breaker", crate::breaker::state_name(agent.breaker_state));
@@ -297,6 +290,7 @@ fn describe(agent: &Agent) -> String {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use ledgerd_client::v1;
 
     use super::*;
 
@@ -326,6 +320,21 @@ mod tests {
     }
 
     #[test]
+    fn a_pause_is_seen() {
+        let pause = v1::Pause { actor: "ada@box".into(), reason: "repairs".into(), ..Default::default() };
+        let mut agent = Agent { agent: "claude".into(), pause: Some(pause), ..Agent::default() };
+        assert!(rows(std::slice::from_ref(&agent)).render().contains("\nclaude (paused)  0 "));
+        let text = describe(&agent);
+        for line in ["paused         repairs\n", "paused by      ada@box\n", "paused until   resumed\n"] {
+            assert!(text.contains(line), "{text}");
+        }
+        let until = prost_types::Timestamp { seconds: 1_767_225_600, nanos: 0 };
+        agent.pause.as_mut().expect("paused").until = Some(until);
+        let end = format!("paused until   {}\n", instant(Some(&until)));
+        assert!(describe(&agent).contains(&end), "{}", describe(&agent));
+    }
+
+    #[test]
     fn agents_read_as_rows() {
         let agent = Agent {
             agent: "claude".into(),
@@ -343,6 +352,7 @@ mod tests {
             "AGENT   QUEUED  RUNNING  RETRY  BLOCKED  WORKERS  BREAKER  BUDGET  SEEN\n\
              claude  12      0        0      3        2        OPEN     10.0\n"
         );
+        assert!(!describe(&agent).contains("paused"));
         assert!(describe(&agent).contains("tasks          QUEUED 12, BLOCKED 3\n"), "{}", describe(&agent));
     }
 }

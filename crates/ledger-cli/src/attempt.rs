@@ -177,7 +177,7 @@ impl Attempt {
             ("LEDGERD_PRIORITY", Some(self.priority.to_string())),
             ("LEDGERD_DEADLINE", self.deadline.clone()),
             ("LEDGERD_CHECKPOINT", checkpoint.map(|path| path.display().to_string())),
-            ("LEDGERD_QUESTION", given(&self.question)),
+            ("LEDGERD_QUESTION", given(&self.question).filter(|_| !self.answer.is_empty())),
             ("LEDGERD_ANSWER", given(&self.answer)),
             ("TRACEPARENT", given(&self.traceparent)),
             ("TRACESTATE", given(&self.tracestate)),

@@ -60,6 +60,16 @@ async fn the_program_gets_the_task_and_its_output_is_the_result() {
 }
 
 #[tokio::test]
+async fn an_answer_is_given_with_its_question() {
+    let script = plan("echo \"${LEDGERD_QUESTION-none}: ${LEDGERD_ANSWER-none}\"");
+    let asked = Attempt { question: "which branch?".into(), ..task() };
+    let answered = Attempt { answer: "main; $HOME".into(), ..asked.clone() };
+    assert_eq!(run(&script, answered).await.expect("done"), "which branch?: main; $HOME\n");
+    assert_eq!(run(&script, asked).await.expect("done"), "none: none\n", "nobody answered");
+    assert_eq!(run(&script, task()).await.expect("done"), "none: none\n");
+}
+
+#[tokio::test]
 async fn exit_codes_decide() {
     for (script, told) in [
         ("echo first >&2; echo 'no  quota' >&2; echo >&2; exit 75", "no  quota (TRANSIENT)"),

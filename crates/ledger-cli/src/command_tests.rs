@@ -121,7 +121,16 @@ async fn enqueue_and_wait_is_one_command() {
 #[tokio::test]
 async fn refusals_have_their_exit_codes() {
     let fake = Fake::start(|_, _| Err(Status::not_found("There is no task t9"))).await;
-    for line in ["task show t9 --data", "task history t9", "task cancel t9", "dlq show t9", "agent show a"] {
+    for line in [
+        "task show t9 --data",
+        "task history t9",
+        "task cancel t9",
+        "task unblock t9 --answer x",
+        "task update t9 --priority 1",
+        "dlq show t9",
+        "agent show a",
+        "agent resume a",
+    ] {
         assert_eq!(exit(run(line, &fake.global(Format::Table)).await), Some(Exit::NotFound), "{line}");
     }
 }
@@ -135,6 +144,10 @@ async fn every_listing_prints_in_both_forms() {
         "agent list",
         "agent show a",
         "agent configure a --max-waiting 3",
+        "agent pause a --reason repairs",
+        "agent resume a",
+        "task update t1 --priority 1",
+        "task unblock t1 --answer yes",
         "breaker list",
         "breaker show a",
         "breaker reset a",
@@ -149,6 +162,70 @@ async fn every_listing_prints_in_both_forms() {
             assert_eq!(run(line, &fake.global(format)).await, Ok(()), "{line}");
         }
     }
+}
+
+fn stored(_: &str, _: &[u8]) -> Result<Vec<u8>, Status> {
+    let task = Task { task_id: "t1".into(), state: TaskState::Queued.into(), ..Task::default() };
+    // The field of the task is the first one of both answers.
+    Ok(UpdateTaskResponse { task: Some(task) }.encode_to_vec())
+}
+
+#[tokio::test]
+async fn an_update_sends_what_was_given_and_nothing_else() {
+    let fake = Fake::start(stored).await;
+    let global = fake.global(Format::Table);
+    assert_eq!(run("task update t1 --priority 9 --reason hurry --request-id r", &global).await, Ok(()));
+    assert_eq!(run("task update t1 --delay 1h", &global).await, Ok(()));
+    assert_eq!(run("task update t1 --run-at 2026-01-31T09:00:00Z --priority 0", &global).await, Ok(()));
+    let requests = fake.requests::<UpdateTaskRequest>("UpdateTask");
+    let first = UpdateTaskRequest {
+        task_id: "t1".into(),
+        priority: Some(9),
+        run_at: None,
+        reason: "hurry".into(),
+        request_id: "r".into(),
+    };
+    assert_eq!(requests[0], first);
+    let ahead = requests[1].run_at.expect("a time").seconds - crate::time::now().as_second();
+    assert!((3_590..=3_600).contains(&ahead) && requests[1].priority.is_none(), "{ahead}");
+    assert_eq!(
+        (requests[2].priority, requests[2].run_at.map(|at| at.seconds)),
+        (Some(0), Some(1_769_850_000))
+    );
+}
+
+#[tokio::test]
+async fn an_answer_names_who_gave_it() {
+    let fake = Fake::start(stored).await;
+    let global = fake.global(Format::Table);
+    assert_eq!(run("task unblock t1 --answer yes --actor ada --request-id r", &global).await, Ok(()));
+    assert_eq!(run("task unblock t1 --answer=", &global).await, Ok(()));
+    let requests = fake.requests::<UnblockTaskRequest>("UnblockTask");
+    let of = |request: &UnblockTaskRequest| (request.answer.clone(), request.actor.clone());
+    assert_eq!(of(&requests[0]), ("yes".into(), "ada".into()));
+    assert_eq!((requests[0].task_id.as_str(), requests[0].request_id.as_str()), ("t1", "r"));
+    let (answer, actor) = of(&requests[1]);
+    assert!(answer.is_empty() && actor.ends_with(&format!("@{}", crate::actor::host())), "{actor}");
+}
+
+#[tokio::test]
+async fn an_agent_is_paused_and_resumed() {
+    let fake = Fake::start(|_, _| Ok(Vec::new())).await;
+    let global = fake.global(Format::Table);
+    assert_eq!(run("agent pause a --reason repairs --for 1h --actor ada", &global).await, Ok(()));
+    assert_eq!(run("agent pause a --reason repairs", &global).await, Ok(()));
+    assert_eq!(run("agent resume a --reason done --actor ada", &global).await, Ok(()));
+    let pauses = fake.requests::<PauseAgentRequest>("PauseAgent");
+    let first = PauseAgentRequest {
+        agent: "a".into(),
+        reason: "repairs".into(),
+        actor: "ada".into(),
+        duration: Some(prost_types::Duration { seconds: 3_600, nanos: 0 }),
+    };
+    assert_eq!(pauses[0], first);
+    assert!(pauses[1].duration.is_none() && pauses[1].actor.contains('@'));
+    let resumed = &fake.requests::<ResumeAgentRequest>("ResumeAgent")[0];
+    assert_eq!((&*resumed.agent, &*resumed.reason, &*resumed.actor), ("a", "done", "ada"));
 }
 
 fn file(text: &str) -> tempfile::NamedTempFile {

@@ -11,6 +11,7 @@ use ledgerd_client::{Context, Worker};
 use tokio::time::Instant;
 
 use crate::Global;
+use crate::actor::host;
 use crate::attempt::{Attempt, Codes, Plan, Signals, line};
 use crate::checkpoint::parse_name;
 use crate::connect::connect;
@@ -110,7 +111,7 @@ impl Exec {
 
     fn worker_id(&self) -> String {
         self.worker_id.clone().unwrap_or_else(|| {
-            let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+            let host = host();
             let agents = self.agent.join("+");
             // A list too long for a name is told by its first.
             let agents = if agents.len() > 64 { &self.agent[0] } else { &agents };

@@ -128,6 +128,19 @@ async fn tasks_are_runs_of_the_program() {
 }
 
 #[tokio::test]
+async fn the_answer_to_a_question_is_in_the_environment() {
+    let program = ["--agent", "claude", "--", "/bin/sh", "-c", "echo \"$LEDGERD_QUESTION $LEDGERD_ANSWER\""];
+    let found = tell(&program, async |mut session, _| {
+        let item = Assignment { question: "why?".into(), answer: "because".into(), ..assignment("t1", "{}") };
+        session.say(Out::Assignments(Assignments { items: vec![item] }));
+        outcomes(&mut session, 1).await
+    })
+    .await;
+    let Kind::Complete(done) = &found[0].1 else { panic!("{found:?}") };
+    assert_eq!(done.result, "why? because\n");
+}
+
+#[tokio::test]
 async fn a_stop_ends_the_program_and_is_answered() {
     let found = tell(&["--agent", "claude", "--", "/bin/sleep", "1000"], async |mut session, hello| {
         assert!(hello.task_types.is_empty(), "all types");

@@ -15,6 +15,7 @@
 //!
 //! It never prints through logging, never panics on what a server or a user says, and holds no state of its own.
 
+mod actor;
 mod agent;
 mod attempt;
 pub mod bench;
@@ -85,10 +86,10 @@ impl Global {
 /// The client commands.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Enqueue, look at, wait for and cancel tasks
+    /// Enqueue, look at, wait for, change, answer and cancel tasks
     #[command(subcommand)]
     Task(TaskCommand),
-    /// Look at agents and change their settings
+    /// Look at agents, change their settings, pause and resume them
     #[command(subcommand)]
     Agent(AgentCommand),
     /// Look at circuit breakers and reset them
@@ -175,6 +176,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_missing_is_named() {
+        for (line, named) in [
+            ("x task update t1", "--priority"),
+            ("x task update t1 --delay 1h --run-at 2h", "--run-at"),
+            ("x task unblock t1", "--answer"),
+            ("x agent pause a", "--reason"),
+        ] {
+            let error = Cli::try_parse_from(line.split(' ')).expect_err(line).to_string();
+            assert!(error.contains(named), "{line}: {error}");
+        }
+    }
+
+    #[test]
     fn every_command_of_the_manual_is_there() {
         for line in [
             "x task enqueue a t",
@@ -185,9 +199,17 @@ mod tests {
             "x task history t1",
             "x task wait t1 --timeout 10s",
             "x task cancel t1 --reason no",
+            "x task update t1 --priority 9 --reason hurry",
+            "x task update t1 --delay 1h --request-id r",
+            "x task update t1 --run-at -1m",
+            "x task unblock t1 --answer yes --actor ada",
+            "x task unblock t1 --answer -",
+            "x task unblock t1 --answer=",
             "x agent list",
             "x agent show a",
-            "x agent configure a --max-retries 3 --jitter full",
+            "x agent configure a --max-retries 3 --jitter full --hint-max 10m",
+            "x agent pause a --reason repairs --for 1h --actor ada",
+            "x agent resume a",
             "x breaker list",
             "x breaker show a",
             "x breaker reset a",

@@ -94,7 +94,7 @@ pub(crate) struct PolicyArgs {
     /// Losses after which the task fails as POISON
     #[arg(long, value_name = "N")]
     pub(crate) max_losses: Option<i32>,
-    /// Longest retry_after of a failure that is honoured
+    /// Longest retry_after of a failure that is honoured; a longer one is cut to it
     #[arg(long, value_name = "DUR")]
     pub(crate) hint_max: Option<Span>,
 }

@@ -1,12 +1,15 @@
-//! `ledgerd task`: look at tasks, wait for them, cancel them.
+//! `ledgerd task`: look at tasks, wait for them, change, answer and cancel them.
 
-use clap::{Args, Subcommand, ValueEnum};
+use std::io::Read;
+
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
+use ledgerd_client::limits::MAX_ANSWER_BYTES;
 use ledgerd_client::v1::{
     CancelTaskRequest, GetTaskHistoryRequest, GetTaskRequest, HistoryEvent, ListTasksRequest,
     ListTasksResponse, Task, TaskState, UnblockTaskRequest, UpdateTaskRequest,
 };
 
-use crate::agent::Actor;
+use crate::actor::Actor;
 use crate::connect::connect;
 use crate::enqueue::Enqueue;
 use crate::failure::Failure;
@@ -209,7 +212,7 @@ pub(crate) fn describe(task: &Task) -> String {
     facts.push("type", &task.task_type);
     facts.push("state", with_reason(task_state(task.state), &task.reason));
     facts.push("question", &task.question);
-    facts.push("answer", one_line(&task.answer));
+    facts.push("answer", &task.answer);
     facts.push("follows", &task.parent_task_id);
     facts.push("priority", task.priority);
     facts.push("labels", pairs(&task.labels));
@@ -230,6 +233,7 @@ pub(crate) fn describe(task: &Task) -> String {
     if task.loss_weight != f64::from(task.losses) {
         facts.push("losses that count", format!("{:.2}", task.loss_weight));
     }
+    facts.push("preemptions", positive(task.preemptions));
     facts.push("redrives", positive(task.redrives));
     facts.push("fence", task.fence);
     facts.push("version", task.version);
@@ -346,16 +350,19 @@ impl Cancel {
 
 /// `task update`.
 #[derive(Debug, Args)]
-#[group(id = "change", required = true, multiple = true, args = ["priority", "run_at"])]
+#[command(group(ArgGroup::new("change").required(true).multiple(true).args(["priority", "run_at", "delay"])))]
 pub struct Update {
     /// Id of the task
     id: String,
     /// 0 to 9, higher sooner
     #[arg(long, value_name = "0-9")]
     priority: Option<i32>,
-    /// Not before this time: 2026-01-31T09:00, or 1h for in an hour
-    #[arg(long, value_name = "TIME", value_parser = When::parse)]
+    /// Not before this time; one that is past: now
+    #[arg(long, value_name = "TIME", value_parser = When::parse, allow_hyphen_values = true)]
     run_at: Option<When>,
+    /// Not before this time has passed
+    #[arg(long, value_name = "DUR", conflicts_with = "run_at")]
+    delay: Option<Span>,
     /// Why, for the audit trail
     #[arg(long, default_value = "")]
     reason: String,
@@ -366,10 +373,12 @@ pub struct Update {
 
 impl Update {
     async fn run(self, global: &Global) -> Result<(), Failure> {
+        let delay =
+            self.delay.and_then(|span| jiff::SignedDuration::try_from(span.0).ok()).map(When::Distance);
         let request = UpdateTaskRequest {
             task_id: self.id,
             priority: self.priority,
-            run_at: self.run_at.map(|when| to_wire(when.resolve(now(), Direction::Ahead))),
+            run_at: self.run_at.or(delay).map(|when| to_wire(when.resolve(now(), Direction::Ahead))),
             reason: self.reason,
             request_id: self.request_id,
         };
@@ -391,7 +400,7 @@ impl Update {
 pub struct Unblock {
     /// Id of the task
     id: String,
-    /// What the next attempt is told; `-` reads standard input
+    /// What the next attempt is told, at most 16 KiB; - reads standard input, less its last line end
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     answer: String,
     #[command(flatten)]
@@ -403,15 +412,11 @@ pub struct Unblock {
 
 impl Unblock {
     async fn run(self, global: &Global) -> Result<(), Failure> {
-        let answer = match self.answer.as_str() {
-            "-" => std::io::read_to_string(std::io::stdin().lock())
-                .map_err(|error| Failure::usage(format!("standard input cannot be read: {error}")))?,
-            _ => self.answer,
-        };
+        let answer = read_answer(self.answer, std::io::stdin().lock())?;
         let request = UnblockTaskRequest {
             task_id: self.id,
             answer,
-            actor: self.actor.actor,
+            actor: self.actor.name(),
             request_id: self.request_id,
         };
         let response = connect(global).await?.tasks().unblock_task(request).await?.into_inner();
@@ -419,10 +424,31 @@ impl Unblock {
             Format::Json => print_json("UnblockTaskResponse", &response),
             Format::Table => {
                 let task = response.task.unwrap_or_default();
-                print(&format!("{} {}\n", task.task_id, task_state(task.state)))
+                print(&format!("{} {}\n", task.task_id, with_reason(task_state(task.state), &task.reason)))
             }
         }
     }
+}
+
+/// The answer as it is sent, checked before it travels.
+fn read_answer(given: String, input: impl Read) -> Result<String, Failure> {
+    let mut answer = given;
+    if answer == "-" {
+        answer.clear();
+        let most = MAX_ANSWER_BYTES as u64 + 2;
+        input.take(most + 1).read_to_string(&mut answer).map_err(|error| {
+            Failure::usage(format!("the answer cannot be read from standard input: {error}"))
+        })?;
+        if answer.ends_with('\n') {
+            answer.truncate(answer.len() - if answer.ends_with("\r\n") { 2 } else { 1 });
+        }
+    }
+    if answer.len() > MAX_ANSWER_BYTES {
+        return Err(Failure::usage(
+            "the answer has more than 16 KiB; put it where the worker can read it, and answer with the place",
+        ));
+    }
+    Ok(answer)
 }
 
 #[cfg(test)]
@@ -473,6 +499,48 @@ mod tests {
              payload     {\"a\":1}\n\
              result      <12 bytes>\n"
         );
+    }
+
+    #[test]
+    fn a_task_that_was_answered_reads_as_lines() {
+        let mut task = Task {
+            question: "which branch?".into(),
+            answer: "main\nnot dev".into(),
+            parent_task_id: "t1".into(),
+            losses: 2,
+            loss_weight: 0.5,
+            preemptions: 1,
+            ..Task::default()
+        };
+        let text = describe(&task);
+        for line in [
+            "question           which branch?\n",
+            "answer             main\n                   not dev\n",
+            "follows            t1\n",
+            "losses             2\nlosses that count  0.50\n",
+            "preemptions        1\n",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+        task.loss_weight = 2.0;
+        assert!(!describe(&task).contains("losses that count"), "nothing that the count does not say");
+    }
+
+    #[test]
+    fn an_answer_comes_as_text_or_from_standard_input() {
+        let read = |given: &str, input: &[u8]| read_answer(given.into(), input);
+        assert_eq!(read("yes", b"never read"), Ok("yes".into()));
+        assert_eq!(read("", b"never read"), Ok(String::new()));
+        assert_eq!(read("-", b"two\nlines\n"), Ok("two\nlines".into()));
+        assert_eq!(read("-", b"dos\r\n"), Ok("dos".into()));
+        let full = "x".repeat(MAX_ANSWER_BYTES);
+        assert_eq!(read("-", format!("{full}\r\n").as_bytes()), Ok(full.clone()));
+        for (given, input) in [(format!("{full}x"), String::new()), ("-".into(), format!("{full}xyz"))] {
+            let Err(Failure::Said(_, sentence)) = read(&given, input.as_bytes()) else { panic!("was taken") };
+            assert!(sentence.contains("more than 16 KiB; put it where"), "{sentence}");
+        }
+        let Err(Failure::Said(_, sentence)) = read("-", b"\xff") else { panic!("was taken") };
+        assert!(sentence.contains("standard input"), "{sentence}");
     }
 
     #[test]
