@@ -158,8 +158,8 @@ impl<'a> Batch<'a> {
         let effects = applied.effects;
         if effects.reserve > 0 {
             // Both were asked a moment ago, under the same `now`.
-            let _ =
-                retry_core::reserve_both(&mut agent.budget, &mut self.memory.budget, now, effects.reserve);
+            let paid = agent.pay(&mut self.memory.budget, self.now, effects.reserve);
+            debug_assert!(paid, "what was affordable is paid");
         }
         if effects.refund > 0 {
             agent.budget.refund(effects.refund);
