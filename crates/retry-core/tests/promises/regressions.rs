@@ -171,6 +171,86 @@ fn the_budget_is_asked_before_sleeping() {
     assert_eq!(failed, Err(expected));
 }
 
+#[cfg(feature = "sync")]
+#[test]
+fn the_budget_is_asked_before_parking() {
+    use retry_core::{Error, Reason, Retry};
+
+    let mut bucket = Bucket::full(Limits::default(), Duration::ZERO);
+    assert!(bucket.withdraw(Duration::ZERO, 10));
+    let hour = Config { base_delay: secs(3_600), max_delay: secs(3_600), ..Config::default() };
+    let (budget, policy) = (Mutex::new(bucket), hour.build().unwrap());
+    let failed = Retry::new(&policy).budget(&budget).run(|| Err::<(), _>("no"));
+    let expected =
+        Error::Exhausted { last: "no", attempts: 1, slept: Duration::ZERO, reason: Reason::Budget };
+    assert_eq!(failed, Err(expected));
+}
+
+#[cfg(feature = "sync")]
+#[test]
+fn callers_that_share_a_budget_never_retry_more_often_than_it_pays_for() {
+    use retry_core::Retry;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    let limits = BucketConfig { capacity: 100, deposit: 0.0, floor: 0.0 }.build().unwrap();
+    let (budget, attempts) = (Mutex::new(Bucket::full(limits, Duration::ZERO)), AtomicUsize::new(0));
+    let config = Config { base_delay: Duration::ZERO, max_retries: 1_000, ..Config::default() };
+    let policy = config.build().unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let failed = Retry::new(&policy).budget(&budget).run(|| {
+                    attempts.fetch_add(1, Ordering::Relaxed);
+                    Err::<(), _>("no")
+                });
+                assert!(failed.is_err());
+            });
+        }
+    });
+    assert_eq!(attempts.into_inner(), 8 + 100);
+}
+
+/// A lock that is held while somebody's call runs, or while a caller waits, makes all others wait with it.
+#[cfg(feature = "sync")]
+#[test]
+fn the_budget_is_not_locked_during_a_call() {
+    use retry_core::{Failure, Retry};
+
+    let budget = Mutex::new(Bucket::full(Limits::default(), Duration::ZERO));
+    let policy = Config { base_delay: Duration::ZERO, ..Config::default() }.build().unwrap();
+    let is_free = || assert!(budget.try_lock().is_ok(), "locked while other code runs");
+    let classify = |_: &&str| {
+        is_free();
+        Failure::new(ErrorClass::Transient)
+    };
+    let only_if = |_: &&str, _: &retry_core::Attempted| {
+        is_free();
+        true
+    };
+    let call = Retry::new(&policy).budget(&budget).classify(&classify).only_if(&only_if);
+    let failed = call.run(|| {
+        is_free();
+        Err::<(), _>("no")
+    });
+    assert_eq!(failed.unwrap_err().attempts(), 4);
+}
+
+#[cfg(feature = "async")]
+#[test]
+fn the_budget_is_not_locked_during_a_sleep() {
+    use retry_core::Retry;
+    use std::future::ready;
+
+    let (budget, policy) = (Mutex::new(Bucket::full(Limits::default(), Duration::ZERO)), Policy::default());
+    let is_free = || assert!(budget.try_lock().is_ok(), "locked while other code runs");
+    let sleep = |_| async { is_free() };
+    let failed = crate::support::block_on(Retry::new(&policy).budget(&budget).run_async(sleep, || {
+        is_free();
+        ready(Err::<(), _>("no"))
+    }));
+    assert_eq!(failed.unwrap_err().attempts(), 4);
+}
+
 #[test]
 fn bounded_deferral_is_the_caller_s_since_a_refusal_here_is_final_and_says_when_to_ask_again() {
     // A job that was deferred without end could never become terminal. Nothing here defers: a withdrawal answers at
