@@ -10,7 +10,8 @@
 //! [`KNOWN_LOOPS`] lists.
 //!
 //! Left out: the store and its transactions, sessions and room, payloads, wall-clock steps (`simulation` has those), how
-//! long anything takes, STALL (the arm of TIMEOUT), and more than one redrive.
+//! long anything takes, STALL (the arm of TIMEOUT), losses that weigh less than a whole one or are forgotten, and more than
+//! one redrive. Numbers and counterexamples: `docs/design/0005-models.md`.
 
 mod graph;
 mod life;
@@ -49,7 +50,7 @@ const WORKERS: Scope = Scope {
     deadline: true,
     queue_timeout: true,
     redrives: 1,
-    idle: 3,
+    idle: 2,
 };
 /// One worker; the breaker and the budget instead.
 const GATES: Scope = Scope { workers: 1, probes: true, budget: true, deadline: false, ..WORKERS };

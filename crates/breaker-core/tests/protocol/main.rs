@@ -11,6 +11,7 @@
 //!
 //! Left out: a clock that goes back, jitter and growing open periods, windows and ramps, orders by a person (they are
 //! transitions like any other), folding a batch of outcomes, and a store that loses what it has committed.
+//! Numbers and counterexamples: `docs/design/0005-models.md`.
 
 mod model;
 mod row;

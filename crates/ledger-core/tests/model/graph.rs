@@ -79,7 +79,7 @@ impl Graph {
             // A few beginnings for each label: any of them shows the cycle, hardly any a longer one than needed.
             let tries = tried.entry(label).or_default();
             *tries += 1;
-            if *tries > 200 {
+            if *tries > 20 {
                 continue;
             }
             if let Some(rest) = way(&out, *to, *from)

@@ -159,7 +159,11 @@ impl Life {
         for worker in self.workers() {
             let current = world.current().map(|claim| (claim.fence, claim.worker));
             if let Some((fence, _)) = current.filter(|(_, owner)| *owner == worker) {
-                steps.extend([Step::Ack(worker, fence), Step::Beat(worker, fence)]);
+                steps.push(Step::Ack(worker, fence));
+                // To take up again what was given up is an idle delivery, too, and the scope counts them.
+                if world.task.state == State::Running || world.task.idle_deliveries < self.scope.idle {
+                    steps.push(Step::Beat(worker, fence));
+                }
                 for said in Said::ALL {
                     steps.extend(tokens.iter().map(|affords| Step::Settle(worker, fence, said, *affords)));
                 }

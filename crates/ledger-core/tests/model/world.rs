@@ -31,7 +31,8 @@ pub(super) struct Claim {
 ///
 /// Two of them are the same when nothing that is decided later can tell them apart: times count only as what is left of
 /// them, and the counters that no decision reads (version, fence, delivery, attempt, preemptions) not at all. The workers
-/// are alike, so it does not matter which is which.
+/// are alike, so it does not matter which is which. Free releases and blocks are counts that decisions do read, but only
+/// after a hundred and a thousand: they are left out, and their ends are not reached here.
 #[derive(Clone)]
 pub(super) struct World {
     pub(super) task: Task,
