@@ -13,7 +13,7 @@ fn settings(open_ms: i64) -> v1::AgentSettings {
 }
 
 async fn breaker(client: &Client, agent: &str) -> v1::Breaker {
-    let request = v1::GetBreakerRequest { agent: agent.to_owned() };
+    let request = v1::GetBreakerRequest { agent: agent.to_owned(), ..v1::GetBreakerRequest::default() };
     client.admin().get_breaker(request).await.expect("there").into_inner().breaker.expect("set")
 }
 
@@ -120,7 +120,7 @@ async fn an_open_breaker_survives_a_kill() {
         (before.state(), before.epoch, before.open_until)
     );
     assert_eq!(get(&client, &id).await.state(), TaskState::Blocked);
-    let reset = v1::ResetBreakerRequest { agent: "a".into() };
+    let reset = v1::ResetBreakerRequest { agent: "a".into(), ..v1::ResetBreakerRequest::default() };
     let closed = client.admin().reset_breaker(reset).await.expect("reset").into_inner().breaker.expect("set");
     assert_eq!(closed.state(), BreakerState::Closed);
     let mut worker = Stream::open(&daemon, v1::Hello { incarnation: 2, ..hello("w", "a", 1) }).await;

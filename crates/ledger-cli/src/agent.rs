@@ -206,6 +206,7 @@ impl Configure {
             open_timeout: breaker.open_timeout.map(|span| duration_to_wire(span.0)),
             half_open_permits: breaker.half_open_permits,
             enabled: is_on(breaker.breaker),
+            ..BreakerSettings::default()
         };
         let budget = BudgetSettings {
             capacity: budget.budget_capacity,

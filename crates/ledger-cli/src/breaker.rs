@@ -45,7 +45,7 @@ impl BreakerCommand {
                 }
             }
             Self::Show(named) => {
-                let request = GetBreakerRequest { agent: named.agent };
+                let request = GetBreakerRequest { agent: named.agent, ..GetBreakerRequest::default() };
                 let response = client.admin().get_breaker(request).await?.into_inner();
                 match global.output {
                     Format::Json => print_json("GetBreakerResponse", &response),
@@ -53,7 +53,7 @@ impl BreakerCommand {
                 }
             }
             Self::Reset(named) => {
-                let request = ResetBreakerRequest { agent: named.agent };
+                let request = ResetBreakerRequest { agent: named.agent, ..ResetBreakerRequest::default() };
                 let response = client.admin().reset_breaker(request).await?.into_inner();
                 match global.output {
                     Format::Json => print_json("ResetBreakerResponse", &response),

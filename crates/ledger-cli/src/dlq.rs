@@ -149,7 +149,12 @@ impl Redrive {
         for (number, ids) in self.ids.chunks(CALL_IDS).enumerate() {
             let task_ids = ids.to_vec();
             let request_id = part_id(&self.request_id, number);
-            let request = RedriveDeadLettersRequest { task_ids, deadline, request_id };
+            let request = RedriveDeadLettersRequest {
+                task_ids,
+                deadline,
+                request_id,
+                ..RedriveDeadLettersRequest::default()
+            };
             merged.results.extend(client.admin().redrive_dead_letters(request).await?.into_inner().results);
         }
         match global.output {
@@ -169,6 +174,7 @@ impl Discard {
                 task_ids: ids.to_vec(),
                 reason: self.reason.clone(),
                 request_id: part_id(&self.request_id, number),
+                ..DiscardDeadLettersRequest::default()
             };
             merged.results.extend(client.admin().discard_dead_letters(request).await?.into_inner().results);
         }

@@ -141,6 +141,10 @@ pub struct Redrive {
     pub run_at: Option<Timestamp>,
     /// 0 to 9.
     pub priority: Option<u8>,
+    /// What never changes otherwise: another agent.
+    pub spec: Option<Arc<crate::task::Spec>>,
+    /// It got another payload.
+    pub payload: bool,
     /// Who and why.
     pub note: Arc<str>,
 }
@@ -287,6 +291,10 @@ pub enum Fact {
     Free,
     /// A new priority.
     Priority,
+    /// Another agent, by number.
+    Agent,
+    /// Another payload.
+    Payload,
     /// Ids of the follow-ups, with spaces between.
     FollowUps,
     /// The task that this one follows.
@@ -295,7 +303,7 @@ pub enum Fact {
 
 impl Fact {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Cause,
         Self::Late,
         Self::Uncounted,
@@ -309,6 +317,8 @@ impl Fact {
         Self::Weight,
         Self::Free,
         Self::Priority,
+        Self::Agent,
+        Self::Payload,
         Self::FollowUps,
         Self::Parent,
     ];
@@ -330,6 +340,8 @@ impl Fact {
             Self::Weight => "weight",
             Self::Free => "free",
             Self::Priority => "priority",
+            Self::Agent => "agent",
+            Self::Payload => "payload",
             Self::FollowUps => "follow_ups",
             Self::Parent => "parent",
         }
@@ -367,6 +379,10 @@ pub struct Effects {
     pub stop: Option<Stop>,
     /// The failure's class, for the agent's statistics.
     pub class: Option<Class>,
+    /// The other side wants to be asked again then at the earliest, on the steady clock.
+    pub hint: Option<Timestamp>,
+    /// How long the attempt ran.
+    pub took: Option<Duration>,
 }
 
 /// A transition that happened.
@@ -392,6 +408,8 @@ impl Applied {
                 settled: false,
                 stop: None,
                 class: None,
+                hint: None,
+                took: None,
             },
         }
     }

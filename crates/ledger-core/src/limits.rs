@@ -74,6 +74,10 @@ pub const ANSWER_BYTES: usize = 16 << 10;
 pub const FOLLOW_UPS: usize = 100;
 /// Longest name of who did something, in bytes.
 pub const ACTOR_BYTES: usize = 128;
+/// Most breakers of one agent that has one per task type; further types share the agent's own.
+pub const AGENT_BREAKERS: usize = 1_000;
+/// Dead letters that a count or a grouping looks at.
+pub const LETTERS_LOOKED_AT: usize = 100_000;
 /// How long an empty budget may defer a retry.
 pub const MAX_DEFER: Duration = Duration::from_secs(24 * 3_600);
 /// A probe passes when its worker has sent beats for so long since the ack.

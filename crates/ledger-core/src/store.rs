@@ -143,6 +143,38 @@ pub struct Pause {
     pub until: Option<Timestamp>,
 }
 
+/// Something that happened to an agent or its breaker: the audit trail of what is no task. Numbered by the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentEvent {
+    /// The agent.
+    pub agent: AgentId,
+    /// The type whose breaker it is; empty: the agent's own.
+    pub task_type: Arc<str>,
+    /// When.
+    pub at: Timestamp,
+    /// What.
+    pub kind: AgentEventKind,
+    /// Who, when a person did it.
+    pub actor: Arc<str>,
+    /// Why, in their words.
+    pub reason: Arc<str>,
+    /// When it ends by itself.
+    pub until: Option<Timestamp>,
+}
+
+/// What can happen to an agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AgentEventKind {
+    /// Its breaker moved.
+    Breaker(breaker_core::Transition),
+    /// It was paused.
+    Paused,
+    /// It was resumed, or its pause ended.
+    Resumed,
+    /// Its settings changed.
+    Configured,
+}
+
 /// A breaker as stored.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BreakerRow {
@@ -235,6 +267,15 @@ pub struct Changes {
     pub budgets: Vec<BudgetRow>,
     /// New or changed sessions.
     pub sessions: Vec<SessionRow>,
+    /// Tasks whose agent or payload a redrive changed: the agent before, and the payload when it is new. Their rows are
+    /// among `tasks`. Idempotency keys move with them.
+    pub respecified: Vec<(TaskId, AgentId, Option<Bytes>)>,
+    /// What happened to agents.
+    pub events: Vec<AgentEvent>,
+    /// Terminal tasks to remove with all that belongs to them.
+    pub removed: Vec<TaskId>,
+    /// Workers whose rows are to be removed.
+    pub gone_workers: Vec<Arc<str>>,
 }
 
 impl Changes {
@@ -255,6 +296,10 @@ impl Changes {
             && self.breakers.is_empty()
             && self.budgets.is_empty()
             && self.sessions.is_empty()
+            && self.respecified.is_empty()
+            && self.events.is_empty()
+            && self.removed.is_empty()
+            && self.gone_workers.is_empty()
     }
 }
 

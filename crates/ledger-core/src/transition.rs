@@ -278,8 +278,15 @@ impl Task {
         self.queued_at = at;
         self.wait_until(at);
         let mut applied = self.moves(EventKind::Redriven, State::Queued, Reason::Redriven, cx);
+        if let Some(spec) = redrive.spec.as_ref().filter(|spec| spec.agent != self.spec.agent) {
+            self.spec = Arc::clone(spec);
+            push_fact(&mut applied, Fact::Agent, &spec.agent.0.to_string());
+        }
         if redrive.priority.is_some() {
             push_fact(&mut applied, Fact::Priority, &self.priority.to_string());
+        }
+        if redrive.payload {
+            push_fact(&mut applied, Fact::Payload, "replaced");
         }
         let text = self.deadline.map_or_else(|| "none".to_owned(), |deadline| deadline.millis().to_string());
         push_fact(&mut applied, Fact::Deadline, &text);

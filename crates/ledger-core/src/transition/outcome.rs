@@ -24,6 +24,7 @@ impl Task {
             self.begin_attempt(cx);
         }
         let refund = self.take_tokens();
+        let took = self.lease.and_then(|lease| lease.acked_at).map(|acked| cx.now.at.since(acked));
         let worker = self.holder.as_ref().map(|holder| Arc::clone(&holder.worker));
         let kind = match outcome {
             Outcome::Complete => EventKind::Completed,
@@ -45,6 +46,7 @@ impl Task {
         };
         applied.effects.refund += refund;
         applied.effects.settled = true;
+        applied.effects.took = took;
         if let Some(record) = applied.record.as_mut() {
             record.worker = worker;
             record.digest = Some(cx.digest);
@@ -106,6 +108,7 @@ impl Task {
             failure = failure.with_hint(Hint::After(hint));
         }
         let decision = self.decide(&policy, failure, retries_made, cx);
+        let hint_max = policy.config().hint_max;
         self.attempt_ended();
         self.let_go();
         let mut applied = match decision {
@@ -140,6 +143,8 @@ impl Task {
         };
         applied.effects.sample = sample;
         applied.effects.class = Some(class);
+        applied.effects.hint =
+            hint.filter(|_| class != Class::Permanent).map(|hint| cx.now.at.after(hint.min(hint_max)));
         applied
     }
 

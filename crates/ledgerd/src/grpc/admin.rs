@@ -1,15 +1,18 @@
 //! AdminService: what operators call.
 
+mod breakers;
+mod events;
+mod letters;
+
 use super::convert::{self, At, Check, Page};
-use super::status::{Refused, status};
-use super::task::{PAGE_BYTES, small};
+use super::status::status;
+use super::task::small;
 use super::wire::{self, admin_service_server::AdminService};
 use crate::ledger::Handle;
 use crate::ledger::command::{AgentView, LedgerError};
 use crate::process;
 use ledger_core::{AgentId, State};
 use prost::Message;
-use std::collections::HashMap;
 use std::mem::take;
 use tonic::{Request, Response, Status};
 
@@ -44,89 +47,8 @@ impl Admin {
         Ok(page.cut(self.handle.agents().await?, |agent| &agent.name))
     }
 
-    async fn dead_letters(
-        &self,
-        mut said: wire::ListDeadLettersRequest,
-    ) -> Result<wire::ListDeadLettersResponse, LedgerError> {
-        let mut check = Check::default();
-        let (size, token) = (take(&mut said.page_size), take(&mut said.page_token));
-        let page = Page::read(&mut check, (size, 50), &token, &said, "dead letters");
-        let agent = said.agent.clone();
-        let mut filter = convert::dead_letter_filter(&mut check, said);
-        check.done(())?;
-        let before = page.before()?;
-        if !agent.is_empty() {
-            filter.agent = self.handle.agent_id(&agent);
-            if filter.agent.is_none() {
-                return Ok(wire::ListDeadLettersResponse::default());
-            }
-        }
-        let found = self
-            .handle
-            .reader()
-            .dead_letters(&filter, before, page.limit)
-            .await
-            .map_err(LedgerError::Store)?;
-        let (mut dead_letters, mut bytes, mut next) =
-            (Vec::with_capacity(found.items.len()), 0, found.before);
-        let mut last = before;
-        let mut names = HashMap::new();
-        for letter in found.items {
-            let id = letter.task.0;
-            let agent = names.entry(letter.agent).or_insert_with(|| self.name(letter.agent)).clone();
-            let letter = convert::dead_letter(letter, agent);
-            bytes += letter.encoded_len();
-            if bytes > PAGE_BYTES && !dead_letters.is_empty() {
-                next = last;
-                break;
-            }
-            last = Some(id);
-            dead_letters.push(letter);
-        }
-        Ok(wire::ListDeadLettersResponse { dead_letters, next_page_token: page.token_before(next) })
-    }
-
-    fn name(&self, agent: AgentId) -> String {
+    pub(super) fn name(&self, agent: AgentId) -> String {
         self.handle.agent_name(agent).map(|name| name.as_ref().to_owned()).unwrap_or_default()
-    }
-
-    async fn dead_letter(&self, text: &str) -> Result<wire::DeadLetter, Status> {
-        let id = convert::task_id(text).map_err(|error| status(&error))?;
-        let store = |error| status(&LedgerError::Store(error));
-        if let Some(letter) = self.handle.reader().dead_letter(id).await.map_err(store)? {
-            let agent = self.name(letter.agent);
-            return Ok(convert::dead_letter(letter, agent));
-        }
-        match self.handle.reader().task(id, false).await.map_err(store)? {
-            Some(_) => Err(Refused::NoDeadLetter(id).into()),
-            None => Err(status(&LedgerError::UnknownTask(id))),
-        }
-    }
-
-    async fn redrive(
-        &self,
-        mut said: wire::RedriveDeadLettersRequest,
-    ) -> Result<wire::RedriveDeadLettersResponse, LedgerError> {
-        let mut check = Check::default();
-        let key = convert::request_key(&mut check, take(&mut said.request_id), &said);
-        let tasks = convert::task_ids(&mut check, &said.task_ids);
-        let deadline = check.time(At::Root, "deadline", said.deadline);
-        check.done(())?;
-        let results = self.handle.redrive(tasks, deadline, key).await?;
-        Ok(wire::RedriveDeadLettersResponse { results: convert::dead_letter_results(said.task_ids, results) })
-    }
-
-    async fn discard(
-        &self,
-        mut said: wire::DiscardDeadLettersRequest,
-    ) -> Result<wire::DiscardDeadLettersResponse, LedgerError> {
-        let mut check = Check::default();
-        let key = convert::request_key(&mut check, take(&mut said.request_id), &said);
-        let tasks = convert::task_ids(&mut check, &said.task_ids);
-        let note = convert::note(&mut check, "reason", said.reason);
-        check.done(())?;
-        let results = self.handle.discard(tasks, note, key).await?;
-        Ok(wire::DiscardDeadLettersResponse { results: convert::dead_letter_results(said.task_ids, results) })
     }
 
     async fn pause(&self, said: wire::PauseAgentRequest) -> Result<wire::PauseAgentResponse, LedgerError> {
@@ -187,6 +109,7 @@ impl Admin {
             store_bytes,
             cpu_time: Some(convert::span(process::cpu_time())),
             written_bytes: process::written_bytes(),
+            ..wire::GetStatsResponse::default()
         })
     }
 }
@@ -273,6 +196,34 @@ impl AdminService for Admin {
         self.handle.reset_breaker(name.as_str().into()).await.map_err(|error| status(&error))?;
         let view = self.view(name).await.map_err(|error| status(&error))?;
         Ok(small(wire::ResetBreakerResponse { breaker: Some(convert::breaker(&view)) }))
+    }
+
+    async fn trip_breaker(
+        &self,
+        request: Request<wire::TripBreakerRequest>,
+    ) -> Result<Response<wire::TripBreakerResponse>, Status> {
+        self.trip(request.into_inner()).await.map(small).map_err(|error| status(&error))
+    }
+
+    async fn force_breaker(
+        &self,
+        request: Request<wire::ForceBreakerRequest>,
+    ) -> Result<Response<wire::ForceBreakerResponse>, Status> {
+        self.force(request.into_inner()).await.map(small).map_err(|error| status(&error))
+    }
+
+    async fn list_agent_events(
+        &self,
+        request: Request<wire::ListAgentEventsRequest>,
+    ) -> Result<Response<wire::ListAgentEventsResponse>, Status> {
+        self.events(request.into_inner()).await.map(Response::new).map_err(|error| status(&error))
+    }
+
+    async fn group_dead_letters(
+        &self,
+        request: Request<wire::GroupDeadLettersRequest>,
+    ) -> Result<Response<wire::GroupDeadLettersResponse>, Status> {
+        self.group(request.into_inner()).await.map(Response::new).map_err(|error| status(&error))
     }
 
     async fn list_dead_letters(

@@ -1,5 +1,7 @@
 //! TaskService: what producers call.
 
+mod explain;
+
 use super::convert::{self, At, Check, Page};
 use super::status::status;
 use super::wire::{self, task_service_server::TaskService};
@@ -274,6 +276,16 @@ impl TaskService for Tasks {
         request: Request<wire::UnblockTaskRequest>,
     ) -> Result<Response<wire::UnblockTaskResponse>, Status> {
         self.unblock(request.into_inner()).await.map(small).map_err(|error| status(&error))
+    }
+
+    async fn explain_task(
+        &self,
+        request: Request<wire::ExplainTaskRequest>,
+    ) -> Result<Response<wire::ExplainTaskResponse>, Status> {
+        explain::explain(&self.handle, request.into_inner())
+            .await
+            .map(Response::new)
+            .map_err(|error| status(&error))
     }
 
     async fn cancel_task(

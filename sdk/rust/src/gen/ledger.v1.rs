@@ -514,6 +514,51 @@ pub struct UnblockTaskResponse {
     #[prost(message, optional, tag = "1")]
     pub task: ::core::option::Option<Task>,
 }
+/// Gate is one thing that keeps a task from running.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Gate {
+    /// Which.
+    #[prost(enumeration = "GateKind", tag = "1")]
+    pub kind: i32,
+    /// One sentence with the numbers.
+    #[prost(string, tag = "2")]
+    pub detail: ::prost::alloc::string::String,
+    /// When it opens by itself, where that is known.
+    #[prost(message, optional, tag = "3")]
+    pub until: ::core::option::Option<::prost_types::Timestamp>,
+    /// The number that counts, where there is one: tokens there, tasks running, tasks ahead.
+    #[prost(double, tag = "4")]
+    pub current: f64,
+    /// What it is measured against: tokens needed, room in all.
+    #[prost(double, tag = "5")]
+    pub limit: f64,
+}
+/// ExplainTaskRequest names a task.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExplainTaskRequest {
+    /// Its id.
+    #[prost(string, tag = "1")]
+    pub task_id: ::prost::alloc::string::String,
+}
+/// ExplainTaskResponse says why a task is where it is.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExplainTaskResponse {
+    /// The task.
+    #[prost(string, tag = "1")]
+    pub task_id: ::prost::alloc::string::String,
+    /// Where it is.
+    #[prost(enumeration = "TaskState", tag = "2")]
+    pub state: i32,
+    /// Finer meaning of that.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+    /// One sentence: it runs, it has ended, what it waits for, or that nothing stands in its way.
+    #[prost(string, tag = "4")]
+    pub summary: ::prost::alloc::string::String,
+    /// What keeps it from running, first gate first; empty when it runs, has ended, or is about to be handed out.
+    #[prost(message, repeated, tag = "5")]
+    pub gates: ::prost::alloc::vec::Vec<Gate>,
+}
 /// TaskState is where a task is in its life. Finer meaning is in Task.reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -768,6 +813,75 @@ impl BatchMode {
             "BATCH_MODE_UNSPECIFIED" => Some(Self::Unspecified),
             "BATCH_MODE_PER_ITEM" => Some(Self::PerItem),
             "BATCH_MODE_ATOMIC" => Some(Self::Atomic),
+            _ => None,
+        }
+    }
+}
+/// GateKind is what a task must pass before it runs, in the order in which gates are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum GateKind {
+    /// Never sent.
+    Unspecified = 0,
+    /// Its worker blocked it with a question.
+    Blocked = 1,
+    /// Its run_at lies ahead: a back-off, or a time that a user named.
+    NotDue = 2,
+    /// Its retry waits for a budget token.
+    Budget = 3,
+    /// Its agent is paused.
+    Paused = 4,
+    /// Its agent's breaker is open, forced open, or has all its probes in flight.
+    Breaker = 5,
+    /// The breaker closed a short while ago and lets only part of the usual number run.
+    Ramp = 6,
+    /// No worker of its agent is connected.
+    NoWorker = 7,
+    /// No connected worker of its agent takes its type.
+    TypeNotServed = 8,
+    /// Every worker that takes it is full, or reads too slowly.
+    NoRoom = 9,
+    /// Others come first.
+    Behind = 10,
+    /// The daemon is shutting down and hands out nothing.
+    Draining = 11,
+}
+impl GateKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "GATE_KIND_UNSPECIFIED",
+            Self::Blocked => "GATE_KIND_BLOCKED",
+            Self::NotDue => "GATE_KIND_NOT_DUE",
+            Self::Budget => "GATE_KIND_BUDGET",
+            Self::Paused => "GATE_KIND_PAUSED",
+            Self::Breaker => "GATE_KIND_BREAKER",
+            Self::Ramp => "GATE_KIND_RAMP",
+            Self::NoWorker => "GATE_KIND_NO_WORKER",
+            Self::TypeNotServed => "GATE_KIND_TYPE_NOT_SERVED",
+            Self::NoRoom => "GATE_KIND_NO_ROOM",
+            Self::Behind => "GATE_KIND_BEHIND",
+            Self::Draining => "GATE_KIND_DRAINING",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "GATE_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "GATE_KIND_BLOCKED" => Some(Self::Blocked),
+            "GATE_KIND_NOT_DUE" => Some(Self::NotDue),
+            "GATE_KIND_BUDGET" => Some(Self::Budget),
+            "GATE_KIND_PAUSED" => Some(Self::Paused),
+            "GATE_KIND_BREAKER" => Some(Self::Breaker),
+            "GATE_KIND_RAMP" => Some(Self::Ramp),
+            "GATE_KIND_NO_WORKER" => Some(Self::NoWorker),
+            "GATE_KIND_TYPE_NOT_SERVED" => Some(Self::TypeNotServed),
+            "GATE_KIND_NO_ROOM" => Some(Self::NoRoom),
+            "GATE_KIND_BEHIND" => Some(Self::Behind),
+            "GATE_KIND_DRAINING" => Some(Self::Draining),
             _ => None,
         }
     }
@@ -1091,10 +1205,35 @@ pub mod task_service_client {
                 .insert(GrpcMethod::new("ledger.v1.TaskService", "UnblockTask"));
             self.inner.unary(req, path, codec).await
         }
+        /// ExplainTask says why a task is not running: every gate that is shut, in the order in which they are passed.
+        pub async fn explain_task(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExplainTaskRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ExplainTaskResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ledger.v1.TaskService/ExplainTask",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ledger.v1.TaskService", "ExplainTask"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// BreakerSettings of an agent. Absent fields: the default, or unchanged.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct BreakerSettings {
     /// Failures in a row that open it, 1 to 8,000.
     #[prost(uint32, optional, tag = "1")]
@@ -1111,7 +1250,82 @@ pub struct BreakerSettings {
     /// False: the agent has no breaker.
     #[prost(bool, optional, tag = "5")]
     pub enabled: ::core::option::Option<bool>,
+    /// True: one breaker per task type instead of one per agent.
+    #[prost(bool, optional, tag = "6")]
+    pub per_task_type: ::core::option::Option<bool>,
+    /// Factor by which each failed half-open period lengthens the next open one, 1 to 10. Default 1.
+    #[prost(double, optional, tag = "7")]
+    pub open_multiplier: ::core::option::Option<f64>,
+    /// Longest open period, open_timeout to 24 h. Default 10 min.
+    #[prost(message, optional, tag = "8")]
+    pub open_max: ::core::option::Option<::prost_types::Duration>,
+    /// An open period is longer by up to this share of it, 0 to 1. Default 0.1.
+    #[prost(double, optional, tag = "9")]
+    pub open_jitter: ::core::option::Option<f64>,
+    /// Half-open without a verdict for so long opens again, 1 s to 24 h; 0: never. Default never.
+    #[prost(message, optional, tag = "10")]
+    pub half_open_max: ::core::option::Option<::prost_types::Duration>,
+    /// Share of failures in the window that opens it, above 0 to 1. Default 0.5.
+    #[prost(double, optional, tag = "14")]
+    pub failure_rate: ::core::option::Option<f64>,
+    /// An attempt of this length or longer is slow; 0: none is. Needs a window. Default 0.
+    #[prost(message, optional, tag = "15")]
+    pub slow_after: ::core::option::Option<::prost_types::Duration>,
+    /// Share of slow attempts in the window that opens it, above 0 to 1. Default 1.
+    #[prost(double, optional, tag = "16")]
+    pub slow_rate: ::core::option::Option<f64>,
+    /// After closing, the number of running tasks grows to the usual over this time, 0 to 10 min; 0: at once. Default 10 s.
+    #[prost(message, optional, tag = "17")]
+    pub ramp_for: ::core::option::Option<::prost_types::Duration>,
+    /// Share of the usual number with which that begins, above 0 to 1. Default 0.1.
+    #[prost(double, optional, tag = "18")]
+    pub ramp_start: ::core::option::Option<f64>,
+    /// True: a failure with retry_after opens the breaker until then. Default false.
+    #[prost(bool, optional, tag = "19")]
+    pub hint_opens: ::core::option::Option<bool>,
+    /// Which calls the rates are judged over. Default none: only failures in a row open it.
+    #[prost(oneof = "breaker_settings::Window", tags = "11, 12, 13")]
+    pub window: ::core::option::Option<breaker_settings::Window>,
 }
+/// Nested message and enum types in `BreakerSettings`.
+pub mod breaker_settings {
+    /// Which calls the rates are judged over. Default none: only failures in a row open it.
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Window {
+        /// The last so many.
+        #[prost(message, tag = "11")]
+        CountWindow(super::CountWindow),
+        /// Those of the last so long.
+        #[prost(message, tag = "12")]
+        TimeWindow(super::TimeWindow),
+        /// None: rates are not judged.
+        #[prost(message, tag = "13")]
+        NoWindow(super::NoWindow),
+    }
+}
+/// CountWindow is the last so many calls.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CountWindow {
+    /// How many, 8 to 1,024.
+    #[prost(uint32, tag = "1")]
+    pub size: u32,
+    /// Nothing is judged before there are so many, 1 to size.
+    #[prost(uint32, tag = "2")]
+    pub min_calls: u32,
+}
+/// TimeWindow is the calls of the last ten buckets.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TimeWindow {
+    /// Length of one bucket, 10 ms to 60 s.
+    #[prost(message, optional, tag = "1")]
+    pub bucket: ::core::option::Option<::prost_types::Duration>,
+    /// Nothing is judged before there are so many, at least 1.
+    #[prost(uint32, tag = "2")]
+    pub min_calls: u32,
+}
+/// NoWindow takes a window away.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NoWindow {}
 /// BudgetSettings of an agent's retry budget. Absent fields: the default, or unchanged.
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct BudgetSettings {
@@ -1231,6 +1445,70 @@ pub struct ResumeAgentResponse {
     #[prost(message, optional, tag = "1")]
     pub agent: ::core::option::Option<Agent>,
 }
+/// AgentEvent is something that happened to an agent, written in the transaction that made it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AgentEvent {
+    /// Rises with each event.
+    #[prost(uint64, tag = "1")]
+    pub seq: u64,
+    /// When.
+    #[prost(message, optional, tag = "2")]
+    pub time: ::core::option::Option<::prost_types::Timestamp>,
+    /// The agent.
+    #[prost(string, tag = "3")]
+    pub agent: ::prost::alloc::string::String,
+    /// The task type, when it is about the breaker of one.
+    #[prost(string, tag = "4")]
+    pub task_type: ::prost::alloc::string::String,
+    /// What, UPPER_SNAKE: BREAKER, PAUSED, RESUMED, CONFIGURED.
+    #[prost(string, tag = "5")]
+    pub event: ::prost::alloc::string::String,
+    /// State of the breaker before.
+    #[prost(enumeration = "BreakerState", tag = "6")]
+    pub from: i32,
+    /// State of the breaker after.
+    #[prost(enumeration = "BreakerState", tag = "7")]
+    pub to: i32,
+    /// Why the breaker moved, UPPER_SNAKE: FAILURE_RUN, FAILURE_RATE, SLOW_RATE, SERVER_HINT, OPEN_ELAPSED, PROBE_FAILED,
+    /// PROBES_SUCCEEDED, INCONCLUSIVE, TRIPPED, ORDERED, AUTO, EXPIRED, RESET.
+    #[prost(string, tag = "8")]
+    pub cause: ::prost::alloc::string::String,
+    /// Epoch of the breaker after.
+    #[prost(uint64, tag = "9")]
+    pub epoch: u64,
+    /// Who, when a person did it.
+    #[prost(string, tag = "10")]
+    pub actor: ::prost::alloc::string::String,
+    /// Why, in their words; for CONFIGURED what was set.
+    #[prost(string, tag = "11")]
+    pub reason: ::prost::alloc::string::String,
+    /// When it ends by itself, where it does.
+    #[prost(message, optional, tag = "12")]
+    pub until: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// ListAgentEventsRequest filters events.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListAgentEventsRequest {
+    /// Only of this agent; empty: of all.
+    #[prost(string, tag = "1")]
+    pub agent: ::prost::alloc::string::String,
+    /// At most this many, 1 to 1,000; 0: 50.
+    #[prost(int32, tag = "2")]
+    pub page_size: i32,
+    /// From the previous page.
+    #[prost(string, tag = "3")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// ListAgentEventsResponse is one page.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListAgentEventsResponse {
+    /// Newest first.
+    #[prost(message, repeated, tag = "1")]
+    pub events: ::prost::alloc::vec::Vec<AgentEvent>,
+    /// For the next page; empty: that was all.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
 /// StateCount is a number of tasks.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StateCount {
@@ -1293,7 +1571,7 @@ pub struct ConfigureAgentResponse {
     pub agent: ::core::option::Option<Agent>,
 }
 /// Breaker is the circuit breaker of an agent.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Breaker {
     /// Whose.
     #[prost(string, tag = "1")]
@@ -1325,6 +1603,46 @@ pub struct Breaker {
     /// Effective settings.
     #[prost(message, optional, tag = "10")]
     pub settings: ::core::option::Option<BreakerSettings>,
+    /// The task type it is for, where breakers are per task type; empty: all types of the agent.
+    #[prost(string, tag = "11")]
+    pub task_type: ::prost::alloc::string::String,
+    /// Time until the next task may run; absent when one may now, or when nobody can know.
+    #[prost(message, optional, tag = "12")]
+    pub retry_after: ::core::option::Option<::prost_types::Duration>,
+    /// Who forced it, why and until when, while it is forced.
+    #[prost(message, optional, tag = "13")]
+    pub order: ::core::option::Option<BreakerOrder>,
+    /// When a half-open period without a verdict ends.
+    #[prost(message, optional, tag = "14")]
+    pub half_open_until: ::core::option::Option<::prost_types::Timestamp>,
+    /// When the ramp after closing ends; tasks run at reduced number until then.
+    #[prost(message, optional, tag = "15")]
+    pub ramp_until: ::core::option::Option<::prost_types::Timestamp>,
+    /// Share of the usual number that may run now, 0 to 1.
+    #[prost(double, tag = "16")]
+    pub ramp_share: f64,
+    /// Calls in the window, where there is one.
+    #[prost(uint32, tag = "17")]
+    pub window_calls: u32,
+    /// Failures among them.
+    #[prost(uint32, tag = "18")]
+    pub window_failures: u32,
+    /// Slow ones among them.
+    #[prost(uint32, tag = "19")]
+    pub window_slow: u32,
+}
+/// BreakerOrder is what an operator told a breaker.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BreakerOrder {
+    /// Who.
+    #[prost(string, tag = "1")]
+    pub actor: ::prost::alloc::string::String,
+    /// Why.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    /// When it ends by itself; absent: when it is reset or told otherwise.
+    #[prost(message, optional, tag = "3")]
+    pub until: ::core::option::Option<::prost_types::Timestamp>,
 }
 /// ListBreakersRequest asks for all breakers.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1346,15 +1664,18 @@ pub struct ListBreakersResponse {
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
 }
-/// GetBreakerRequest names an agent.
+/// GetBreakerRequest names a breaker.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetBreakerRequest {
     /// The agent.
     #[prost(string, tag = "1")]
     pub agent: ::prost::alloc::string::String,
+    /// The task type, where the agent has breakers per task type.
+    #[prost(string, tag = "2")]
+    pub task_type: ::prost::alloc::string::String,
 }
 /// GetBreakerResponse is its breaker.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GetBreakerResponse {
     /// The breaker.
     #[prost(message, optional, tag = "1")]
@@ -1366,10 +1687,74 @@ pub struct ResetBreakerRequest {
     /// The agent.
     #[prost(string, tag = "1")]
     pub agent: ::prost::alloc::string::String,
+    /// The task type, where the agent has breakers per task type; empty: all of the agent's.
+    #[prost(string, tag = "2")]
+    pub task_type: ::prost::alloc::string::String,
+    /// Who, at most 128 bytes.
+    #[prost(string, tag = "3")]
+    pub actor: ::prost::alloc::string::String,
+    /// Why, at most 1 KiB.
+    #[prost(string, tag = "4")]
+    pub reason: ::prost::alloc::string::String,
 }
 /// ResetBreakerResponse is the breaker after the commit.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ResetBreakerResponse {
+    /// The breaker.
+    #[prost(message, optional, tag = "1")]
+    pub breaker: ::core::option::Option<Breaker>,
+}
+/// TripBreakerRequest opens a breaker.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TripBreakerRequest {
+    /// The agent.
+    #[prost(string, tag = "1")]
+    pub agent: ::prost::alloc::string::String,
+    /// The task type, where the agent has breakers per task type; empty: the agent's own.
+    #[prost(string, tag = "2")]
+    pub task_type: ::prost::alloc::string::String,
+    /// How long, 10 ms to 24 h; absent: its usual period.
+    #[prost(message, optional, tag = "3")]
+    pub duration: ::core::option::Option<::prost_types::Duration>,
+    /// Who, at most 128 bytes.
+    #[prost(string, tag = "4")]
+    pub actor: ::prost::alloc::string::String,
+    /// Why, 1 byte to 1 KiB.
+    #[prost(string, tag = "5")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// TripBreakerResponse is the breaker after the commit.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TripBreakerResponse {
+    /// The breaker.
+    #[prost(message, optional, tag = "1")]
+    pub breaker: ::core::option::Option<Breaker>,
+}
+/// ForceBreakerRequest orders a state.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ForceBreakerRequest {
+    /// The agent.
+    #[prost(string, tag = "1")]
+    pub agent: ::prost::alloc::string::String,
+    /// The task type, where the agent has breakers per task type; empty: the agent's own.
+    #[prost(string, tag = "2")]
+    pub task_type: ::prost::alloc::string::String,
+    /// FORCED_OPEN, DISABLED (forced closed) or OBSERVE; CLOSED ends an order.
+    #[prost(enumeration = "BreakerState", tag = "3")]
+    pub state: i32,
+    /// It ends by itself after this time, 1 s to 366 days; absent: when told otherwise.
+    #[prost(message, optional, tag = "4")]
+    pub duration: ::core::option::Option<::prost_types::Duration>,
+    /// Who, at most 128 bytes.
+    #[prost(string, tag = "5")]
+    pub actor: ::prost::alloc::string::String,
+    /// Why, 1 byte to 1 KiB.
+    #[prost(string, tag = "6")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// ForceBreakerResponse is the breaker after the commit.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ForceBreakerResponse {
     /// The breaker.
     #[prost(message, optional, tag = "1")]
     pub breaker: ::core::option::Option<Breaker>,
@@ -1466,8 +1851,87 @@ pub struct GetDeadLetterResponse {
     #[prost(message, optional, tag = "1")]
     pub dead_letter: ::core::option::Option<DeadLetter>,
 }
-/// RedriveDeadLettersRequest names tasks.
+/// DeadLetterFilter chooses dead letters that are not discarded. At least one field is required.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeadLetterFilter {
+    /// Only of this agent.
+    #[prost(string, tag = "1")]
+    pub agent: ::prost::alloc::string::String,
+    /// Only of this type.
+    #[prost(string, tag = "2")]
+    pub task_type: ::prost::alloc::string::String,
+    /// Only with this reason.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+    /// Only with this fingerprint.
+    #[prost(string, tag = "4")]
+    pub fingerprint: ::prost::alloc::string::String,
+    /// Only failed at this time or later.
+    #[prost(message, optional, tag = "5")]
+    pub failed_after: ::core::option::Option<::prost_types::Timestamp>,
+    /// Only failed before this time.
+    #[prost(message, optional, tag = "6")]
+    pub failed_before: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// GroupDeadLettersRequest filters what is grouped; an absent or empty filter means all.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GroupDeadLettersRequest {
+    /// Which.
+    #[prost(message, optional, tag = "1")]
+    pub filter: ::core::option::Option<DeadLetterFilter>,
+    /// At most this many groups, 1 to 1,000; 0: 100.
+    #[prost(int32, tag = "2")]
+    pub limit: i32,
+}
+/// DeadLetterGroup is a number of records that are alike.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeadLetterGroup {
+    /// Their agent.
+    #[prost(string, tag = "1")]
+    pub agent: ::prost::alloc::string::String,
+    /// Their type.
+    #[prost(string, tag = "2")]
+    pub task_type: ::prost::alloc::string::String,
+    /// Why they failed.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+    /// Their fingerprint.
+    #[prost(string, tag = "4")]
+    pub fingerprint: ::prost::alloc::string::String,
+    /// How many.
+    #[prost(uint64, tag = "5")]
+    pub count: u64,
+    /// When the first failed.
+    #[prost(message, optional, tag = "6")]
+    pub first_fail_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// When the last failed.
+    #[prost(message, optional, tag = "7")]
+    pub last_fail_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// One of them.
+    #[prost(string, tag = "8")]
+    pub sample_task_id: ::prost::alloc::string::String,
+    /// Its error.
+    #[prost(message, optional, tag = "9")]
+    pub sample_error: ::core::option::Option<TaskError>,
+}
+/// GroupDeadLettersResponse holds the groups.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GroupDeadLettersResponse {
+    /// Largest first.
+    #[prost(message, repeated, tag = "1")]
+    pub groups: ::prost::alloc::vec::Vec<DeadLetterGroup>,
+    /// Records in all groups, those beyond the limit included.
+    #[prost(uint64, tag = "2")]
+    pub dead_letters: u64,
+    /// Groups in all.
+    #[prost(uint64, tag = "3")]
+    pub total_groups: u64,
+    /// Only the newest 100,000 records were looked at: there are more.
+    #[prost(bool, tag = "4")]
+    pub more: bool,
+}
+/// RedriveDeadLettersRequest names tasks, by id or by filter, never both.
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RedriveDeadLettersRequest {
     /// 1 to 1,000 ids.
     #[prost(string, repeated, tag = "1")]
@@ -1478,6 +1942,33 @@ pub struct RedriveDeadLettersRequest {
     /// As in EnqueueTaskRequest.
     #[prost(string, tag = "3")]
     pub request_id: ::prost::alloc::string::String,
+    /// Instead of ids: those that fit, up to 1,000, oldest first; call again while `more`.
+    #[prost(message, optional, tag = "4")]
+    pub filter: ::core::option::Option<DeadLetterFilter>,
+    /// Only count what would be redriven.
+    #[prost(bool, tag = "5")]
+    pub dry_run: bool,
+    /// So many become due each second, above 0 to 1,000,000; 0: all at once. Absent: 10 for a filter, all at once for ids.
+    #[prost(double, optional, tag = "6")]
+    pub rate_per_second: ::core::option::Option<f64>,
+    /// When the first becomes due; absent or past: now. To go on at the same rate pass next_start_time of the answer before.
+    #[prost(message, optional, tag = "7")]
+    pub start_time: ::core::option::Option<::prost_types::Timestamp>,
+    /// New payload, at most 1 MiB.
+    #[prost(bytes = "bytes", optional, tag = "8")]
+    pub payload: ::core::option::Option<::prost::bytes::Bytes>,
+    /// New priority, 0 to 9.
+    #[prost(int32, optional, tag = "9")]
+    pub priority: ::core::option::Option<i32>,
+    /// Another agent. The tasks keep their idempotency keys, which must be free there.
+    #[prost(string, tag = "10")]
+    pub agent: ::prost::alloc::string::String,
+    /// Who, at most 128 bytes.
+    #[prost(string, tag = "11")]
+    pub actor: ::prost::alloc::string::String,
+    /// Why, at most 1 KiB.
+    #[prost(string, tag = "12")]
+    pub reason: ::prost::alloc::string::String,
 }
 /// DeadLetterResult is the answer for one task.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1492,11 +1983,20 @@ pub struct DeadLetterResult {
 /// RedriveDeadLettersResponse reports the commit.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RedriveDeadLettersResponse {
-    /// One for each id, in the request's order.
+    /// One for each id, in the request's order; for a filter one for each chosen.
     #[prost(message, repeated, tag = "1")]
     pub results: ::prost::alloc::vec::Vec<DeadLetterResult>,
+    /// Records that fit, before this call; with `more` at least so many.
+    #[prost(uint64, tag = "2")]
+    pub matched: u64,
+    /// More fit than were done in this call, or than were counted.
+    #[prost(bool, tag = "3")]
+    pub more: bool,
+    /// When the next would become due at the same rate.
+    #[prost(message, optional, tag = "4")]
+    pub next_start_time: ::core::option::Option<::prost_types::Timestamp>,
 }
-/// DiscardDeadLettersRequest names tasks.
+/// DiscardDeadLettersRequest names tasks, by id or by filter, never both.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DiscardDeadLettersRequest {
     /// 1 to 1,000 ids.
@@ -1508,13 +2008,28 @@ pub struct DiscardDeadLettersRequest {
     /// As in EnqueueTaskRequest.
     #[prost(string, tag = "3")]
     pub request_id: ::prost::alloc::string::String,
+    /// Instead of ids: those that fit, up to 1,000, oldest first; call again while `more`.
+    #[prost(message, optional, tag = "4")]
+    pub filter: ::core::option::Option<DeadLetterFilter>,
+    /// Only count what would be discarded.
+    #[prost(bool, tag = "5")]
+    pub dry_run: bool,
+    /// Who, at most 128 bytes.
+    #[prost(string, tag = "6")]
+    pub actor: ::prost::alloc::string::String,
 }
 /// DiscardDeadLettersResponse reports the commit.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DiscardDeadLettersResponse {
-    /// One for each id, in the request's order.
+    /// One for each id, in the request's order; for a filter one for each chosen.
     #[prost(message, repeated, tag = "1")]
     pub results: ::prost::alloc::vec::Vec<DeadLetterResult>,
+    /// Records that fit, before this call; with `more` at least so many.
+    #[prost(uint64, tag = "2")]
+    pub matched: u64,
+    /// More fit than were done in this call, or than were counted.
+    #[prost(bool, tag = "3")]
+    pub more: bool,
 }
 /// Worker is one open session.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1621,6 +2136,21 @@ pub struct GetStatsResponse {
     /// Bytes the daemon caused to be written since it started.
     #[prost(uint64, tag = "12")]
     pub written_bytes: u64,
+    /// Of store_bytes, those that are free for new rows.
+    #[prost(uint64, tag = "13")]
+    pub store_free_bytes: u64,
+    /// Bytes of the write-ahead log.
+    #[prost(uint64, tag = "14")]
+    pub log_bytes: u64,
+    /// How long DONE and CANCELLED tasks are kept; absent: for ever.
+    #[prost(message, optional, tag = "15")]
+    pub retention_done: ::core::option::Option<::prost_types::Duration>,
+    /// How long FAILED tasks are kept; absent: for ever.
+    #[prost(message, optional, tag = "16")]
+    pub retention_failed: ::core::option::Option<::prost_types::Duration>,
+    /// Tasks that retention removed since the daemon started.
+    #[prost(uint64, tag = "17")]
+    pub removed_tasks: u64,
 }
 /// BreakerState is the state of a circuit breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -1634,6 +2164,12 @@ pub enum BreakerState {
     Open = 2,
     /// Lets a few probes through.
     HalfOpen = 3,
+    /// Refuses because an operator said so.
+    ForcedOpen = 4,
+    /// Lets everything through and counts nothing, because an operator said so.
+    Disabled = 5,
+    /// Lets everything through and only reports when it would have opened, because an operator said so.
+    Observe = 6,
 }
 impl BreakerState {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1646,6 +2182,9 @@ impl BreakerState {
             Self::Closed => "BREAKER_STATE_CLOSED",
             Self::Open => "BREAKER_STATE_OPEN",
             Self::HalfOpen => "BREAKER_STATE_HALF_OPEN",
+            Self::ForcedOpen => "BREAKER_STATE_FORCED_OPEN",
+            Self::Disabled => "BREAKER_STATE_DISABLED",
+            Self::Observe => "BREAKER_STATE_OBSERVE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1655,6 +2194,9 @@ impl BreakerState {
             "BREAKER_STATE_CLOSED" => Some(Self::Closed),
             "BREAKER_STATE_OPEN" => Some(Self::Open),
             "BREAKER_STATE_HALF_OPEN" => Some(Self::HalfOpen),
+            "BREAKER_STATE_FORCED_OPEN" => Some(Self::ForcedOpen),
+            "BREAKER_STATE_DISABLED" => Some(Self::Disabled),
+            "BREAKER_STATE_OBSERVE" => Some(Self::Observe),
             _ => None,
         }
     }
@@ -1876,7 +2418,32 @@ pub mod admin_service_client {
                 .insert(GrpcMethod::new("ledger.v1.AdminService", "ResumeAgent"));
             self.inner.unary(req, path, codec).await
         }
-        /// ListBreakers returns every breaker by agent.
+        /// ListAgentEvents returns what happened to agents and their breakers, newest first: transitions, orders, pauses, settings.
+        pub async fn list_agent_events(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListAgentEventsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListAgentEventsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ledger.v1.AdminService/ListAgentEvents",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ledger.v1.AdminService", "ListAgentEvents"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// ListBreakers returns every breaker by agent and task type.
         pub async fn list_breakers(
             &mut self,
             request: impl tonic::IntoRequest<super::ListBreakersRequest>,
@@ -1926,7 +2493,7 @@ pub mod admin_service_client {
                 .insert(GrpcMethod::new("ledger.v1.AdminService", "GetBreaker"));
             self.inner.unary(req, path, codec).await
         }
-        /// ResetBreaker closes a breaker and sets its counts to zero.
+        /// ResetBreaker closes a breaker, ends an order, and sets its counts to zero.
         pub async fn reset_breaker(
             &mut self,
             request: impl tonic::IntoRequest<super::ResetBreakerRequest>,
@@ -1949,6 +2516,56 @@ pub mod admin_service_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("ledger.v1.AdminService", "ResetBreaker"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// TripBreaker opens a breaker as if it had failed: after its period it probes as usual.
+        pub async fn trip_breaker(
+            &mut self,
+            request: impl tonic::IntoRequest<super::TripBreakerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::TripBreakerResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ledger.v1.AdminService/TripBreaker",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ledger.v1.AdminService", "TripBreaker"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// ForceBreaker holds a breaker open, lets everything through, or only observes, until told otherwise or for a time.
+        pub async fn force_breaker(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ForceBreakerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ForceBreakerResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ledger.v1.AdminService/ForceBreaker",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ledger.v1.AdminService", "ForceBreaker"));
             self.inner.unary(req, path, codec).await
         }
         /// ListDeadLetters returns the records of FAILED tasks, newest first.
@@ -2001,7 +2618,33 @@ pub mod admin_service_client {
                 .insert(GrpcMethod::new("ledger.v1.AdminService", "GetDeadLetter"));
             self.inner.unary(req, path, codec).await
         }
-        /// RedriveDeadLetters puts FAILED tasks back into the queue: same id, same history.
+        /// GroupDeadLetters counts records that are alike: same agent, type, reason and fingerprint; largest group first.
+        pub async fn group_dead_letters(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GroupDeadLettersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GroupDeadLettersResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ledger.v1.AdminService/GroupDeadLetters",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ledger.v1.AdminService", "GroupDeadLetters"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// RedriveDeadLetters puts FAILED tasks back into the queue: same id, same history. By ids, or by a filter, up to 1,000
+        /// in one commit, oldest first.
         pub async fn redrive_dead_letters(
             &mut self,
             request: impl tonic::IntoRequest<super::RedriveDeadLettersRequest>,
@@ -2026,7 +2669,8 @@ pub mod admin_service_client {
                 .insert(GrpcMethod::new("ledger.v1.AdminService", "RedriveDeadLetters"));
             self.inner.unary(req, path, codec).await
         }
-        /// DiscardDeadLetters marks records as not to be redriven and hides them from lists.
+        /// DiscardDeadLetters marks records as not to be redriven and hides them from lists. By ids, or by a filter, up to
+        /// 1,000 in one commit, oldest first.
         pub async fn discard_dead_letters(
             &mut self,
             request: impl tonic::IntoRequest<super::DiscardDeadLettersRequest>,

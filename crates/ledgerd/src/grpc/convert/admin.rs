@@ -165,6 +165,7 @@ fn breaker_settings(settings: &Settings) -> wire::BreakerSettings {
         open_timeout: Some(span(settings.breaker.open_timeout)),
         half_open_permits: Some(settings.breaker.half_open_permits),
         enabled: Some(settings.breaker_enabled),
+        ..wire::BreakerSettings::default()
     }
 }
 
@@ -197,6 +198,7 @@ pub(in crate::grpc) fn breaker(view: &AgentView) -> wire::Breaker {
         reopens: snapshot.reopens,
         blocked: view.gated,
         settings: Some(breaker_settings(&view.settings)),
+        ..wire::Breaker::default()
     }
 }
 
