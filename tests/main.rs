@@ -11,6 +11,7 @@ mod drain;
 mod durability;
 mod exec;
 mod leases;
+mod orders;
 mod retries;
 mod sdk;
 mod waiting;

@@ -13,7 +13,10 @@
 
 use std::time::Duration;
 
-use crate::config::{Config, ConfigErrors};
+use crate::broken::ConfigErrors;
+use crate::config::{Config, LONGEST_TOLD};
+use crate::snapshot::Probe;
+use crate::window::Seen;
 use crate::words::{
     Availability, Cause, Order, Permit, Recorded, RejectCause, Rejected, Sample, State, Stats, Tally,
     Transition,
@@ -50,12 +53,20 @@ pub struct Breaker {
     pub(crate) epoch: u64,
     pub(crate) run: u32,
     pub(crate) successes: u32,
-    pub(crate) probes: u32,
+    /// In half-open, those in flight.
+    pub(crate) probes: Vec<Probe>,
+    pub(crate) next_slot: u8,
     pub(crate) reopens: u32,
     /// When the present state was entered.
     pub(crate) since: Duration,
     /// When it ends by time: the open period, the longest half-open, the end of an order.
     pub(crate) until: Option<Duration>,
+    /// Why it was entered; none at first.
+    pub(crate) cause: Option<Cause>,
+    /// While closed: when the ramp ends.
+    pub(crate) ramp_until: Option<Duration>,
+    /// While closed or observing, where the settings have a window and there was a call.
+    pub(crate) window: Option<Box<Seen>>,
     /// Boxed, since nearly all breakers have none and there may be many of them.
     pub(crate) order: Option<Box<Order>>,
     pub(crate) stats: Stats,
@@ -76,10 +87,14 @@ impl Breaker {
             epoch: 0,
             run: 0,
             successes: 0,
-            probes: 0,
+            probes: Vec::new(),
+            next_slot: 0,
             reopens: 0,
             since: Duration::ZERO,
             until: None,
+            cause: None,
+            ramp_until: None,
+            window: None,
             order: None,
             stats: Stats::default(),
             last: None,
@@ -88,10 +103,10 @@ impl Breaker {
 
     /// Asks to make a call.
     ///
-    /// Three moves can happen here, visible in [`last_transition`](Self::last_transition): an
-    /// open breaker whose period is over becomes half-open and this caller gets probe 1; an
-    /// order that has ended gives way to closed; and half-open past its longest opens again,
-    /// without jitter, because no draw is at hand ([`tick`](Self::tick) first to have it).
+    /// Moves can happen here, visible in [`last_transition`](Self::last_transition): an open breaker
+    /// whose period is over becomes half-open and this caller gets its first probe; and what
+    /// [`tick`](Self::tick) does happens first, without jitter, because no draw is at hand (tick
+    /// before to have it).
     ///
     /// # Errors
     ///
@@ -101,15 +116,15 @@ impl Breaker {
         match self.state {
             State::Closed | State::Observe => {
                 count(&mut self.stats.calls);
-                Ok(Permit { epoch: self.epoch, probe: false })
+                Ok(Permit { epoch: self.epoch, probe: false, slot: 0 })
             }
-            State::Disabled => Ok(Permit { epoch: self.epoch, probe: false }),
+            State::Disabled => Ok(Permit { epoch: self.epoch, probe: false, slot: 0 }),
             State::Open if self.remaining(now).is_zero() => {
-                let until = self.config.half_open_max.map(|max| now.saturating_add(max));
+                let until = self.config.longest_half_open().map(|max| now.saturating_add(max));
                 self.enter(State::HalfOpen, Cause::OpenElapsed, now, until);
-                Ok(self.take_slot())
+                Ok(self.take_slot(now))
             }
-            State::HalfOpen if self.probes < self.config.half_open_permits => Ok(self.take_slot()),
+            State::HalfOpen if self.has_slot() => Ok(self.take_slot(now)),
             State::Open => self.refuse(RejectCause::Open, now),
             State::HalfOpen => self.refuse(RejectCause::ProbesInFlight, now),
             State::ForcedOpen => self.refuse(RejectCause::ForcedOpen, now),
@@ -118,29 +133,94 @@ impl Breaker {
 
     /// Tells how a permitted call ended. `draw` is used up only if this opens the breaker.
     pub fn record(&mut self, permit: Permit, sample: Sample, now: Duration, draw: u64) -> Recorded {
+        self.tell(permit, sample, Told::default(), now, draw)
+    }
+
+    /// As [`record`](Self::record), with the length of the call by the caller's steady clock: at
+    /// `slow_after` and beyond it counts as slow in the window, and a slow success clears no run.
+    pub fn record_timed(
+        &mut self,
+        permit: Permit,
+        sample: Sample,
+        took: Duration,
+        now: Duration,
+        draw: u64,
+    ) -> Recorded {
+        let slow = self.config.slow_after.is_some_and(|after| took >= after);
+        self.tell(permit, sample, Told { slow, hint: None }, now, draw)
+    }
+
+    /// Tells of a failure whose other side said when to come back: opens until then, at most for 24 h.
+    /// A time that is over makes it a failure like others.
+    pub fn record_hint(&mut self, permit: Permit, until: Duration, now: Duration, draw: u64) -> Recorded {
+        let hint = Some(until.min(now.saturating_add(LONGEST_TOLD))).filter(|until| *until > now);
+        self.tell(permit, Sample::Failure, Told { slow: false, hint }, now, draw)
+    }
+
+    fn tell(&mut self, permit: Permit, sample: Sample, told: Told, now: Duration, draw: u64) -> Recorded {
+        let due = self.tick(now, draw);
         if sample == Sample::Neutral {
-            return self.release(permit);
+            return Recorded { transition: due, ..self.release(permit) };
         }
         let success = sample == Sample::Success;
         if !self.holds(permit) {
             count(if success { &mut self.stats.late_ok } else { &mut self.stats.late_err });
-            return Recorded::quiet(Tally::Late);
+            return Recorded { transition: due, ..Recorded::quiet(Tally::Late) };
         }
         if self.state == State::Disabled {
             return Recorded::quiet(Tally::Uncounted);
         }
         count(if success { &mut self.stats.successes } else { &mut self.stats.failures });
-        match (self.state, success) {
-            (State::HalfOpen, true) => self.probe_succeeded(now),
-            (State::HalfOpen, false) => {
-                self.reopens = self.reopens.saturating_add(1);
-                moved(self.open(Cause::ProbeFailed, now, draw))
-            }
-            (_, true) => {
+        if self.state == State::HalfOpen {
+            return if success {
+                self.probe_succeeded(permit, now)
+            } else {
+                self.probe_failed(told, now, draw)
+            };
+        }
+        let rate = self.count_in_window(now, !success, told.slow);
+        if success {
+            if !told.slow {
                 self.run = 0;
-                Recorded::quiet(Tally::Counted)
             }
-            (_, false) => self.call_failed(now, draw),
+        } else {
+            self.run = self.run.saturating_add(1);
+        }
+        let run = !success && self.run >= self.config.failure_threshold;
+        let cause = if run { Some(Cause::FailureRun) } else { rate };
+        // The longer of what its own counts and the other side ask for.
+        let usual = cause.map(|_| now.saturating_add(self.config.open_period(self.reopens, draw)));
+        let hint = told.hint.filter(|hint| usual.is_none_or(|usual| *hint > usual));
+        let cause = if hint.is_some() { Some(Cause::ServerHint) } else { cause };
+        let Some(cause) = cause else { return Recorded::quiet(Tally::Counted) };
+        if self.state == State::Observe {
+            // As the opening would have done, so that a long outage is told again and again, not once.
+            self.run = 0;
+            self.window = None;
+            return Recorded { would_open: true, ..Recorded::quiet(Tally::Counted) };
+        }
+        moved(self.open_told(cause, hint, now, draw))
+    }
+
+    /// Counts a call in the window, where there is one, and says which rate it has reached. Judged
+    /// only on what could have made it reach one.
+    fn count_in_window(&mut self, now: Duration, failed: bool, slow: bool) -> Option<Cause> {
+        let window = self.config.window?;
+        let seen = self.window.get_or_insert_with(|| Box::new(Seen::new(window)));
+        seen.count(window, now, failed, slow);
+        if !failed && !slow {
+            return None;
+        }
+        let (calls, failures, slow_calls) = seen.counts(now);
+        let reached = |part: u32, rate: f64| f64::from(part) / f64::from(calls) >= rate;
+        if calls < window.min_calls() {
+            None
+        } else if failed && reached(failures, self.config.failure_rate) {
+            Some(Cause::FailureRate)
+        } else if slow && reached(slow_calls, self.config.slow_rate) {
+            Some(Cause::SlowRate)
+        } else {
+            None
         }
     }
 
@@ -148,7 +228,7 @@ impl Breaker {
     /// recording [`Sample::Neutral`], for where there is no time at hand.
     pub fn release(&mut self, permit: Permit) -> Recorded {
         if permit.probe && self.holds(permit) {
-            self.probes -= 1;
+            self.free_slot(permit);
         }
         Recorded::quiet(Tally::Uncounted)
     }
@@ -162,13 +242,22 @@ impl Breaker {
                 Duration::ZERO => Availability::Probe,
                 wait => Availability::No { retry_after: Some(wait), cause: RejectCause::Open },
             },
-            // What `try_acquire` would do there: open, and refuse.
-            State::HalfOpen if self.inconclusive(now) => Availability::No {
-                retry_after: Some(self.config.open_period(self.reopens, 0)),
-                cause: RejectCause::Open,
-            },
-            State::HalfOpen if self.probes < self.config.half_open_permits => Availability::Probe,
-            State::HalfOpen => Availability::No { retry_after: None, cause: RejectCause::ProbesInFlight },
+            State::HalfOpen if self.verdict_due(now).is_some() => {
+                // As `try_acquire` would find it: open since that moment, perhaps long enough.
+                let (at, failed) = self.verdict_due(now).unwrap_or((now, false));
+                let reopens = self.reopens.saturating_add(u32::from(failed));
+                let until = at.saturating_add(self.config.open_period(reopens, 0));
+                match until.saturating_sub(now) {
+                    Duration::ZERO => Availability::Probe,
+                    wait => Availability::No { retry_after: Some(wait), cause: RejectCause::Open },
+                }
+            }
+            State::HalfOpen if self.has_slot() => Availability::Probe,
+            State::HalfOpen => {
+                let until = self.first_deadline();
+                let retry_after = until.map(|until| until.saturating_sub(now));
+                Availability::No { retry_after, cause: RejectCause::ProbesInFlight }
+            }
             State::ForcedOpen if self.order_expired(now) => Availability::Yes,
             State::ForcedOpen => Availability::No {
                 retry_after: self.until.map(|until| until.saturating_sub(now)),
@@ -186,22 +275,46 @@ impl Breaker {
         }
     }
 
-    /// Lets time do its work: ends an order that has expired, and opens a half-open breaker that came
-    /// to no verdict. It does not make an open breaker half-open: only somebody who wants to call does.
+    /// Lets time do its work: ends an order that has expired and a ramp that is over, and opens a
+    /// half-open breaker with a probe whose lease ran out, or that came to no verdict: from the moment
+    /// that this was due. It does not make an open breaker half-open: only somebody who wants to call does.
     pub fn tick(&mut self, now: Duration, draw: u64) -> Option<Transition> {
         self.follow_clock_back(now);
         if self.order_expired(now) {
             return Some(self.close(Cause::Expired, now));
         }
+        if self.ramp_until.is_some_and(|until| now >= until) {
+            self.ramp_until = None;
+            self.reopens = 0;
+        }
+        let (at, failed) = self.verdict_due(now)?;
+        if failed {
+            // A probe that never answers is a failed one, once.
+            self.reopens = self.reopens.saturating_add(1);
+            return Some(self.open(Cause::ProbeTimedOut, at, draw));
+        }
         // Not a reopening: without a verdict there is no news that the other side is still ill.
-        self.inconclusive(now).then(|| self.open(Cause::Inconclusive, now, draw))
+        Some(self.open(Cause::Inconclusive, at, draw))
     }
 
-    /// When to look again: the end of the open period (a probe is possible), of the longest
-    /// half-open or of an order ([`tick`](Self::tick)). May lie in the past; then it is due.
+    /// When to look again: the end of the open period (a probe is possible), of a probe's lease, of
+    /// the longest half-open, of a ramp or of an order ([`tick`](Self::tick)). May lie in the past; then it is due.
     #[must_use]
-    pub const fn next_deadline(&self) -> Option<Duration> {
-        self.until
+    pub fn next_deadline(&self) -> Option<Duration> {
+        match self.state {
+            State::HalfOpen => self.first_deadline(),
+            State::Closed => self.ramp_until,
+            _ => self.until,
+        }
+    }
+
+    /// Opens as if it had failed, for `period` or as long as usual; ends an order. After it the
+    /// breaker probes as usual. Whoever calls this keeps who did it, and why.
+    pub fn trip(&mut self, period: Option<Duration>, now: Duration, draw: u64) -> Transition {
+        self.order = None;
+        self.ramp_until = None;
+        let until = period.map(|period| now.saturating_add(period.min(LONGEST_TOLD)));
+        self.open_told(Cause::Tripped, until, now, draw)
     }
 
     /// Closed, all counts 0, whatever the state. Calls in flight become late.
@@ -255,6 +368,10 @@ impl Breaker {
     /// Every rule that `config` breaks; the old settings then stay.
     pub fn set_config(&mut self, config: Config, now: Duration) -> Result<(), ConfigErrors> {
         config.validate()?;
+        if config.digest() != self.config.digest() {
+            // Counts of another window mean something else.
+            self.window = None;
+        }
         self.config = config;
         self.fit_period(now);
         Ok(())
@@ -292,8 +409,8 @@ impl Breaker {
 
     /// Slots in use, in half-open.
     #[must_use]
-    pub const fn probes_in_flight(&self) -> u32 {
-        self.probes
+    pub fn probes_in_flight(&self) -> u32 {
+        u32::try_from(self.probes.len()).unwrap_or(u32::MAX)
     }
 
     /// Half-open periods in a row that ended with a failed probe.
@@ -317,6 +434,54 @@ impl Breaker {
         }
     }
 
+    /// When half-open ends without a verdict; `None` unless half-open, or without a limit.
+    #[must_use]
+    pub const fn half_open_until(&self) -> Option<Duration> {
+        match self.state {
+            State::HalfOpen => self.until,
+            _ => None,
+        }
+    }
+
+    /// When the ramp after closing ends; `None` where there is none.
+    #[must_use]
+    pub const fn ramp_until(&self) -> Option<Duration> {
+        self.ramp_until
+    }
+
+    /// The part of the usual number of calls in flight that is to be let through now, above 0 to 1: grows
+    /// evenly from `ramp_start` to 1 over `ramp_for` after closing.
+    #[must_use]
+    pub fn ramp_share(&self, now: Duration) -> f64 {
+        let Some(until) = self.ramp_until.filter(|until| *until > now) else { return 1.0 };
+        let (whole, start) = (self.config.ramp_for.as_secs_f64(), self.config.ramp_start);
+        let left = until.saturating_sub(now).as_secs_f64().min(whole);
+        if whole > 0.0 { start + (1.0 - start) * (1.0 - left / whole) } else { 1.0 }
+    }
+
+    /// [`ramp_share`](Self::ramp_share) of `usual` calls, rounded up, at least 1.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a part of a u32, rounded up"
+    )]
+    pub fn ramp_limit(&self, usual: u32, now: Duration) -> u32 {
+        ((f64::from(usual) * self.ramp_share(now)).ceil() as u32).max(1)
+    }
+
+    /// Calls in the window, how many of them failed, how many were slow; `None` without a window.
+    #[must_use]
+    pub fn window_counts(&self, now: Duration) -> Option<(u32, u32, u32)> {
+        self.config.window.map(|_| self.window.as_ref().map_or((0, 0, 0), |seen| seen.counts(now)))
+    }
+
+    /// Why the present state was entered; `None` at first.
+    #[must_use]
+    pub const fn cause(&self) -> Option<Cause> {
+        self.cause
+    }
+
     /// Who ordered the present state; `None` unless it is an ordered one.
     #[must_use]
     pub fn order(&self) -> Option<&Order> {
@@ -337,42 +502,74 @@ impl Breaker {
     }
 
     /// Whether a result with this permit may decide anything now.
-    const fn holds(&self, permit: Permit) -> bool {
+    fn holds(&self, permit: Permit) -> bool {
         permit.epoch == self.epoch
             && match self.state {
                 State::Closed | State::Observe | State::Disabled => !permit.probe,
-                // Without a slot in use, a probe's result is a repetition.
-                State::HalfOpen => permit.probe && self.probes > 0,
+                // Without its slot, a probe's result is a repetition.
+                State::HalfOpen => permit.probe && self.probes.iter().any(|probe| probe.slot == permit.slot),
                 State::Open | State::ForcedOpen => false,
             }
     }
 
-    fn call_failed(&mut self, now: Duration, draw: u64) -> Recorded {
-        self.run = self.run.saturating_add(1);
-        if self.run < self.config.failure_threshold {
-            return Recorded::quiet(Tally::Counted);
-        }
-        if self.state == State::Observe {
-            // As the opening would have done, so that a long outage is told again and again, not once.
-            self.run = 0;
-            return Recorded { would_open: true, ..Recorded::quiet(Tally::Counted) };
-        }
-        moved(self.open(Cause::FailureRun, now, draw))
-    }
-
-    fn probe_succeeded(&mut self, now: Duration) -> Recorded {
-        self.probes -= 1;
+    fn probe_succeeded(&mut self, permit: Permit, now: Duration) -> Recorded {
+        self.free_slot(permit);
         self.successes = self.successes.saturating_add(1);
         if self.successes < self.config.success_threshold {
             return Recorded::quiet(Tally::Counted);
         }
-        moved(self.close(Cause::ProbesSucceeded, now))
+        let reopens = self.reopens;
+        let transition = self.close(Cause::ProbesSucceeded, now);
+        if !self.config.ramp_for.is_zero() {
+            // A relapse during the ramp is another reopening in a row.
+            self.reopens = reopens;
+            self.ramp_until = Some(now.saturating_add(self.config.ramp_for));
+        }
+        moved(transition)
     }
 
-    fn take_slot(&mut self) -> Permit {
-        self.probes += 1;
+    fn probe_failed(&mut self, told: Told, now: Duration, draw: u64) -> Recorded {
+        self.reopens = self.reopens.saturating_add(1);
+        let usual = now.saturating_add(self.config.open_period(self.reopens, draw));
+        match told.hint.filter(|hint| *hint > usual) {
+            Some(hint) => moved(self.open_told(Cause::ServerHint, Some(hint), now, draw)),
+            None => moved(self.open(Cause::ProbeFailed, now, draw)),
+        }
+    }
+
+    fn has_slot(&self) -> bool {
+        self.probes.len() < self.config.half_open_permits as usize
+    }
+
+    fn take_slot(&mut self, now: Duration) -> Permit {
+        // More numbers than slots: one in use is found in a few steps.
+        while self.probes.iter().any(|probe| probe.slot == self.next_slot) {
+            self.next_slot = self.next_slot.wrapping_add(1);
+        }
+        let slot = self.next_slot;
+        self.next_slot = slot.wrapping_add(1);
+        let lease_until = self.config.probe_timeout.map(|lease| now.saturating_add(lease));
+        self.probes.push(Probe { slot, lease_until });
         count(&mut self.stats.calls);
-        Permit { epoch: self.epoch, probe: true }
+        Permit { epoch: self.epoch, probe: true, slot }
+    }
+
+    fn free_slot(&mut self, permit: Permit) {
+        self.probes.retain(|probe| probe.slot != permit.slot);
+    }
+
+    /// The first end of a lease, or of half-open.
+    fn first_deadline(&self) -> Option<Duration> {
+        self.probes.iter().filter_map(|probe| probe.lease_until).chain(self.until).min()
+    }
+
+    /// When half-open should have ended by time, and whether by a lease, if that is over.
+    fn verdict_due(&self, now: Duration) -> Option<(Duration, bool)> {
+        if self.state != State::HalfOpen {
+            return None;
+        }
+        let at = self.first_deadline().filter(|at| *at <= now)?;
+        Some((at, self.probes.iter().any(|probe| probe.lease_until == Some(at))))
     }
 
     fn refuse(&mut self, cause: RejectCause, now: Duration) -> Result<Permit, Rejected> {
@@ -383,6 +580,15 @@ impl Breaker {
     fn open(&mut self, cause: Cause, now: Duration, draw: u64) -> Transition {
         let until = now.saturating_add(self.config.open_period(self.reopens, draw));
         self.enter(State::Open, cause, now, Some(until))
+    }
+
+    /// Opens until then, where somebody said until when.
+    fn open_told(&mut self, cause: Cause, until: Option<Duration>, now: Duration, draw: u64) -> Transition {
+        let transition = self.open(cause, now, draw);
+        if let Some(until) = until.filter(|_| matches!(cause, Cause::ServerHint | Cause::Tripped)) {
+            self.until = Some(until);
+        }
+        transition
     }
 
     fn close(&mut self, cause: Cause, now: Duration) -> Transition {
@@ -402,9 +608,12 @@ impl Breaker {
         self.epoch = self.epoch.wrapping_add(1);
         let transition = Transition { from: self.state, to, cause, epoch: self.epoch };
         self.state = to;
+        self.cause = Some(cause);
         self.run = 0;
         self.successes = 0;
-        self.probes = 0;
+        self.probes.clear();
+        self.window = None;
+        self.ramp_until = None;
         self.since = now;
         self.until = until;
         count(&mut self.stats.transitions);
@@ -418,21 +627,30 @@ impl Breaker {
         self.until.map_or(Duration::ZERO, |until| until.saturating_sub(now.max(self.since)))
     }
 
-    fn inconclusive(&self, now: Duration) -> bool {
-        self.state == State::HalfOpen && self.until.is_some() && self.remaining(now).is_zero()
-    }
-
     /// The end of an order is a point in the calendar, so it is compared as it stands.
     fn order_expired(&self, now: Duration) -> bool {
         self.state.is_ordered() && self.until.is_some_and(|until| now >= until)
     }
 
-    /// Moves a period that lies in the clock's future back to now, keeping its length.
+    /// Moves periods that lie in the clock's future back to now, keeping their length.
     pub(crate) fn follow_clock_back(&mut self, now: Duration) {
-        if now < self.since && matches!(self.state, State::Open | State::HalfOpen) {
-            let remaining = self.remaining(now);
-            self.until = self.until.map(|_| now.saturating_add(remaining));
-            self.since = now;
+        let back = self.since.saturating_sub(now);
+        if back.is_zero() {
+            return;
+        }
+        match self.state {
+            State::Open | State::HalfOpen => {
+                self.until = self.until.map(|until| until.saturating_sub(back));
+                for probe in &mut self.probes {
+                    probe.lease_until = probe.lease_until.map(|until| until.saturating_sub(back));
+                }
+                self.since = now;
+            }
+            State::Closed if self.ramp_until.is_some() => {
+                self.ramp_until = self.ramp_until.map(|until| until.saturating_sub(back));
+                self.since = now;
+            }
+            _ => {}
         }
     }
 
@@ -442,16 +660,38 @@ impl Breaker {
         let bound = |limit| now.saturating_add(limit);
         match self.state {
             State::Open => {
-                let longest = bound(self.config.longest_open_period());
-                self.until = Some(self.until.unwrap_or(now).min(longest));
+                // What somebody said may be longer than what the settings give.
+                let told = matches!(self.cause, Some(Cause::ServerHint | Cause::Tripped));
+                let longest = if told { LONGEST_TOLD } else { self.config.longest_open_period() };
+                self.until = Some(self.until.unwrap_or(now).min(bound(longest)));
             }
             State::HalfOpen => {
-                let longest = self.config.half_open_max.map(bound);
+                let longest = self.config.longest_half_open().map(bound);
                 self.until = longest.map(|longest| self.until.unwrap_or(longest).min(longest));
+                let lease = self.config.probe_timeout.map(bound);
+                for probe in &mut self.probes {
+                    probe.lease_until = lease.map(|lease| probe.lease_until.unwrap_or(lease).min(lease));
+                }
             }
-            State::Closed | State::ForcedOpen | State::Disabled | State::Observe => {}
+            State::Closed => {
+                let longest = bound(self.config.ramp_for);
+                self.ramp_until =
+                    self.ramp_until.map(|until| until.min(longest)).filter(|until| *until > now);
+            }
+            State::ForcedOpen | State::Disabled | State::Observe => {}
+        }
+        if self.window.is_some() && self.config.window.is_none() {
+            self.window = None;
         }
     }
+}
+
+/// What else is said of a result.
+#[derive(Clone, Copy, Default)]
+struct Told {
+    slow: bool,
+    /// When the other side wants to be asked again.
+    hint: Option<Duration>,
 }
 
 fn moved(transition: Transition) -> Recorded {

@@ -11,7 +11,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::config::{Config, ConfigErrors};
+use crate::broken::ConfigErrors;
+use crate::config::Config;
 use crate::shared::Shared;
 use crate::words::{Permit, Rejected, Sample, Stats, Transition};
 

@@ -5,18 +5,58 @@
 //! Invariant: a [`Breaker`](crate::Breaker) only ever holds a configuration for which
 //! [`Config::validate`] said yes, so nothing downstream checks again.
 
-use std::error::Error;
 use std::fmt;
 use std::time::Duration;
+
+use crate::broken::{ConfigError, ConfigErrors};
 
 /// Longest failure run that can be asked for. From the design: thirteen bits of a packed word.
 const MAX_FAILURE_THRESHOLD: u32 = 8_000;
 /// Most successes or permits that half-open can ask for. From the design: eight bits, rounded down.
-const MAX_PROBES: u32 = 200;
+pub(crate) const MAX_PROBES: u32 = 200;
 /// Shorter periods than a coarse timer can keep would turn an open breaker into a busy loop.
 const MIN_PERIOD: Duration = Duration::from_millis(10);
 /// A first open period over a day is a decommissioned backend; `force_open` says so better.
 const MAX_OPEN_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+/// Longest open period that somebody may tell: the other side, or a person.
+pub(crate) const LONGEST_TOLD: Duration = MAX_OPEN_TIMEOUT;
+/// Longest ramp. From the design; what needs longer to warm up should say so by failing.
+const MAX_RAMP: Duration = Duration::from_secs(600);
+/// Shortest and longest bucket. From the design: windows of 100 ms to 10 min.
+const BUCKET: std::ops::RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(60);
+/// Smallest and largest ring. From the design: at most 256 bytes of bits.
+const RING: std::ops::RangeInclusive<u32> = 8..=1_024;
+/// Ten buckets of sixteen bits each count no more calls than this.
+const MOST_IN_BUCKETS: u32 = 10 * u16::MAX as u32;
+/// Probes that may run out one after another before half-open ends without a verdict. From the design.
+const PROBES_PER_HALF_OPEN: u32 = 5;
+
+/// Which calls the rates are taken over, while closed. A window is empty after each transition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Window {
+    /// The last calls, exactly.
+    Count {
+        /// How many. 8..=1,024.
+        size: u32,
+        /// Fewer calls than this are not judged. 1..=`size`.
+        min_calls: u32,
+    },
+    /// The calls of the last ten buckets of time, the present one included.
+    Time {
+        /// Length of a bucket. 10 ms..=60 s.
+        bucket: Duration,
+        /// Fewer calls than this are not judged. 1..=655,350; a bucket counts to 65,535 and no further.
+        min_calls: u32,
+    },
+}
+
+impl Window {
+    pub(crate) const fn min_calls(self) -> u32 {
+        match self {
+            Self::Count { min_calls, .. } | Self::Time { min_calls, .. } => min_calls,
+        }
+    }
+}
 
 /// The settings of one breaker.
 ///
@@ -43,10 +83,28 @@ pub struct Config {
     pub open_jitter: f64,
     /// Probes in flight at one time. 1..=200, default 1.
     pub half_open_permits: u32,
+    /// Longest a probe may go without an answer; then it counts as one failed probe. `None`: probes
+    /// have no lease of the machine's, which is right only for a caller who gives every probe a time
+    /// limit of its own. More than 0, default 30 s.
+    pub probe_timeout: Option<Duration>,
     /// Longest time in half-open before the verdict is "inconclusive" and the breaker opens
-    /// again. `None` waits for ever, which is right only for a caller who gives every probe a
-    /// time limit of its own. At least 10 ms, default 150 s (five probes of 30 s).
+    /// again. `None`, the default: five times `probe_timeout`, and without that no limit. At least
+    /// 10 ms and at least `probe_timeout`.
     pub half_open_max: Option<Duration>,
+    /// Which calls the two rates are taken over; `None`, the default: only runs of failures open.
+    pub window: Option<Window>,
+    /// Part of the window's calls that opens the breaker by failing. Above 0, at most 1, default 0.5.
+    pub failure_rate: f64,
+    /// A call that takes this long is slow, whatever its result; only
+    /// [`record_timed`](crate::Breaker::record_timed) tells how long one took. More than 0 and only
+    /// with a window, default none.
+    pub slow_after: Option<Duration>,
+    /// Part of the window's calls that opens the breaker by being slow. Above 0, at most 1, default 1.
+    pub slow_rate: f64,
+    /// How long after half-open closed until all calls go through again. At most 10 min, default 0.
+    pub ramp_for: Duration,
+    /// Part of the ordinary concurrency with which the ramp begins. Above 0, at most 1, default 0.1.
+    pub ramp_start: f64,
 }
 
 impl Default for Config {
@@ -59,7 +117,14 @@ impl Default for Config {
             open_max: Duration::from_secs(600),
             open_jitter: 0.10,
             half_open_permits: 1,
-            half_open_max: Some(Duration::from_secs(150)),
+            probe_timeout: Some(Duration::from_secs(30)),
+            half_open_max: None,
+            window: None,
+            failure_rate: 0.5,
+            slow_after: None,
+            slow_rate: 1.0,
+            ramp_for: Duration::ZERO,
+            ramp_start: 0.1,
         }
     }
 }
@@ -116,11 +181,50 @@ impl Config {
             "must be 1..=200",
         );
         check(
-            self.half_open_max.is_none_or(|max| max >= MIN_PERIOD),
+            self.probe_timeout.is_none_or(|timeout| !timeout.is_zero()),
+            "probe_timeout",
+            &self.probe_timeout,
+            "must be none or more than 0",
+        );
+        check(
+            self.half_open_max
+                .is_none_or(|max| max >= self.probe_timeout.unwrap_or_default().max(MIN_PERIOD)),
             "half_open_max",
             &self.half_open_max,
-            "must be none or at least 10ms",
+            "must be none or at least 10ms and probe_timeout",
         );
+        match self.window {
+            None => {}
+            Some(Window::Count { size, min_calls }) => {
+                check(RING.contains(&size), "window.size", &size, "must be 8..=1024");
+                check(
+                    (1..=size).contains(&min_calls),
+                    "window.min_calls",
+                    &min_calls,
+                    "must be 1..=window.size",
+                );
+            }
+            Some(Window::Time { bucket, min_calls }) => {
+                check(BUCKET.contains(&bucket), "window.bucket", &bucket, "must be 10ms..=60s");
+                check(
+                    (1..=MOST_IN_BUCKETS).contains(&min_calls),
+                    "window.min_calls",
+                    &min_calls,
+                    "must be 1..=655350",
+                );
+            }
+        }
+        let part = |rate: f64| rate > 0.0 && rate <= 1.0;
+        check(part(self.failure_rate), "failure_rate", &self.failure_rate, "must be above 0 and at most 1");
+        check(
+            self.slow_after.is_none_or(|after| !after.is_zero() && self.window.is_some()),
+            "slow_after",
+            &self.slow_after,
+            "must be none, or more than 0 and with a window",
+        );
+        check(part(self.slow_rate), "slow_rate", &self.slow_rate, "must be above 0 and at most 1");
+        check(self.ramp_for <= MAX_RAMP, "ramp_for", &self.ramp_for, "must be at most 10min");
+        check(part(self.ramp_start), "ramp_start", &self.ramp_start, "must be above 0 and at most 1");
         if errors.is_empty() { Ok(()) } else { Err(ConfigErrors(errors)) }
     }
 
@@ -142,6 +246,32 @@ impl Config {
         self.open_max.saturating_add(part(self.open_max, self.open_jitter))
     }
 
+    /// The longest half-open these settings allow: `half_open_max`, else five times `probe_timeout`;
+    /// `None` where neither is set.
+    #[must_use]
+    pub fn longest_half_open(&self) -> Option<Duration> {
+        let leases = || self.probe_timeout.map(|timeout| timeout.saturating_mul(PROBES_PER_HALF_OPEN));
+        self.half_open_max.or_else(leases)
+    }
+
+    /// Identifies what the counts of a window mean: its shape and what is slow; 0 without a window.
+    /// Stable, so that a stored window is told from one of other settings.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        let shape = match self.window {
+            None => return 0,
+            Some(Window::Count { size, .. }) => [1, u128::from(size)],
+            Some(Window::Time { bucket, .. }) => [2, bucket.as_nanos()],
+        };
+        // FNV-1a, 64 bits (the constants are its own).
+        let slow_after = self.slow_after.map_or(0, |after| after.as_nanos());
+        shape
+            .into_iter()
+            .chain([slow_after])
+            .flat_map(u128::to_le_bytes)
+            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    }
+
     fn grown(&self, reopens: u32) -> Duration {
         // Not through floating point when nothing grows: 60 s must be exactly 60 s.
         if reopens == 0 || self.open_multiplier <= 1.0 {
@@ -157,57 +287,6 @@ impl Config {
 fn part(whole: Duration, factor: f64) -> Duration {
     Duration::try_from_secs_f64(whole.as_secs_f64() * factor).unwrap_or(Duration::MAX)
 }
-
-/// One broken rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigError {
-    /// The field of [`Config`].
-    pub field: &'static str,
-    /// What it was set to.
-    pub value: String,
-    /// What it must keep.
-    pub rule: &'static str,
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} = {}: {}", self.field, self.value, self.rule)
-    }
-}
-
-impl Error for ConfigError {}
-
-/// Every rule that a [`Config`] breaks; never empty.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConfigErrors(Vec<ConfigError>);
-
-impl ConfigErrors {
-    /// The broken rules, in the order of the fields.
-    pub fn iter(&self) -> std::slice::Iter<'_, ConfigError> {
-        self.0.iter()
-    }
-}
-
-impl<'a> IntoIterator for &'a ConfigErrors {
-    type Item = &'a ConfigError;
-    type IntoIter = std::slice::Iter<'a, ConfigError>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.iter()
-    }
-}
-
-impl fmt::Display for ConfigErrors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, error) in self.0.iter().enumerate() {
-            let separator = if index == 0 { "" } else { "; " };
-            write!(f, "{separator}{error}")?;
-        }
-        Ok(())
-    }
-}
-
-impl Error for ConfigErrors {}
 
 #[cfg(test)]
 mod tests {
@@ -233,6 +312,7 @@ mod tests {
             open_jitter: -0.1,
             half_open_permits: 0,
             half_open_max: Some(Duration::ZERO),
+            ..Config::default()
         };
         let errors = config.validate().expect_err("each field is wrong");
         let fields: Vec<_> = errors.iter().map(|error| error.field).collect();

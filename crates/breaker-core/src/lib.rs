@@ -19,12 +19,10 @@
 //! - The breaker opens *on* the failure that reaches the threshold, not on the next.
 //! - Every transition adds one to the epoch. A result whose permit carries another epoch decides
 //!   nothing; it is counted as late.
-//! - At most `half_open_permits` slots are in use in one half-open epoch, and their number never
-//!   underflows, whatever is recorded. So probes in flight keep the limit as long as each permit is
-//!   recorded once, which `Guard` sees to; a permit carries no slot, so a result repeated while
-//!   another probe is in flight frees that one's slot, and never more than were taken.
-//! - A cancelled probe frees its slot and says nothing. A probe that never answers cannot hold
-//!   the breaker half-open for longer than `half_open_max`.
+//! - At most `half_open_permits` slots are in use in one half-open epoch. A permit names its slot: a
+//!   result told twice frees no other probe's.
+//! - A cancelled probe frees its slot and says nothing. A probe that never answers is a failed one
+//!   when its lease (`probe_timeout`) is over, and half-open lasts no longer than `half_open_max`.
 //! - An open period never grows once begun: not by a restore, new settings or a clock going back.
 //! - No input panics or overflows.
 //!
@@ -45,6 +43,7 @@
 //! ```
 
 mod breaker;
+mod broken;
 #[cfg(any(feature = "sync", feature = "async"))]
 mod circuit;
 mod config;
@@ -52,16 +51,18 @@ mod config;
 mod registry;
 mod shared;
 mod snapshot;
+mod window;
 mod words;
 
 pub use breaker::Breaker;
+pub use broken::{ConfigError, ConfigErrors};
 #[cfg(any(feature = "sync", feature = "async"))]
 pub use circuit::{CallError, Circuit, Rim};
-pub use config::{Config, ConfigError, ConfigErrors};
+pub use config::{Config, Window};
 #[cfg(any(feature = "sync", feature = "async"))]
 pub use registry::{Registry, Report};
 pub use shared::{Guard, Locked, Shared};
-pub use snapshot::Snapshot;
+pub use snapshot::{Probe, Snapshot};
 pub use words::{
     Availability, Cause, Order, Permit, Recorded, RejectCause, Rejected, Sample, State, Stats, Tally,
     Transition, UnknownState,

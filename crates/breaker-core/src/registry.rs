@@ -7,8 +7,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use crate::broken::ConfigErrors;
 use crate::circuit::{Circuit, Rim};
-use crate::config::{Config, ConfigErrors};
+use crate::config::Config;
 use crate::shared::Shared;
 use crate::words::{Availability, State, Stats, Transition};
 

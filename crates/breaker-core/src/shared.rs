@@ -20,7 +20,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::breaker::Breaker;
-use crate::config::{Config, ConfigErrors};
+use crate::broken::ConfigErrors;
+use crate::config::Config;
 use crate::snapshot::Snapshot;
 use crate::words::{
     Availability, Permit, Recorded, RejectCause, Rejected, Sample, State, Stats, Tally, Transition,
@@ -184,7 +185,7 @@ impl Shared {
         match self.look(now)? {
             Look::Clean { epoch } => {
                 self.stripe().calls.fetch_add(1, Relaxed);
-                Some(Ok(Permit { epoch, probe: false }))
+                Some(Ok(Permit { epoch, probe: false, slot: 0 }))
             }
             Look::Open { epoch, wait } => {
                 self.stripe().rejections.fetch_add(1, Relaxed);

@@ -9,8 +9,10 @@
 use std::time::Duration;
 
 use crate::breaker::Breaker;
-use crate::config::{Config, ConfigErrors};
-use crate::words::{Order, State, Stats};
+use crate::broken::ConfigErrors;
+use crate::config::Config;
+use crate::window::Seen;
+use crate::words::{Cause, Order, State, Stats};
 
 /// Everything about a [`Breaker`] but its settings.
 ///
@@ -29,23 +31,41 @@ pub struct Snapshot {
     pub run: u32,
     /// Consecutive probe successes, in half-open.
     pub successes: u32,
-    /// Slots in use, in half-open.
-    pub probes_in_flight: u32,
+    /// Probes in flight, in half-open.
+    pub probes: Vec<Probe>,
     /// Half-open periods in a row that ended with a failed probe.
     pub reopens: u32,
     /// When the state was entered. Beside `until` it tells how long the period was.
     pub since: Duration,
     /// When the state ends by time: the open period, the longest half-open, the end of an order.
     pub until: Option<Duration>,
+    /// Why the state was entered; none at first, and from version 1.
+    pub cause: Option<Cause>,
+    /// While closed: when the ramp ends.
+    pub ramp_until: Option<Duration>,
+    /// Counts of the window; empty where there are none.
+    pub window: Vec<u8>,
+    /// What the counts mean ([`Config::digest`]): others are dropped.
+    pub digest: u64,
     /// Who ordered the state, and why.
     pub order: Option<Order>,
     /// What it has seen. A caller who does not store this passes the default.
     pub stats: Stats,
 }
 
+/// A probe in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// Which slot it has.
+    pub slot: u8,
+    /// When it counts as failed; none where probes have no lease.
+    pub lease_until: Option<Duration>,
+}
+
 impl Snapshot {
-    /// The version that [`Breaker::snapshot`] writes.
-    pub const VERSION: u32 = 1;
+    /// The version that [`Breaker::snapshot`] writes. Version 1 had neither slots nor a window, a
+    /// ramp or a cause.
+    pub const VERSION: u32 = 2;
 }
 
 impl Breaker {
@@ -58,10 +78,14 @@ impl Breaker {
             epoch: self.epoch,
             run: self.run,
             successes: self.successes,
-            probes_in_flight: self.probes,
+            probes: self.probes.clone(),
             reopens: self.reopens,
             since: self.since,
             until: self.until,
+            cause: self.cause,
+            ramp_until: self.ramp_until,
+            window: self.window.as_ref().map(|seen| seen.encode()).unwrap_or_default(),
+            digest: self.config.digest(),
             order: self.order.as_deref().cloned(),
             stats: self.stats,
         }
@@ -71,7 +95,8 @@ impl Breaker {
     ///
     /// Open stays open for clamp(`until` − `now`, 0, the longest period of `config`), and no
     /// longer than the period was when it began, in case the clock went back. Half-open stays
-    /// half-open with its probes in flight. No transition happens.
+    /// half-open with its probes in flight, and a ramp goes on. The counts of a window are kept where
+    /// today's settings mean the same by them. No transition happens.
     ///
     /// ```
     /// use breaker_core::{Breaker, Config, Sample};
@@ -98,7 +123,15 @@ impl Breaker {
         breaker.epoch = snapshot.epoch;
         breaker.run = snapshot.run;
         breaker.successes = snapshot.successes;
-        breaker.probes = snapshot.probes_in_flight;
+        breaker.probes = snapshot.probes;
+        breaker.next_slot = breaker.probes.iter().map(|probe| probe.slot.wrapping_add(1)).max().unwrap_or(0);
+        breaker.cause = snapshot.cause;
+        breaker.ramp_until = snapshot.ramp_until.filter(|_| snapshot.state == State::Closed);
+        breaker.window = config
+            .window
+            .filter(|_| snapshot.digest == config.digest() && snapshot.version <= Snapshot::VERSION)
+            .and_then(|window| Seen::decode(window, &snapshot.window))
+            .map(Box::new);
         breaker.reopens = snapshot.reopens;
         breaker.since = snapshot.since;
         breaker.until = if snapshot.state == State::Closed { None } else { snapshot.until };

@@ -83,7 +83,8 @@ impl Error for UnknownState {}
 
 /// Leave to make one call. Plain data, so that it can be kept in a row beside the work.
 ///
-/// The epoch is a fence: a result that comes back after the breaker has moved on decides nothing.
+/// The epoch is a fence: a result that comes back after the breaker has moved on decides nothing. The
+/// slot is one within the epoch: a result told twice cannot free the slot of another probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[must_use = "record how the call ended, or the slot of a probe stays taken"]
 pub struct Permit {
@@ -91,6 +92,8 @@ pub struct Permit {
     pub epoch: u64,
     /// Whether it occupies one of the half-open slots.
     pub probe: bool,
+    /// Which one, for a probe; otherwise 0. Given in turn, so 256 probes of one epoch have 256 numbers.
+    pub slot: u8,
 }
 
 /// How a permitted call ended.
@@ -130,7 +133,9 @@ impl RejectCause {
 /// A refusal, with what is needed to come back at the right time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rejected {
-    /// When to come back; `None` where nobody can know (probes in flight, forced open without an end).
+    /// When to come back: the end of the open period or of the order, the first lease of a probe that
+    /// would end, or when the ramp allows one call more. `None` where nobody can know: forced open
+    /// without an end, and probes in flight where neither they nor half-open have a time limit.
     pub retry_after: Option<Duration>,
     /// Why.
     pub cause: RejectCause,
@@ -176,10 +181,20 @@ pub enum Availability {
 pub enum Cause {
     /// As many consecutive failures as the threshold says.
     FailureRun,
+    /// As large a part of the window failed as the rate says.
+    FailureRate,
+    /// As large a part of the window was slow as the rate says.
+    SlowRate,
+    /// The other side said when to come back.
+    ServerHint,
+    /// A person opened it.
+    Tripped,
     /// The open period is over and somebody wants to call.
     OpenElapsed,
     /// A probe failed.
     ProbeFailed,
+    /// A probe gave no answer within its lease.
+    ProbeTimedOut,
     /// As many probes succeeded as the threshold says.
     ProbesSucceeded,
     /// Half-open lasted its longest without a verdict.
@@ -195,13 +210,42 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// All of them, in the order of their declaration.
+    pub const ALL: [Self; 14] = [
+        Self::FailureRun,
+        Self::FailureRate,
+        Self::SlowRate,
+        Self::ServerHint,
+        Self::Tripped,
+        Self::OpenElapsed,
+        Self::ProbeFailed,
+        Self::ProbeTimedOut,
+        Self::ProbesSucceeded,
+        Self::Inconclusive,
+        Self::Ordered,
+        Self::Auto,
+        Self::Expired,
+        Self::Reset,
+    ];
+
+    /// The cause of this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|cause| cause.as_str() == name)
+    }
+
     /// A stable name, fit for a row or a label.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::FailureRun => "FAILURE_RUN",
+            Self::FailureRate => "FAILURE_RATE",
+            Self::SlowRate => "SLOW_RATE",
+            Self::ServerHint => "SERVER_HINT",
+            Self::Tripped => "TRIPPED",
             Self::OpenElapsed => "OPEN_ELAPSED",
             Self::ProbeFailed => "PROBE_FAILED",
+            Self::ProbeTimedOut => "PROBE_TIMED_OUT",
             Self::ProbesSucceeded => "PROBES_SUCCEEDED",
             Self::Inconclusive => "INCONCLUSIVE",
             Self::Ordered => "ORDERED",
@@ -241,9 +285,9 @@ pub enum Tally {
 pub struct Recorded {
     /// What became of it.
     pub tally: Tally,
-    /// The move it caused.
+    /// The move it caused, or that was due by time before it.
     pub transition: Option<Transition>,
-    /// In [`State::Observe`]: this failure would have opened the breaker.
+    /// In [`State::Observe`]: this result would have opened the breaker.
     pub would_open: bool,
 }
 

@@ -1,9 +1,11 @@
 //! `ledgerd agent`: classes of workers and their settings.
 
 use clap::{Args, Subcommand, ValueEnum};
+use ledgerd_client::v1::breaker_settings::Window;
 use ledgerd_client::v1::{
-    Agent, AgentSettings, BreakerSettings, BudgetSettings, ConfigureAgentRequest, GetAgentRequest,
-    ListAgentsRequest, ListAgentsResponse, PauseAgentRequest, ResumeAgentRequest, StateCount, TaskState,
+    Agent, AgentSettings, BreakerSettings, BudgetSettings, ConfigureAgentRequest, CountWindow,
+    GetAgentRequest, ListAgentsRequest, ListAgentsResponse, NoWindow, PauseAgentRequest, ResumeAgentRequest,
+    StateCount, TaskState, TimeWindow,
 };
 
 use crate::Global;
@@ -113,6 +115,63 @@ struct BreakerArgs {
     /// Probes at one time
     #[arg(long, value_name = "N")]
     half_open_permits: Option<u32>,
+    /// One breaker per task type instead of one for all
+    #[arg(long, value_enum)]
+    per_task_type: Option<Switch>,
+    /// Each failed half-open period lengthens the next open one by this factor, 1 to 10
+    #[arg(long, value_name = "X")]
+    open_multiplier: Option<f64>,
+    /// Longest open period
+    #[arg(long, value_name = "DUR")]
+    open_max: Option<Span>,
+    /// Open periods are longer by up to this share, 0 to 1
+    #[arg(long, value_name = "X")]
+    open_jitter: Option<f64>,
+    /// Half-open without a verdict for so long opens again; 0s: never
+    #[arg(long, value_name = "DUR")]
+    half_open_max: Option<Span>,
+    /// Judge rates over the last SIZE calls, or over ten BUCKETs of time, from MIN calls on: count:SIZE:MIN,
+    /// time:BUCKET:MIN, or none
+    #[arg(long, value_name = "WINDOW", value_parser = window)]
+    window: Option<Window>,
+    /// Share of failures in the window that opens it
+    #[arg(long, value_name = "X")]
+    failure_rate: Option<f64>,
+    /// Attempts of this length are slow; 0s: none
+    #[arg(long, value_name = "DUR")]
+    slow_after: Option<Span>,
+    /// Share of slow attempts in the window that opens it
+    #[arg(long, value_name = "X")]
+    slow_rate: Option<f64>,
+    /// After closing, running tasks grow to the usual number over this time; 0s: at once
+    #[arg(long, value_name = "DUR")]
+    ramp_for: Option<Span>,
+    /// Share of the usual number with which that begins
+    #[arg(long, value_name = "X")]
+    ramp_start: Option<f64>,
+    /// Whether a failure with retry_after opens it until then
+    #[arg(long, value_enum)]
+    hint_opens: Option<Switch>,
+}
+
+/// `count:SIZE:MIN`, `time:BUCKET:MIN` or `none`.
+fn window(text: &str) -> Result<Window, String> {
+    let number = |text: &str| text.parse::<u32>().map_err(|_| format!("{text:?} is no number of calls"));
+    match text.split(':').collect::<Vec<_>>()[..] {
+        ["none"] => Ok(Window::NoWindow(NoWindow {})),
+        ["count", size, min] => {
+            Ok(Window::CountWindow(CountWindow { size: number(size)?, min_calls: number(min)? }))
+        }
+        ["time", bucket, min] => {
+            let bucket: Span = bucket.parse()?;
+            let bucket = Some(duration_to_wire(bucket.0));
+            Ok(Window::TimeWindow(TimeWindow { bucket, min_calls: number(min)? }))
+        }
+        _ => {
+            Err("write count:SIZE:MIN, time:BUCKET:MIN or none, for instance count:100:20 or time:6s:20"
+                .into())
+        }
+    }
 }
 
 #[derive(Debug, Default, Args)]
@@ -206,7 +265,18 @@ impl Configure {
             open_timeout: breaker.open_timeout.map(|span| duration_to_wire(span.0)),
             half_open_permits: breaker.half_open_permits,
             enabled: is_on(breaker.breaker),
-            ..BreakerSettings::default()
+            per_task_type: is_on(breaker.per_task_type),
+            open_multiplier: breaker.open_multiplier,
+            open_max: breaker.open_max.map(|span| duration_to_wire(span.0)),
+            open_jitter: breaker.open_jitter,
+            half_open_max: breaker.half_open_max.map(|span| duration_to_wire(span.0)),
+            window: breaker.window,
+            failure_rate: breaker.failure_rate,
+            slow_after: breaker.slow_after.map(|span| duration_to_wire(span.0)),
+            slow_rate: breaker.slow_rate,
+            ramp_for: breaker.ramp_for.map(|span| duration_to_wire(span.0)),
+            ramp_start: breaker.ramp_start,
+            hint_opens: is_on(breaker.hint_opens),
         };
         let budget = BudgetSettings {
             capacity: budget.budget_capacity,

@@ -1,11 +1,11 @@
 //! An agent: the routing key, and what belongs to it: settings, breaker, retry budget.
 
-use crate::id::{AgentId, TaskId};
+use crate::breakers::Breakers;
+use crate::id::AgentId;
 use crate::settings::{AgentOverrides, Settings, Violation};
 use crate::store::{AgentRow, BreakerRow, BudgetRow, Counts, Pause};
 use crate::task::State;
 use crate::time::{Now, Timestamp};
-use breaker_core::Breaker;
 use retry_core::{Bucket, Level, Limits};
 use std::sync::Arc;
 
@@ -21,9 +21,7 @@ pub struct Agent {
     /// What its tasks go by.
     pub settings: Arc<Settings>,
     /// Whether its workers are tried at all.
-    pub breaker: Breaker,
-    /// Task that was its last probe: the next is another, so that one bad task cannot hold an agent down.
-    pub last_probe: Option<TaskId>,
+    pub breakers: Breakers,
     /// What its retries are paid from.
     pub budget: Bucket,
     /// What it is granted of its own budget while the shared one is empty: its floor, and nothing saved up. Not stored;
@@ -31,8 +29,6 @@ pub struct Agent {
     floor: Bucket,
     /// Tasks by state.
     pub counts: Counts,
-    /// Of those BLOCKED, how many its breakers hold back.
-    pub gated: u64,
     /// Why nothing is handed out.
     pub pause: Option<Pause>,
 }
@@ -56,13 +52,11 @@ impl Agent {
             id,
             name,
             created_at: now.at,
-            breaker: closed(&settings),
-            last_probe: None,
+            breakers: Breakers::new(settings.breaker, settings.per_task_type),
             budget: Bucket::full(limits(&settings), now.at.since_epoch()),
             floor: empty_floor(&settings, now),
             settings: Arc::new(settings),
             counts: Counts::default(),
-            gated: 0,
             pause: None,
         }
     }
@@ -71,7 +65,7 @@ impl Agent {
     #[must_use]
     pub fn restore(
         row: AgentRow,
-        breaker: Option<BreakerRow>,
+        breakers: Vec<BreakerRow>,
         budget: Option<BudgetRow>,
         counts: Counts,
         now: Now,
@@ -79,13 +73,7 @@ impl Agent {
         let settings = Settings::of(row.given).unwrap_or_default();
         let mut agent =
             Self { created_at: row.created_at, pause: row.pause, ..Self::new(row.id, row.name, now) };
-        if let Some(row) = breaker {
-            agent.last_probe = row.last_probe;
-            agent.breaker = Breaker::restore(row.snapshot, settings.breaker, now.at.since_epoch())
-                .unwrap_or_else(|_| closed(&settings));
-        } else {
-            agent.breaker = closed(&settings);
-        }
+        agent.breakers = Breakers::restore(breakers, settings.breaker, settings.per_task_type, now);
         agent.budget = match budget {
             Some(row) => Bucket::restore(limits(&settings), row.level),
             None => Bucket::full(limits(&settings), now.at.since_epoch()),
@@ -104,8 +92,7 @@ impl Agent {
         let settings = Settings::of(change.or(self.settings.given))?;
         self.budget.resize(limits(&settings), now.at.since_epoch());
         self.floor.resize(limits(&settings).floor_only(FLOOR_TOKENS), now.at.since_epoch());
-        // Settings::of validated it: an error here could only be the same one again.
-        let _ = self.breaker.set_config(settings.breaker, now.at.since_epoch());
+        self.breakers.configure(settings.breaker, settings.per_task_type, now);
         self.settings = Arc::new(settings);
         Ok(())
     }
@@ -158,12 +145,6 @@ impl Agent {
         }
     }
 
-    /// Its breaker's row.
-    #[must_use]
-    pub fn breaker_row(&self) -> BreakerRow {
-        BreakerRow { agent: self.id, snapshot: self.breaker.snapshot(), last_probe: self.last_probe }
-    }
-
     /// Its budget's row.
     #[must_use]
     pub fn budget_row(&self) -> BudgetRow {
@@ -181,8 +162,4 @@ fn empty_floor(settings: &Settings, now: Now) -> Bucket {
 
 fn limits(settings: &Settings) -> Limits {
     settings.budget.build().unwrap_or_default()
-}
-
-fn closed(settings: &Settings) -> Breaker {
-    Breaker::new(settings.breaker).expect("settings are made by Settings::of, which validates the breaker's")
 }

@@ -6,6 +6,7 @@
 //! Not here: how a task is stored (behind [`store::Store`]), and how it is spoken of on the wire.
 
 pub mod agent;
+pub mod breakers;
 pub mod dispatch;
 pub mod event;
 pub mod fold;
@@ -19,6 +20,7 @@ pub mod time;
 mod transition;
 
 pub use agent::Agent;
+pub use breakers::{Breakers, Guard};
 pub use event::{
     Applied, Caller, Context, Effects, Event, Fact, LostWith, Outcome, Record, Redrive, Refusal, ReleaseCause,
 };

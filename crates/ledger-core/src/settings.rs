@@ -198,6 +198,30 @@ pub struct AgentOverrides {
     pub half_open_permits: Option<u32>,
     /// Whether there is a breaker at all.
     pub breaker_enabled: Option<bool>,
+    /// One breaker per task type instead of one per agent.
+    pub per_task_type: Option<bool>,
+    /// Factor between open periods.
+    pub open_multiplier: Option<f64>,
+    /// Longest open period.
+    pub open_max: Option<Duration>,
+    /// Share by which an open period may be longer.
+    pub open_jitter: Option<f64>,
+    /// Longest half-open without a verdict; zero: no limit.
+    pub half_open_max: Option<Duration>,
+    /// What rates are judged over; the inner none takes a window away.
+    pub window: Option<Option<breaker_core::Window>>,
+    /// Share of failures that opens it.
+    pub failure_rate: Option<f64>,
+    /// From which length an attempt is slow; zero: none is.
+    pub slow_after: Option<Duration>,
+    /// Share of slow attempts that opens it.
+    pub slow_rate: Option<f64>,
+    /// How long running tasks take to grow to the usual number after closing.
+    pub ramp_for: Option<Duration>,
+    /// With which share of it that begins.
+    pub ramp_start: Option<f64>,
+    /// A failure with a hint opens it until then.
+    pub hint_opens: Option<bool>,
     /// Tokens the retry budget can hold.
     pub budget_capacity: Option<f64>,
     /// Tokens that come by themselves each second.
@@ -221,6 +245,18 @@ impl AgentOverrides {
             open_timeout: self.open_timeout.or(other.open_timeout),
             half_open_permits: self.half_open_permits.or(other.half_open_permits),
             breaker_enabled: self.breaker_enabled.or(other.breaker_enabled),
+            per_task_type: self.per_task_type.or(other.per_task_type),
+            open_multiplier: self.open_multiplier.or(other.open_multiplier),
+            open_max: self.open_max.or(other.open_max),
+            open_jitter: self.open_jitter.or(other.open_jitter),
+            half_open_max: self.half_open_max.or(other.half_open_max),
+            window: self.window.or(other.window),
+            failure_rate: self.failure_rate.or(other.failure_rate),
+            slow_after: self.slow_after.or(other.slow_after),
+            slow_rate: self.slow_rate.or(other.slow_rate),
+            ramp_for: self.ramp_for.or(other.ramp_for),
+            ramp_start: self.ramp_start.or(other.ramp_start),
+            hint_opens: self.hint_opens.or(other.hint_opens),
             budget_capacity: self.budget_capacity.or(other.budget_capacity),
             budget_floor: self.budget_floor.or(other.budget_floor),
             budget_deposit: self.budget_deposit.or(other.budget_deposit),
@@ -253,6 +289,10 @@ pub struct Settings {
     pub breaker: breaker_core::Config,
     /// Whether the breaker is asked.
     pub breaker_enabled: bool,
+    /// One breaker per task type instead of one per agent.
+    pub per_task_type: bool,
+    /// A failure with a hint opens the breaker until then.
+    pub hint_opens: bool,
     /// The budget's.
     pub budget: retry_core::BucketConfig,
     /// Whether the budget is asked.
@@ -276,9 +316,14 @@ impl Default for Settings {
             breaker: breaker_core::Config {
                 half_open_permits: 2,
                 half_open_max: None,
+                // The leases of tasks are the leases of probes.
+                probe_timeout: None,
+                ramp_for: Duration::from_secs(10),
                 ..breaker_core::Config::default()
             },
             breaker_enabled: true,
+            per_task_type: false,
+            hint_opens: false,
             budget: retry_core::BucketConfig::default(),
             budget_enabled: true,
             max_waiting: 10_000_000,
@@ -300,13 +345,27 @@ impl Settings {
             success_threshold: given.success_threshold.unwrap_or(default.breaker.success_threshold),
             open_timeout: given.open_timeout.unwrap_or(default.breaker.open_timeout),
             // A longer period than the default limit raises the limit: the user said how long.
-            open_max: default.breaker.open_max.max(given.open_timeout.unwrap_or_default()),
+            open_max: given
+                .open_max
+                .unwrap_or_else(|| default.breaker.open_max.max(given.open_timeout.unwrap_or_default())),
+            open_multiplier: given.open_multiplier.unwrap_or(default.breaker.open_multiplier),
+            open_jitter: given.open_jitter.unwrap_or(default.breaker.open_jitter),
+            half_open_max: given.half_open_max.filter(|max| !max.is_zero()),
+            window: given.window.unwrap_or(default.breaker.window),
+            failure_rate: given.failure_rate.unwrap_or(default.breaker.failure_rate),
+            slow_after: given.slow_after.filter(|after| !after.is_zero()),
+            slow_rate: given.slow_rate.unwrap_or(default.breaker.slow_rate),
+            ramp_for: given.ramp_for.unwrap_or(default.breaker.ramp_for),
+            ramp_start: given.ramp_start.unwrap_or(default.breaker.ramp_start),
             half_open_permits: given.half_open_permits.unwrap_or(default.breaker.half_open_permits),
             ..default.breaker
         };
         if let Err(errors) = breaker.validate() {
             for error in errors.iter() {
-                let field = if error.field == "open_max" { "open_timeout" } else { error.field };
+                let field = match error.field {
+                    "open_max" if given.open_max.is_none() => "open_timeout",
+                    field => field,
+                };
                 found.push(Violation::new(
                     format!("settings.breaker.{field}"),
                     format!("set it to {}", error.rule),
@@ -349,6 +408,8 @@ impl Settings {
                 stop_grace: given.policy.stop_grace.unwrap_or(default.stop_grace),
                 breaker,
                 breaker_enabled: given.breaker_enabled.unwrap_or(true),
+                per_task_type: given.per_task_type.unwrap_or(false),
+                hint_opens: given.hint_opens.unwrap_or(false),
                 budget,
                 budget_enabled: given.budget_enabled.unwrap_or(true),
                 max_waiting,

@@ -167,6 +167,8 @@ pub struct AgentEvent {
 pub enum AgentEventKind {
     /// Its breaker moved.
     Breaker(breaker_core::Transition),
+    /// Its breaker, which only observes, would have opened.
+    WouldOpen,
     /// It was paused.
     Paused,
     /// It was resumed, or its pause ended.
@@ -180,6 +182,8 @@ pub enum AgentEventKind {
 pub struct BreakerRow {
     /// Whose.
     pub agent: AgentId,
+    /// The type it is for; empty: the agent's own.
+    pub task_type: Arc<str>,
     /// Its state.
     pub snapshot: breaker_core::Snapshot,
     /// The task that was its last probe.
@@ -345,6 +349,8 @@ pub struct Ask {
     pub limit: usize,
     /// Those that the agent's open breaker holds back too (for the choice of a probe).
     pub gated: bool,
+    /// Of none of these types: their breakers let nothing through, or less than this asks for.
+    pub except: Arc<[Arc<str>]>,
 }
 
 /// Numbers of tasks of one agent, indexed by [`State::code`].

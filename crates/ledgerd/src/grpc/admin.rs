@@ -168,34 +168,23 @@ impl AdminService for Admin {
         &self,
         request: Request<wire::ListBreakersRequest>,
     ) -> Result<Response<wire::ListBreakersResponse>, Status> {
-        let said = request.into_inner();
-        let page = (said.page_size, said.page_token.as_str());
-        let filter = wire::ListBreakersRequest::default();
-        let (views, next_page_token) =
-            self.views(page, &filter, "breakers").await.map_err(|error| status(&error))?;
-        let breakers = views.iter().map(convert::breaker).collect();
-        Ok(Response::new(wire::ListBreakersResponse { breakers, next_page_token }))
+        self.breakers(request.into_inner()).await.map(Response::new).map_err(|error| status(&error))
     }
 
     async fn get_breaker(
         &self,
         request: Request<wire::GetBreakerRequest>,
     ) -> Result<Response<wire::GetBreakerResponse>, Status> {
-        let name = &request.get_ref().agent;
-        convert::agent_name(name).map_err(|error| status(&error))?;
-        let view = self.view(name).await.map_err(|error| status(&error))?;
-        Ok(small(wire::GetBreakerResponse { breaker: Some(convert::breaker(&view)) }))
+        let said = request.into_inner();
+        let breaker = self.breaker(&said.agent, &said.task_type).await.map_err(|error| status(&error))?;
+        Ok(small(wire::GetBreakerResponse { breaker: Some(breaker) }))
     }
 
     async fn reset_breaker(
         &self,
         request: Request<wire::ResetBreakerRequest>,
     ) -> Result<Response<wire::ResetBreakerResponse>, Status> {
-        let name = &request.get_ref().agent;
-        convert::agent_name(name).map_err(|error| status(&error))?;
-        self.handle.reset_breaker(name.as_str().into()).await.map_err(|error| status(&error))?;
-        let view = self.view(name).await.map_err(|error| status(&error))?;
-        Ok(small(wire::ResetBreakerResponse { breaker: Some(convert::breaker(&view)) }))
+        self.reset(request.into_inner()).await.map(small).map_err(|error| status(&error))
     }
 
     async fn trip_breaker(

@@ -1,6 +1,7 @@
 //! Between the wire and the ledger's own words: everything that comes in is checked here, and nowhere after.
 
 mod admin;
+mod breaker;
 mod check;
 mod digest;
 mod page;
@@ -8,9 +9,10 @@ mod task;
 mod worker;
 
 pub(super) use admin::{
-    agent, agent_name, agent_settings, breaker, counts, dead_letter, dead_letter_filter, dead_letter_results,
+    agent, agent_name, agent_settings, counts, dead_letter, dead_letter_filter, dead_letter_results,
     pause_time, task_ids, tokens, worker_view,
 };
+pub(super) use breaker::{breaker, breaker_named, forced, trip_time};
 pub(super) use check::{At, Check};
 pub(super) use page::Page;
 pub(super) use task::{

@@ -43,12 +43,12 @@ pub(super) struct Batch<'a> {
     pub(super) changes: Changes,
     /// Outcomes settled in this batch, not yet in the store.
     settled: HashMap<(TaskId, u64), Record>,
-    breakers: BTreeSet<AgentId>,
+    pub(super) breakers: BTreeSet<(AgentId, Arc<str>)>,
     budgets: BTreeSet<Option<AgentId>>,
     pub(super) configured: BTreeSet<AgentId>,
     pub(super) beaten_sessions: BTreeSet<SessionId>,
-    /// Agents whose breaker closed: what it held back goes on.
-    pub(super) ungate: BTreeSet<AgentId>,
+    /// Breakers that let go of what they held back; none for all of an agent's.
+    pub(super) ungate: BTreeSet<(AgentId, Option<Arc<str>>)>,
     /// With what the lease ends that is being decided.
     pub(super) lost_with: LostWith,
     pub(super) said: Said,
@@ -150,10 +150,14 @@ impl<'a> Batch<'a> {
         let to = open.task.state;
         agent.counts[usize::from(from.code())] = agent.counts[usize::from(from.code())].saturating_sub(1);
         agent.counts[usize::from(to.code())] += 1;
-        match (was_gated, open.task.is_gated()) {
-            (false, true) => agent.gated += 1,
-            (true, false) => agent.gated = agent.gated.saturating_sub(1),
-            _ => {}
+        let (is_gated, spec) = (open.task.is_gated(), Arc::clone(&open.task.spec));
+        let ran = from == State::Running;
+        if was_gated != is_gated || ran != (to == State::Running) {
+            let guard = agent.breakers.of_mut(&spec.task_type);
+            guard.gated =
+                guard.gated.saturating_add(u64::from(is_gated)).saturating_sub(u64::from(was_gated));
+            let runs = u64::from(to == State::Running);
+            guard.running = guard.running.saturating_add(runs).saturating_sub(u64::from(ran));
         }
         let effects = applied.effects;
         if effects.reserve > 0 {
@@ -174,8 +178,8 @@ impl<'a> Batch<'a> {
             self.budgets.insert(None);
         }
         self.mind_holder(id, had.as_ref(), to, &effects);
-        if let Some((permit, sample)) = effects.sample {
-            self.tell_breaker(agent_id, permit, sample, draw);
+        if let Some(told) = effects.sample {
+            self.tell_breaker(agent_id, &spec.task_type, told, &effects, draw);
         }
         self.keep(id, record, to);
         if to == State::Queued
@@ -224,35 +228,6 @@ impl<'a> Batch<'a> {
                 }
             }
         }
-    }
-
-    /// Tells a breaker how a permitted delivery ended, and notes what that changed.
-    pub(super) fn tell_breaker(
-        &mut self,
-        id: AgentId,
-        permit: breaker_core::Permit,
-        sample: breaker_core::Sample,
-        draw: u64,
-    ) {
-        let Some(agent) = self.memory.agents.get_mut(&id) else { return };
-        let before = (agent.breaker.run(), agent.breaker.successes(), agent.breaker.probes_in_flight());
-        let recorded = agent.breaker.record(permit, sample, self.now.at.since_epoch(), draw);
-        let after = (agent.breaker.run(), agent.breaker.successes(), agent.breaker.probes_in_flight());
-        if let Some(transition) = recorded.transition {
-            tracing::info!(agent = %agent.name, from = %transition.from, to = %transition.to, cause = transition.cause.as_str(), epoch = transition.epoch, "breaker");
-            if transition.to == breaker_core::State::Closed {
-                self.ungate.insert(id);
-            }
-        }
-        // A clean success in a closed breaker changes nothing and writes nothing.
-        if recorded.transition.is_some() || before != after {
-            self.breakers.insert(id);
-        }
-    }
-
-    /// Marks a breaker's row as changed.
-    pub(super) fn breaker_changed(&mut self, id: AgentId) {
-        self.breakers.insert(id);
     }
 
     /// Marks a budget's row as changed.
@@ -351,8 +326,10 @@ impl<'a> Batch<'a> {
         for id in std::mem::take(&mut self.configured) {
             changes.agents.extend(self.memory.agents.get(&id).map(ledger_core::Agent::row));
         }
-        for id in std::mem::take(&mut self.breakers) {
-            changes.breakers.extend(self.memory.agents.get(&id).map(ledger_core::Agent::breaker_row));
+        for (id, key) in std::mem::take(&mut self.breakers) {
+            changes
+                .breakers
+                .extend(self.memory.agents.get(&id).and_then(|agent| agent.breakers.row(id, &key)));
         }
         for id in std::mem::take(&mut self.budgets) {
             match id {

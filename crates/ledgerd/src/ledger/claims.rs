@@ -4,12 +4,12 @@ use super::batch::{Batch, Claimed};
 use super::command::LedgerError;
 use super::timers::{Due, next};
 use super::work::holder;
-use breaker_core::Availability;
 use ledger_core::dispatch::{Group, choose};
 use ledger_core::limits::BATCH_OPERATIONS;
-use ledger_core::store::{Ask, StoreError};
-use ledger_core::{AgentId, Event, LostWith, SessionId, TaskId};
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use ledger_core::session::Session;
+use ledger_core::store::StoreError;
+use ledger_core::{AgentId, Effects, Event, LostWith, SessionId, TaskId};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +33,8 @@ impl Batch<'_> {
                             } else if let Some(holder) = &open.task.holder {
                                 let place = (Arc::clone(&holder.worker), holder.incarnation);
                                 let tasks = lost.get(&place).copied().unwrap_or(1);
-                                let known = (place, open.task.spec.agent);
+                                let key = agent.breakers.key(&open.task.spec.task_type);
+                                let known = (place, open.task.spec.agent, key);
                                 self.lost_with = LostWith { tasks, sampled: sampled.contains(&known) };
                                 process = Some(known);
                             }
@@ -113,10 +114,10 @@ impl Batch<'_> {
 
     fn pass_probe(&mut self, id: TaskId) {
         let Some(open) = self.open.get_mut(&id) else { return };
-        let agent = open.task.spec.agent;
-        if let Some((permit, sample)) = open.task.probe_passes() {
+        let spec = Arc::clone(&open.task.spec);
+        if let Some(told) = open.task.probe_passes() {
             self.touch(id);
-            self.tell_breaker(agent, permit, sample, 0);
+            self.tell_breaker(spec.agent, &spec.task_type, told, &Effects::default(), 0);
         }
     }
 
@@ -148,10 +149,15 @@ impl Batch<'_> {
 
     /// Lets go of what closed breakers held back.
     pub(super) async fn let_go(&mut self) -> Result<(), StoreError> {
-        while let Some(agent) = self.ungate.pop_first() {
+        while let Some((agent, key)) = self.ungate.pop_first() {
             // Gated by this very batch counts too, so it is written first.
             self.write().await?;
             for task in self.store.gated(agent).await? {
+                let goes_by =
+                    self.memory.agents.get(&agent).map(|agent| agent.breakers.key(&task.spec.task_type));
+                if key.is_some() && key != goes_by {
+                    continue;
+                }
                 let id = task.id;
                 self.take_up(id, task);
                 let _ = self.apply(id, &Event::Ungate, 0);
@@ -183,7 +189,6 @@ impl Batch<'_> {
         for id in gone {
             self.close(id, None);
         }
-        let mut room: BTreeMap<AgentId, usize> = BTreeMap::new();
         let mut groups: HashMap<Group, usize> = HashMap::new();
         for session in self.memory.sessions.values() {
             let free = session.room();
@@ -191,51 +196,21 @@ impl Batch<'_> {
                 continue;
             }
             for agent in session.agents.iter().filter(|agent| !self.memory.paused.contains(agent)) {
-                *room.entry(*agent).or_default() += free;
                 *groups.entry((*agent, session.types.clone())).or_default() += free;
             }
         }
-        if room.is_empty() {
+        if groups.is_empty() {
             return Ok(());
         }
-        let mut admitted = HashMap::new();
-        for (agent, free) in room {
-            let (most, gated) = self.admits(agent, free);
-            if most > 0 {
-                admitted.insert(agent, (most, gated));
-            } else {
-                self.gate(agent, free, &groups).await?;
-            }
-        }
-        let mut asks = Vec::new();
-        let mut asked = Vec::new();
-        for (group, free) in groups {
-            if let Some((most, gated)) = admitted.get(&group.0) {
-                // One more than needed, so that a lost task or a former probe can be passed over.
-                let limit = free.min(*most).min(BATCH_OPERATIONS) + 1;
-                asks.push(Ask { agent: group.0, types: group.1.clone(), limit, gated: *gated });
-                asked.push(group);
-            }
-        }
-        if asks.is_empty() {
+        let asked = self.admit(groups).await?;
+        if asked.asks.is_empty() {
             return Ok(());
         }
-        let offered = self.store.offer(&asks, self.now).await?;
+        let offered = self.store.offer(&asked.asks, self.now).await?;
         if offered.iter().all(Vec::is_empty) {
             return Ok(());
         }
-        let mut offers: HashMap<Group, VecDeque<_>> = HashMap::new();
-        for (group, mut tasks) in asked.into_iter().zip(offered) {
-            if let Some(agent) = self.memory.agents.get(&group.0)
-                && admitted.get(&group.0).is_some_and(|(_, probing)| *probing)
-                && tasks.len() > 1
-                && tasks.first().is_some_and(|first| Some(first.id) == agent.last_probe)
-            {
-                // One bad task cannot hold an agent down: the next probe is another.
-                tasks.rotate_left(1);
-            }
-            offers.insert(group, tasks.into());
-        }
+        let mut offers = asked.sort(offered);
         let mut sessions: Vec<_> = self.memory.sessions.values_mut().collect();
         // Sessions take turns at being first.
         if !sessions.is_empty() {
@@ -248,87 +223,42 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// How many deliveries the agent's breaker lets through, and whether they are probes.
-    fn admits(&mut self, id: AgentId, free: usize) -> (usize, bool) {
-        let now = self.now.at.since_epoch();
-        let draw = retry_core::draw(self.memory.seed, u64::from(id.0), self.memory.transitions);
-        let Some(agent) = self.memory.agents.get_mut(&id) else { return (0, false) };
-        if !agent.settings.breaker_enabled {
-            return (free, false);
-        }
-        let ticked = agent.breaker.tick(now, draw).is_some();
-        let permits = agent.breaker.config().half_open_permits as usize;
-        let taken = match agent.breaker.state() {
-            breaker_core::State::HalfOpen => agent.breaker.probes_in_flight() as usize,
-            _ => 0,
-        };
-        let admits = match agent.breaker.is_available(now) {
-            Availability::Yes => (free, false),
-            Availability::Probe => (free.min(permits.saturating_sub(taken)), true),
-            Availability::No { .. } => (0, false),
-        };
-        if ticked {
-            self.breaker_changed(id);
-        }
-        admits
-    }
-
-    /// Shows that an open breaker is what holds work back: as many tasks as could run now become BLOCKED.
-    async fn gate(
-        &mut self,
-        id: AgentId,
-        free: usize,
-        groups: &HashMap<Group, usize>,
-    ) -> Result<(), StoreError> {
-        let Some(agent) = self.memory.agents.get(&id) else { return Ok(()) };
-        let open = agent.breaker.state() == breaker_core::State::Open;
-        let more = free.saturating_sub(agent.gated as usize);
-        if !open || more == 0 {
-            return Ok(());
-        }
-        let asks: Vec<_> = groups
-            .keys()
-            .filter(|(agent, _)| *agent == id)
-            .map(|(agent, types)| Ask { agent: *agent, types: types.clone(), limit: more, gated: false })
-            .collect();
-        let mut left = more;
-        for task in self.store.offer(&asks, self.now).await?.into_iter().flatten() {
-            if left == 0 {
-                break;
-            }
-            let task_id = task.id;
-            self.take_up(task_id, task);
-            if self.apply(task_id, &Event::Gate, 0).is_ok() {
-                left -= 1;
-            }
-        }
-        Ok(())
-    }
-
     fn claim(&mut self, session: SessionId, task: ledger_core::Task) {
         let (id, agent_id) = (task.id, task.spec.agent);
         let now = self.now.at.since_epoch();
         let Some(holder) = self.memory.sessions.get(&session).map(holder) else { return };
+        let usual = self.memory.usual(agent_id, &task.spec.task_type);
         let Some(agent) = self.memory.agents.get_mut(&agent_id) else { return };
+        let mut moved = None;
         let permit = if agent.settings.breaker_enabled {
-            let before = agent.breaker.epoch();
-            match agent.breaker.try_acquire(now) {
-                Ok(permit) => {
-                    if permit.probe {
-                        agent.last_probe = Some(id);
-                    }
-                    if permit.probe || before != agent.breaker.epoch() {
-                        tracing::info!(agent = %agent.name, task = %id, state = %agent.breaker.state(), "probe");
-                        self.breaker_changed(agent_id);
-                    }
-                    Some(permit)
-                }
-                // The last permit went to another group of this batch.
-                Err(_) => return,
+            let guard = agent.breakers.of_mut(&task.spec.task_type);
+            let ramps = guard.breaker.ramp_until().is_some();
+            if ramps && guard.running >= u64::from(guard.breaker.ramp_limit(usual, now)) {
+                // What the ramp allows went to another group of this batch.
+                return;
             }
+            let before = guard.breaker.epoch();
+            // The last permit may have gone to another group of this batch.
+            let Ok(permit) = guard.breaker.try_acquire(now) else { return };
+            if permit.probe {
+                guard.last_probe = Some(id);
+            }
+            let transition = guard.breaker.last_transition().filter(|_| before != guard.breaker.epoch());
+            if permit.probe || transition.is_some() {
+                moved = Some((agent.breakers.key(&task.spec.task_type), transition));
+            }
+            Some(permit)
         } else {
             None
         };
+        if let Some((key, transition)) = moved {
+            tracing::info!(agent = %agent.name, task = %id, task_type = %key, "probe");
+            match transition {
+                Some(transition) => self.claim_moved(agent_id, &key, transition),
+                None => self.breaker_changed(agent_id, &key),
+            }
+        }
+        let task_type = Arc::clone(&task.spec.task_type);
         self.take_up(id, task);
         match self.apply(id, &Event::Claim { holder, permit }, 0) {
             Ok(_) => {
@@ -339,8 +269,9 @@ impl Batch<'_> {
             Err(error) => {
                 tracing::error!(task = %id, %error, "an offered task could not be claimed");
                 if let (Some(permit), Some(agent)) = (permit, self.memory.agents.get_mut(&agent_id)) {
-                    agent.breaker.release(permit);
-                    self.breaker_changed(agent_id);
+                    agent.breakers.of_mut(&task_type).breaker.release(permit);
+                    let key = agent.breakers.key(&task_type);
+                    self.breaker_changed(agent_id, &key);
                 }
             }
         }
@@ -353,18 +284,27 @@ impl Batch<'_> {
 }
 
 impl super::memory::Memory {
+    /// How many tasks of this agent run when all is well, those of one type if one is named: what the sessions that take
+    /// them may hold.
+    pub(super) fn usual(&self, id: AgentId, task_type: &str) -> u32 {
+        let takes = |session: &&Session| {
+            session.agents.contains(&id) && (task_type.is_empty() || session.takes(task_type))
+        };
+        self.sessions.values().filter(takes).map(|session| session.capacity).fold(0, u32::saturating_add)
+    }
+
     /// When the ledger must look at breakers or budgets of its own accord.
     pub(super) fn next_look(&self, now: ledger_core::Now) -> Option<ledger_core::Timestamp> {
         let at = now.at.since_epoch();
-        let breakers = self
-            .agents
-            .values()
-            .filter(|agent| {
-                agent.settings.breaker_enabled && agent.breaker.state() != breaker_core::State::Closed
+        let breakers = self.restless.iter().flat_map(|(id, key)| {
+            let agent = self.agents.get(id).filter(|agent| agent.settings.breaker_enabled);
+            let guard = agent.and_then(|agent| agent.breakers.of(key));
+            guard.into_iter().flat_map(|guard| {
+                // Once an open period is over, room or work brings the next probe, not time.
+                let deadline = guard.breaker.next_deadline().filter(|deadline| *deadline > at);
+                deadline.into_iter().chain(guard.next_step(self.usual(*id, key), at))
             })
-            .filter_map(|agent| agent.breaker.next_deadline())
-            // Once an open period is over, room or work brings the next probe, not time.
-            .filter(|deadline| *deadline > at);
+        });
         let budgets = self.budget_queue.iter().filter_map(|(id, queue)| {
             let (_, _, _, price) = queue.first()?;
             let affordable = self.agents.get(id)?.affordable_at(&self.budget, now, *price)?;

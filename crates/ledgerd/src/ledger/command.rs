@@ -286,6 +286,34 @@ pub struct Opened {
     pub unsent: Unsent,
 }
 
+/// A breaker as it is now.
+#[derive(Clone, Debug)]
+pub struct BreakerView {
+    /// The type it is for; empty: the agent's own.
+    pub task_type: Arc<str>,
+    /// Its state, counts and settings.
+    pub breaker: breaker_core::Breaker,
+    /// Tasks it holds back.
+    pub gated: u64,
+}
+
+/// What an operator tells a breaker. Spans are from now; none: until told otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BreakerOrder {
+    /// Open as if it had failed; none: for its usual period.
+    Trip(Option<Duration>),
+    /// Refuse everything.
+    ForceOpen(Option<Duration>),
+    /// Let everything through and count nothing.
+    Disable(Option<Duration>),
+    /// Let everything through and tell when it would have opened.
+    Observe(Option<Duration>),
+    /// End an order.
+    Auto,
+    /// Close, with all counts zero.
+    Reset,
+}
+
 /// An agent as it is now.
 #[derive(Clone, Debug)]
 pub struct AgentView {
@@ -295,10 +323,10 @@ pub struct AgentView {
     pub settings: Arc<Settings>,
     /// Tasks by state code.
     pub counts: Counts,
-    /// Its breaker.
-    pub breaker: breaker_core::Snapshot,
-    /// Tasks its breaker holds back.
-    pub gated: u64,
+    /// When this was so.
+    pub at: Timestamp,
+    /// Its own breaker, and those of its types.
+    pub breakers: Vec<BreakerView>,
     /// Millitokens in its budget.
     pub budget_millitokens: u64,
     /// Sessions that serve it.
@@ -426,8 +454,19 @@ pub enum Command {
     Settle(Arc<str>, Vec<Settlement>),
     /// Change settings of an agent, which may be new.
     Configure(Arc<str>, Box<AgentOverrides>),
-    /// Close a breaker.
-    ResetBreaker(Arc<str>),
+    /// Tell a breaker what to do.
+    OrderBreaker {
+        /// The agent.
+        agent: Arc<str>,
+        /// The type whose breaker it is; empty: the agent's own, to Reset all of them.
+        task_type: Arc<str>,
+        /// What.
+        order: BreakerOrder,
+        /// Who.
+        actor: Arc<str>,
+        /// Why.
+        reason: Arc<str>,
+    },
     /// Put dead letters back.
     Redrive {
         /// The tasks.

@@ -131,27 +131,24 @@ impl Batch<'_> {
                 Settings::of(change.or(given)).map_err(LedgerError::Invalid)?;
                 let id = self.agent(name)?;
                 let now = self.now;
+                let mut keys = Vec::new();
                 if let Some(agent) = self.memory.agents.get_mut(&id) {
+                    let per_type = agent.breakers.per_type();
                     agent.configure(**change, now).map_err(LedgerError::Invalid)?;
-                    if !agent.settings.breaker_enabled {
-                        self.ungate.insert(id);
+                    if !agent.settings.breaker_enabled || agent.breakers.per_type() != per_type {
+                        self.ungate.insert((id, None));
                     }
+                    keys.extend(agent.breakers.iter().map(|(key, _)| Arc::clone(key)));
                 }
                 self.configured.insert(id);
-                self.breaker_changed(id);
+                for key in keys {
+                    self.breaker_changed(id, &key);
+                }
                 self.budget_changed(id);
                 Ok(Answer::Done)
             }
-            Command::ResetBreaker(name) => {
-                let id = self.known_agent(name)?;
-                let now = self.now.at.since_epoch();
-                if let Some(agent) = self.memory.agents.get_mut(&id) {
-                    agent.breaker.reset(now);
-                    agent.last_probe = None;
-                }
-                self.breaker_changed(id);
-                self.ungate.insert(id);
-                Ok(Answer::Done)
+            Command::OrderBreaker { agent, task_type, order, actor, reason } => {
+                self.order_breaker(agent, task_type, order, (actor, reason))
             }
             Command::Redrive { tasks, deadline, request } => {
                 let redrive = Redrive { deadline: *deadline, ..Redrive::default() };
@@ -208,7 +205,7 @@ impl Batch<'_> {
         Ok(Answer::Done)
     }
 
-    fn known_agent(&self, name: &Arc<str>) -> Result<AgentId, LedgerError> {
+    pub(super) fn known_agent(&self, name: &Arc<str>) -> Result<AgentId, LedgerError> {
         let id = self.memory.names.get(name).copied();
         id.ok_or_else(|| LedgerError::UnknownAgent(Arc::clone(name)))
     }

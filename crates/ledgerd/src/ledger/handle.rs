@@ -3,8 +3,8 @@
 //! A caller that is dropped undoes nothing: the command is in the ledger's hands, and the ledger answers nobody.
 
 use super::command::{
-    AgentView, Answer, BatchMode, Command, Enqueued, FromWorker, LedgerError, NewTask, Opened, Receipt,
-    RequestKey, Settlement, Stats, WorkerView,
+    AgentView, Answer, BatchMode, BreakerOrder, Command, Enqueued, FromWorker, LedgerError, NewTask, Opened,
+    Receipt, RequestKey, Settlement, Stats, WorkerView,
 };
 use crate::clock::Clock;
 use ledger_core::session::{Hello, Unsent};
@@ -236,12 +236,19 @@ impl Handle {
         self.call(Command::Configure(agent, Box::new(change))).await.map(drop)
     }
 
-    /// Closes a breaker and sets its counts to zero.
+    /// Tells a breaker what to do; `task_type` is empty for the agent's own.
     ///
     /// # Errors
-    /// UnknownAgent.
-    pub async fn reset_breaker(&self, agent: Arc<str>) -> Result<(), LedgerError> {
-        self.call(Command::ResetBreaker(agent)).await.map(drop)
+    /// UnknownAgent; Invalid where it has no breaker for that type, or none at all.
+    pub async fn order_breaker(
+        &self,
+        agent: Arc<str>,
+        task_type: Arc<str>,
+        order: BreakerOrder,
+        actor: Arc<str>,
+        reason: Arc<str>,
+    ) -> Result<(), LedgerError> {
+        self.call(Command::OrderBreaker { agent, task_type, order, actor, reason }).await.map(drop)
     }
 
     /// Puts FAILED tasks back into the queue.

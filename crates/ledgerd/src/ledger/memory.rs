@@ -1,10 +1,10 @@
 //! What the ledger keeps in memory: all of it can be rebuilt from the store, but for the streams that are open.
 
-use super::command::{AgentView, Stats, ToWorker, WorkerView};
+use super::command::{AgentView, BreakerView, Stats, ToWorker, WorkerView};
 use super::timers::{Beaten, Timers, next};
 use ledger_core::agent::Agent;
 use ledger_core::session::Session;
-use ledger_core::store::{BudgetRow, Recovered, SessionRow};
+use ledger_core::store::{BreakerRow, BudgetRow, Recovered, SessionRow};
 use ledger_core::{AgentId, Now, Reason, SessionId, State, Task, TaskId, Timestamp};
 use retry_core::{Bucket, BucketConfig, Limits};
 use std::cmp::Reverse;
@@ -48,6 +48,8 @@ pub(super) struct Memory {
     pub(super) draining: bool,
     /// Agents whose tasks are not handed out.
     pub(super) paused: BTreeSet<AgentId>,
+    /// Breakers that time alone may move.
+    pub(super) restless: BTreeSet<(AgentId, Arc<str>)>,
 }
 
 /// Ten times an agent's: a hundred tokens, one a second.
@@ -75,13 +77,16 @@ impl Memory {
             commits: 0,
             draining: false,
             paused: BTreeSet::new(),
+            restless: BTreeSet::new(),
         }
     }
 
     /// Takes over what the store knows; open streams stay.
     pub(super) fn rebuild(&mut self, recovered: Recovered, now: Now) {
-        let mut breakers: HashMap<_, _> =
-            recovered.breakers.into_iter().map(|row| (row.agent, row)).collect();
+        let mut breakers: HashMap<_, Vec<BreakerRow>> = HashMap::new();
+        for row in recovered.breakers {
+            breakers.entry(row.agent).or_default().push(row);
+        }
         let (global, own): (Vec<BudgetRow>, Vec<BudgetRow>) =
             recovered.budgets.into_iter().partition(|row| row.agent.is_none());
         let mut budgets: HashMap<_, _> = own.into_iter().map(|row| (row.agent, row)).collect();
@@ -97,14 +102,23 @@ impl Memory {
         self.agents.clear();
         self.names.clear();
         self.paused.clear();
+        self.restless.clear();
         for row in recovered.agents {
             let (id, name) = (row.id, Arc::clone(&row.name));
             let counts = recovered.counts.get(&id).copied().unwrap_or_default();
-            let agent = Agent::restore(row, breakers.remove(&id), budgets.remove(&Some(id)), counts, now);
+            let agent = Agent::restore(
+                row,
+                breakers.remove(&id).unwrap_or_default(),
+                budgets.remove(&Some(id)),
+                counts,
+                now,
+            );
             self.names.insert(name, id);
             if agent.pause.is_some() {
                 self.paused.insert(id);
             }
+            let restless = agent.breakers.iter().filter(|(_, guard)| guard.is_restless());
+            self.restless.extend(restless.map(|(key, _)| (id, Arc::clone(key))));
             self.agents.insert(id, agent);
         }
         self.workers.clear();
@@ -129,10 +143,12 @@ impl Memory {
 
     /// Takes up a task that was found in the store.
     fn adopt(&mut self, task: &Task, now: Now) {
-        if task.is_gated()
-            && let Some(agent) = self.agents.get_mut(&task.spec.agent)
+        if let Some(agent) = self.agents.get_mut(&task.spec.agent)
+            && (task.is_gated() || task.state == State::Running)
         {
-            agent.gated += 1;
+            let guard = agent.breakers.of_mut(&task.spec.task_type);
+            guard.gated += u64::from(task.is_gated());
+            guard.running += u64::from(task.state == State::Running);
         }
         if let Some(holder) = task.holder.as_ref().filter(|_| task.state == State::Running)
             && let Some(worker) = self.workers.get_mut(&holder.worker)
@@ -173,8 +189,16 @@ impl Memory {
                 name: Arc::clone(&agent.name),
                 settings: Arc::clone(&agent.settings),
                 counts: agent.counts,
-                breaker: agent.breaker.snapshot(),
-                gated: agent.gated,
+                at: now.at,
+                breakers: agent
+                    .breakers
+                    .iter()
+                    .map(|(key, guard)| BreakerView {
+                        task_type: Arc::clone(key),
+                        breaker: guard.breaker.clone(),
+                        gated: guard.gated,
+                    })
+                    .collect(),
                 budget_millitokens: agent.budget.available(now.at.since_epoch()),
                 sessions: self.sessions.values().filter(|s| s.agents.contains(&agent.id)).count() as u32,
                 created_at: agent.created_at,

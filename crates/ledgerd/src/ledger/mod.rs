@@ -6,7 +6,9 @@
 //!
 //! Not here: what may happen to a task (ledger-core), how it is stored (`store`), how it is said on the wire (`grpc`).
 
+mod admit;
 mod batch;
+mod breakers;
 mod claims;
 pub mod command;
 mod decide;
@@ -242,6 +244,7 @@ impl Loop {
             }
         }
         batch.elapse(&due);
+        batch.tick_breakers();
         batch.end_pauses();
         batch.grant().await?;
         batch.let_go().await?;

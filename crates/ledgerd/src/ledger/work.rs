@@ -101,10 +101,10 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Takes back what a worker holds no more. All of it is one sample for each agent's breaker.
+    /// Takes back what a worker holds no more. All of it is one sample for each breaker.
     fn take_back(&mut self, worker: &Arc<str>, gone: impl Fn(TaskId) -> bool) {
         let held = self.memory.workers.get(worker).map(|worker| worker.tasks.clone()).unwrap_or_default();
-        let mut sampled: HashSet<AgentId> = HashSet::new();
+        let mut sampled: HashSet<(AgentId, Arc<str>)> = HashSet::new();
         let mut held: Vec<_> = held.into_iter().filter(|task| gone(*task)).collect();
         held.sort();
         let acked = |task: &&TaskId| self.open.get(task).is_some_and(|open| open.task.acked());
@@ -112,10 +112,12 @@ impl Batch<'_> {
         self.lost_with = LostWith { tasks, sampled: false };
         for task in held {
             let Some(open) = self.open.get(&task) else { continue };
-            let (agent, acked) = (open.task.spec.agent, open.task.acked());
-            let event = Event::TakenBack { sampled: sampled.contains(&agent) };
+            let (id, acked) = (open.task.spec.agent, open.task.acked());
+            let Some(agent) = self.memory.agents.get(&id) else { continue };
+            let breaker = (id, agent.breakers.key(&open.task.spec.task_type));
+            let event = Event::TakenBack { sampled: sampled.contains(&breaker) };
             if self.apply(task, &event, 0).is_ok() && acked {
-                sampled.insert(agent);
+                sampled.insert(breaker);
             }
         }
         self.lost_with = LostWith::ALONE;

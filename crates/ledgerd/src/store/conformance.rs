@@ -310,7 +310,10 @@ async fn everything_reads_back_after_a_restart(mut rig: Rig) {
     for id in &ids {
         before.push(rig.get(*id).await.expect("it exists"));
     }
-    let asked = [everything(), Ask { agent: AgentId(2), limit: 1_000, gated: true, types: None }];
+    let asked = [
+        everything(),
+        Ask { agent: AgentId(2), limit: 1_000, gated: true, types: None, except: Arc::default() },
+    ];
     let now = rig.now;
     let offers = rig.store().offer(&asked, now).await.expect("it offers");
     let due = rig.store().next_due(now);
@@ -371,7 +374,15 @@ async fn rows_beside_the_tasks_read_back(mut rig: Rig) {
     breaker.record(permit, breaker_core::Sample::Failure, rig.now.at.since_epoch(), 1 << 60);
     let mut snapshot = breaker.snapshot();
     snapshot.order = Some(breaker_core::Order { actor: "ann".into(), reason: "it's broken".into() });
-    let breakers = vec![BreakerRow { agent: AGENT, snapshot, last_probe: Some(TaskId(4)) }];
+    let mut of_a_type = snapshot.clone();
+    of_a_type.probes =
+        vec![breaker_core::Probe { slot: 7, lease_until: Some(std::time::Duration::from_nanos(9)) }];
+    of_a_type.ramp_until = Some(std::time::Duration::from_nanos(11));
+    (of_a_type.window, of_a_type.digest, of_a_type.cause) = (vec![1, 2, 3], u64::MAX, None);
+    let breakers = vec![
+        BreakerRow { agent: AGENT, task_type: "".into(), snapshot, last_probe: Some(TaskId(4)) },
+        BreakerRow { agent: AGENT, task_type: "t".into(), snapshot: of_a_type, last_probe: None },
+    ];
     let level = retry_core::Level { millitokens: 1_234, updated_at: START as u64 };
     let mut budgets = vec![BudgetRow { agent: None, level }, BudgetRow { agent: Some(AGENT), level }];
     let session = SessionRow {

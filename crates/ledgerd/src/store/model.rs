@@ -19,7 +19,7 @@ struct Content {
     keys: HashMap<(AgentId, Arc<str>), KeyHolder>,
     requests: HashMap<Arc<str>, RequestRow>,
     agents: BTreeMap<AgentId, AgentRow>,
-    breakers: BTreeMap<AgentId, BreakerRow>,
+    breakers: BTreeMap<(AgentId, Arc<str>), BreakerRow>,
     budgets: BTreeMap<Option<AgentId>, BudgetRow>,
     sessions: BTreeMap<Arc<str>, SessionRow>,
     last_task: u64,
@@ -111,7 +111,9 @@ impl ModelStore {
         self.open.keys.retain(|_, holder| !changes.freed_keys.contains(&holder.task));
         self.open.requests.extend(changes.requests.into_iter().map(|row| (Arc::clone(&row.id), row)));
         self.open.agents.extend(changes.agents.into_iter().map(|row| (row.id, row)));
-        self.open.breakers.extend(changes.breakers.into_iter().map(|row| (row.agent, row)));
+        self.open
+            .breakers
+            .extend(changes.breakers.into_iter().map(|row| ((row.agent, Arc::clone(&row.task_type)), row)));
         self.open.budgets.extend(changes.budgets.into_iter().map(|row| (row.agent, row)));
         self.open.sessions.extend(changes.sessions.into_iter().map(|row| (Arc::clone(&row.worker), row)));
         refused
@@ -121,6 +123,7 @@ impl ModelStore {
         let fits = |task: &&Task| {
             task.spec.agent == ask.agent
                 && ask.types.as_ref().is_none_or(|types| types.contains(&task.spec.task_type))
+                && !ask.except.contains(&task.spec.task_type)
                 && ((task.is_claimable_state() && task.due_at(now) <= now.at)
                     || (ask.gated && task.is_gated()))
         };

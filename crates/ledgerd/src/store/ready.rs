@@ -8,7 +8,7 @@
 use ledger_core::store::Ask;
 use ledger_core::{AgentId, Now, State, Task, TaskId, Timestamp};
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
@@ -158,11 +158,22 @@ impl Ready {
         self.advance(now);
         let Some(sets) = self.agents.get(&ask.agent) else { return Vec::new() };
         let mut types: Vec<_> = match &ask.types {
-            Some(types) => types.iter().filter_map(|name| sets.types.get(name)).map(BTreeSet::iter).collect(),
-            None => sets.types.values().map(BTreeSet::iter).collect(),
+            Some(types) => types
+                .iter()
+                .filter(|name| !ask.except.contains(name))
+                .filter_map(|name| sets.types.get(name))
+                .map(BTreeSet::iter)
+                .collect(),
+            None if ask.except.is_empty() => sets.types.values().map(BTreeSet::iter).collect(),
+            None => {
+                let except: HashSet<&str> = ask.except.iter().map(|name| &**name).collect();
+                let types = sets.types.iter().filter(|(name, _)| !except.contains(&***name));
+                types.map(|(_, keys)| keys.iter()).collect()
+            }
         };
         let mut gated = sets.gated.iter().filter(|(_, _, id)| {
-            ask.types.as_ref().is_none_or(|types| types.contains(&self.tasks[id].task.spec.task_type))
+            let name = &self.tasks[id].task.spec.task_type;
+            ask.types.as_ref().is_none_or(|types| types.contains(name)) && !ask.except.contains(name)
         });
         let mut heads = BinaryHeap::with_capacity(types.len() + 1);
         for (index, keys) in types.iter_mut().enumerate() {

@@ -225,7 +225,7 @@ impl Rig {
 
     pub(super) async fn claim(&mut self, id: TaskId) -> u64 {
         let holder = Holder { worker: "w".into(), incarnation: 1, session: SessionId(3) };
-        let permit = Some(breaker_core::Permit { epoch: 2, probe: false });
+        let permit = Some(breaker_core::Permit { epoch: 2, probe: false, slot: 0 });
         self.apply(id, Event::Claim { holder, permit }).await.expect("a claim makes history").fence
     }
 
@@ -288,7 +288,7 @@ fn letter(task: &Task, record: Option<&Record>, now: Now) -> DeadLetter {
 }
 
 pub(super) fn everything() -> Ask {
-    Ask { agent: AGENT, types: None, limit: 100, gated: false }
+    Ask { agent: AGENT, types: None, limit: 100, gated: false, except: Arc::default() }
 }
 
 /// Notes of every kind, for the tests of single stores.

@@ -1,13 +1,14 @@
 //! What operators say and see.
 
+use super::breaker::{breaker_overrides, breaker_settings, worst_state};
 use super::check::{At, Check};
 use super::page::fingerprint_text;
-use super::task::{effective_policy, error_out, overrides, span, time};
+use super::task::{effective_policy, error_out, overrides, time};
 use crate::grpc::{status, wire};
 use crate::ledger::command::{AgentView, LedgerError, WorkerView};
 use ledger_core::limits::{ITEMS, RUN_AT_AHEAD, TASK_TYPE_BYTES};
 use ledger_core::store::{Counts, DeadLetter, DeadLetterFilter};
-use ledger_core::{AgentOverrides, Reason, Settings, State, TaskId, Timestamp};
+use ledger_core::{AgentOverrides, Reason, Settings, State, TaskId};
 use std::time::Duration;
 
 /// The one agent that a request names.
@@ -41,16 +42,12 @@ pub(in crate::grpc) fn agent_settings(
     let budget = given.budget.unwrap_or_default();
     let change = AgentOverrides {
         policy: overrides(&mut check, at, given.policy),
-        failure_threshold: breaker.failure_threshold,
-        success_threshold: breaker.success_threshold,
-        open_timeout: check.span(at, "breaker.open_timeout", breaker.open_timeout),
-        half_open_permits: breaker.half_open_permits,
-        breaker_enabled: breaker.enabled,
         budget_capacity: budget.capacity,
         budget_floor: budget.floor_per_second,
         budget_deposit: budget.deposit,
         budget_enabled: budget.enabled,
         max_waiting: given.max_waiting,
+        ..breaker_overrides(&mut check, at, breaker)
     };
     if !check.found().is_empty() {
         // The ledger will not see it, so this is the only chance to name the rest.
@@ -131,7 +128,7 @@ pub(in crate::grpc) fn agent(view: &AgentView) -> wire::Agent {
         agent: view.name.as_ref().to_owned(),
         settings: Some(settings(&view.settings)),
         counts: counts(&view.counts, &[State::Queued, State::Running, State::Retry, State::Blocked]),
-        breaker_state: breaker_state(&view.breaker),
+        breaker_state: worst_state(view),
         budget_tokens: tokens(view.budget_millitokens),
         sessions: view.sessions,
         create_time: time(view.created_at),
@@ -158,17 +155,6 @@ fn settings(settings: &Settings) -> wire::AgentSettings {
     }
 }
 
-fn breaker_settings(settings: &Settings) -> wire::BreakerSettings {
-    wire::BreakerSettings {
-        failure_threshold: Some(settings.breaker.failure_threshold),
-        success_threshold: Some(settings.breaker.success_threshold),
-        open_timeout: Some(span(settings.breaker.open_timeout)),
-        half_open_permits: Some(settings.breaker.half_open_permits),
-        enabled: Some(settings.breaker_enabled),
-        ..wire::BreakerSettings::default()
-    }
-}
-
 /// Millitokens as tokens.
 pub(in crate::grpc) fn tokens(millitokens: u64) -> f64 {
     millitokens as f64 / 1_000.0
@@ -181,35 +167,6 @@ pub(in crate::grpc) fn counts(counts: &Counts, states: &[State]) -> Vec<wire::St
         count: counts[usize::from(state.code())],
     };
     states.iter().map(count).collect()
-}
-
-/// The breaker of an agent.
-pub(in crate::grpc) fn breaker(view: &AgentView) -> wire::Breaker {
-    let snapshot = &view.breaker;
-    let open = breaker_state(snapshot) == wire::BreakerState::Open as i32;
-    wire::Breaker {
-        agent: view.name.as_ref().to_owned(),
-        state: breaker_state(snapshot),
-        epoch: snapshot.epoch,
-        failure_run: snapshot.run,
-        successes: snapshot.successes,
-        probes: snapshot.probes_in_flight,
-        open_until: snapshot.until.filter(|_| open).map(Timestamp::from_epoch).and_then(time),
-        reopens: snapshot.reopens,
-        blocked: view.gated,
-        settings: Some(breaker_settings(&view.settings)),
-        ..wire::Breaker::default()
-    }
-}
-
-fn breaker_state(snapshot: &breaker_core::Snapshot) -> i32 {
-    use breaker_core::State as Breaker;
-    let state = match snapshot.state {
-        Breaker::Open | Breaker::ForcedOpen => wire::BreakerState::Open,
-        Breaker::HalfOpen => wire::BreakerState::HalfOpen,
-        Breaker::Closed | Breaker::Disabled | Breaker::Observe => wire::BreakerState::Closed,
-    };
-    state as i32
 }
 
 /// A dead letter.

@@ -60,7 +60,10 @@ pub(super) fn task(args: &mut SqliteArguments, entry: &Entry, table: Table) {
     add(args, task.lease.and_then(|lease| lease.acked_at).map(Timestamp::millis));
     add(args, task.lease.map(|lease| lease.progress_at.millis()));
     add(args, task.sample.map(|sample| sample.permit.epoch.cast_signed()));
-    add(args, task.sample.map(|sample| sample.permit.probe));
+    add(
+        args,
+        task.sample.map(|sample| if sample.permit.probe { i64::from(sample.permit.slot) + 1 } else { 0 }),
+    );
     add(args, task.sample.map(|sample| sample.told));
     if table == Table::TasksHeld {
         return;
@@ -144,15 +147,22 @@ pub(super) fn breaker(args: &mut SqliteArguments, row: &BreakerRow) {
     ];
     let span = |span| i64::try_from(text::nanos(span)).unwrap_or(i64::MAX);
     add(args, i64::from(row.agent.0));
+    add(args, Arc::clone(&row.task_type));
     add(args, i64::from(snapshot.version));
     add(args, snapshot.state.as_str());
     add(args, snapshot.epoch.cast_signed());
     add(args, i64::from(snapshot.run));
     add(args, i64::from(snapshot.successes));
-    add(args, i64::from(snapshot.probes_in_flight));
     add(args, i64::from(snapshot.reopens));
     add(args, span(snapshot.since));
     add(args, snapshot.until.map(span));
+    add(args, snapshot.cause.map(breaker_core::Cause::as_str));
+    add(args, snapshot.ramp_until.map(span));
+    let probes: Vec<_> =
+        snapshot.probes.iter().map(|probe| (probe.slot, probe.lease_until.map(span))).collect();
+    add(args, text::written(&probes));
+    add(args, snapshot.window.clone());
+    add(args, snapshot.digest.cast_signed());
     add(args, snapshot.order.as_ref().map(|order| order.actor.clone()));
     add(args, snapshot.order.as_ref().map(|order| order.reason.clone()));
     add(args, text::written(&seen));

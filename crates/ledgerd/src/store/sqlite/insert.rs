@@ -122,8 +122,8 @@ tables! {
     Requests = "INSERT INTO requests" ["hash", "id", "digest", "answer", "at"] "";
     Agents = "REPLACE INTO agents" ["id", "name", "settings", "created_at", "pause"] "";
     Breakers = "REPLACE INTO breakers" [
-        "agent", "version", "state", "epoch", "run", "successes", "probes_in_flight", "reopens", "since_ns",
-        "until_ns", "actor", "order_reason", "stats", "last_probe",
+        "agent", "task_type", "version", "state", "epoch", "run", "successes", "reopens", "since_ns",
+        "until_ns", "cause", "ramp_until_ns", "probes", "window", "digest", "actor", "order_reason", "stats", "last_probe",
     ] "";
     Budgets = "REPLACE INTO budgets" ["agent", "millitokens", "updated_at"] "";
     Sessions = "REPLACE INTO sessions" ["worker", "incarnation", "session", "connected_at", "beat_at", "open"] "";

@@ -132,7 +132,9 @@ impl SqliteStore {
         }
         staged.requests.append(&mut changes.requests);
         staged.agents.extend(changes.agents.into_iter().map(|row| (row.id, row)));
-        staged.breakers.extend(changes.breakers.into_iter().map(|row| (row.agent, row)));
+        staged
+            .breakers
+            .extend(changes.breakers.into_iter().map(|row| ((row.agent, Arc::clone(&row.task_type)), row)));
         staged.budgets.extend(changes.budgets.into_iter().map(|row| (row.agent.unwrap_or(AgentId(0)), row)));
         for row in changes.sessions {
             self.tallies.meta.last_session = self.tallies.meta.last_session.max(row.session.0);

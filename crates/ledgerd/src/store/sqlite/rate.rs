@@ -60,7 +60,7 @@ async fn measure(size: usize, rounds: usize, fused: bool) {
         assert_eq!(offered.len(), size);
         let ids: Vec<TaskId> = offered.iter().map(|task| task.id).collect();
         let holder = Holder { worker: "w".into(), incarnation: 1, session: SessionId(3) };
-        let permit = Some(breaker_core::Permit { epoch: 0, probe: false });
+        let permit = Some(breaker_core::Permit { epoch: 0, probe: false, slot: 0 });
         let claim = Event::Claim { holder, permit };
         step(&mut store, offered, &claim, &settings, now).await;
         store.commit().await.expect("it commits");

@@ -15,8 +15,9 @@ use std::sync::Arc;
 
 const META: &str = "SELECT seed, last_task, last_seq, last_session FROM meta WHERE id = 1";
 const AGENTS: &str = "SELECT id, name, settings, created_at, pause FROM agents ORDER BY id";
-const BREAKERS: &str = "SELECT agent, version, state, epoch, run, successes, probes_in_flight, reopens, since_ns, \
-    until_ns, actor, order_reason, stats, last_probe FROM breakers ORDER BY agent";
+const BREAKERS: &str = "SELECT agent, task_type, version, state, epoch, run, successes, reopens, \
+    since_ns, until_ns, cause, ramp_until_ns, probes, window, digest, actor, order_reason, stats, last_probe \
+    FROM breakers ORDER BY agent, task_type";
 const BUDGETS: &str = "SELECT agent, millitokens, updated_at FROM budgets ORDER BY agent";
 const SESSIONS: &str = "SELECT worker, incarnation, session, connected_at, beat_at, open FROM sessions";
 const COUNTS: &str = "SELECT agent, state, n FROM counts";

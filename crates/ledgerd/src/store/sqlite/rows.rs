@@ -194,10 +194,7 @@ impl<'r> Columns<'r> {
         let (until, acked_at, progress_at) = (self.maybe_time()?, self.maybe_time()?, self.maybe_time()?);
         let lease = until.map(|until| Lease { until, acked_at, progress_at: progress_at.unwrap_or(until) });
         let (epoch, probe, told) = (self.maybe()?, self.maybe()?, self.maybe()?);
-        let sample = epoch.map(|epoch| Sample {
-            permit: breaker_core::Permit { epoch: epoch.cast_unsigned(), probe: probe == Some(1) },
-            told: told == Some(1),
-        });
+        let sample = epoch.map(|epoch| Sample { permit: permit(epoch, probe), told: told == Some(1) });
         let retry_count = self.narrow()?;
         let losses = self.narrow()?;
         let preemptions = self.narrow()?;
@@ -351,14 +348,30 @@ impl<'r> Columns<'r> {
 
     pub(super) fn breaker(&mut self) -> Result<BreakerRow, StoreError> {
         let agent = self.agent()?;
+        let task_type = self.text()?.into();
         let version = self.narrow()?;
         let name = self.text()?;
         let state = name.parse().map_err(|error| StoreError::Corrupt(format!("a breaker: {error}")))?;
         let epoch = self.bits()?;
-        let (run, successes, probes_in_flight) = (self.narrow()?, self.narrow()?, self.narrow()?);
-        let reopens = self.narrow()?;
+        let (run, successes, reopens) = (self.narrow()?, self.narrow()?, self.narrow()?);
         let since = Duration::from_nanos(self.number()?);
-        let until = self.maybe()?.map(|until| Duration::from_nanos(u64::try_from(until).unwrap_or_default()));
+        let span = |nanos: i64| Duration::from_nanos(u64::try_from(nanos).unwrap_or_default());
+        let until = self.maybe()?.map(span);
+        let cause = match self.maybe_text()? {
+            None => None,
+            Some(name) => match breaker_core::Cause::from_name(name) {
+                None => return Err(StoreError::Corrupt(format!("a breaker's cause {name:?}"))),
+                cause => cause,
+            },
+        };
+        let ramp_until = self.maybe()?.map(span);
+        let probes: Vec<(u8, Option<i64>)> = text::read(self.text()?)?;
+        let probes = probes
+            .into_iter()
+            .map(|(slot, until)| breaker_core::Probe { slot, lease_until: until.map(span) })
+            .collect();
+        let window = self.bytes()?.to_vec();
+        let digest = self.bits()?;
         let order = match (self.maybe_text()?, self.maybe_text()?) {
             (Some(actor), reason) => Some(breaker_core::Order {
                 actor: actor.to_owned(),
@@ -374,10 +387,14 @@ impl<'r> Columns<'r> {
             epoch,
             run,
             successes,
-            probes_in_flight,
+            probes,
             reopens,
             since,
             until,
+            cause,
+            ramp_until,
+            window,
+            digest,
             order,
             stats: breaker_core::Stats {
                 calls,
@@ -389,7 +406,12 @@ impl<'r> Columns<'r> {
                 transitions,
             },
         };
-        Ok(BreakerRow { agent, snapshot, last_probe: self.maybe()?.map(|id| TaskId(id.cast_unsigned())) })
+        Ok(BreakerRow {
+            agent,
+            task_type,
+            snapshot,
+            last_probe: self.maybe()?.map(|id| TaskId(id.cast_unsigned())),
+        })
     }
 
     pub(super) fn budget(&mut self) -> Result<BudgetRow, StoreError> {
@@ -407,5 +429,15 @@ impl<'r> Columns<'r> {
             beat_at: self.time()?,
             open: self.flag()?,
         })
+    }
+}
+
+/// A stored probe is its slot and one, so that 0 is none.
+fn permit(epoch: i64, probe: Option<i64>) -> breaker_core::Permit {
+    let slot = probe.unwrap_or_default().checked_sub(1).and_then(|slot| u8::try_from(slot).ok());
+    breaker_core::Permit {
+        epoch: epoch.cast_unsigned(),
+        probe: slot.is_some(),
+        slot: slot.unwrap_or_default(),
     }
 }

@@ -3,6 +3,7 @@
 //! Not the wire's JSON: the names here are stored and never change. Durations are whole nanoseconds and floats the
 //! shortest text that reads back as the same number, so what comes back equals what went in.
 
+use breaker_core::Window;
 use ledger_core::store::{Pause, StoreError};
 use ledger_core::{AgentOverrides, Class, Fact, Overrides, TaskError, Timestamp};
 use retry_core::Jitter;
@@ -67,6 +68,37 @@ struct PauseText {
     until: Option<i64>,
 }
 
+/// The window of a breaker; `NONE` where one was taken away.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+enum WindowText {
+    None,
+    Count { size: u32, min_calls: u32 },
+    Time { bucket_ns: u64, min_calls: u32 },
+}
+
+impl From<Option<Window>> for WindowText {
+    fn from(window: Option<Window>) -> Self {
+        match window {
+            None => Self::None,
+            Some(Window::Count { size, min_calls }) => Self::Count { size, min_calls },
+            Some(Window::Time { bucket, min_calls }) => Self::Time { bucket_ns: nanos(bucket), min_calls },
+        }
+    }
+}
+
+impl From<WindowText> for Option<Window> {
+    fn from(text: WindowText) -> Self {
+        match text {
+            WindowText::None => None,
+            WindowText::Count { size, min_calls } => Some(Window::Count { size, min_calls }),
+            WindowText::Time { bucket_ns, min_calls } => {
+                Some(Window::Time { bucket: Duration::from_nanos(bucket_ns), min_calls })
+            }
+        }
+    }
+}
+
 #[derive(Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct AgentText {
@@ -81,6 +113,30 @@ struct AgentText {
     half_open_permits: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     breaker_enabled: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    per_task_type: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    open_multiplier: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    open_max_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    open_jitter: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    half_open_max_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    window: Option<WindowText>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure_rate: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slow_after_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slow_rate: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ramp_for_ns: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ramp_start: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint_opens: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     budget_capacity: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -155,6 +211,18 @@ pub(super) fn agent(given: &AgentOverrides) -> String {
         open_timeout_ns: given.open_timeout.map(nanos),
         half_open_permits: given.half_open_permits,
         breaker_enabled: given.breaker_enabled,
+        per_task_type: given.per_task_type,
+        open_multiplier: given.open_multiplier.map(float),
+        open_max_ns: given.open_max.map(nanos),
+        open_jitter: given.open_jitter.map(float),
+        half_open_max_ns: given.half_open_max.map(nanos),
+        window: given.window.map(WindowText::from),
+        failure_rate: given.failure_rate.map(float),
+        slow_after_ns: given.slow_after.map(nanos),
+        slow_rate: given.slow_rate.map(float),
+        ramp_for_ns: given.ramp_for.map(nanos),
+        ramp_start: given.ramp_start.map(float),
+        hint_opens: given.hint_opens,
         budget_capacity: given.budget_capacity.map(float),
         budget_floor: given.budget_floor.map(float),
         budget_deposit: given.budget_deposit.map(float),
@@ -172,6 +240,18 @@ pub(super) fn agent_of(text: &str) -> Result<AgentOverrides, StoreError> {
         open_timeout: text.open_timeout_ns.map(Duration::from_nanos),
         half_open_permits: text.half_open_permits,
         breaker_enabled: text.breaker_enabled,
+        per_task_type: text.per_task_type,
+        open_multiplier: text.open_multiplier.as_deref().map(float_of).transpose()?,
+        open_max: text.open_max_ns.map(Duration::from_nanos),
+        open_jitter: text.open_jitter.as_deref().map(float_of).transpose()?,
+        half_open_max: text.half_open_max_ns.map(Duration::from_nanos),
+        window: text.window.map(Into::into),
+        failure_rate: text.failure_rate.as_deref().map(float_of).transpose()?,
+        slow_after: text.slow_after_ns.map(Duration::from_nanos),
+        slow_rate: text.slow_rate.as_deref().map(float_of).transpose()?,
+        ramp_for: text.ramp_for_ns.map(Duration::from_nanos),
+        ramp_start: text.ramp_start.as_deref().map(float_of).transpose()?,
+        hint_opens: text.hint_opens,
         budget_capacity: text.budget_capacity.as_deref().map(float_of).transpose()?,
         budget_floor: text.budget_floor.as_deref().map(float_of).transpose()?,
         budget_deposit: text.budget_deposit.as_deref().map(float_of).transpose()?,

@@ -45,7 +45,7 @@ pub(super) struct Staged {
     pub(super) freed: BTreeSet<TaskId>,
     pub(super) requests: Vec<RequestRow>,
     pub(super) agents: BTreeMap<AgentId, AgentRow>,
-    pub(super) breakers: BTreeMap<AgentId, BreakerRow>,
+    pub(super) breakers: BTreeMap<(AgentId, Arc<str>), BreakerRow>,
     pub(super) budgets: BTreeMap<AgentId, BudgetRow>,
     pub(super) sessions: BTreeMap<Arc<str>, SessionRow>,
     pub(super) counts: BTreeSet<(AgentId, u8)>,
