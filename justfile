@@ -20,6 +20,10 @@ test: && python-test
 
 # Not `cargo build`: dev-dependencies change features of shared crates, and the daemon would be compiled twice.
 
+# Checks every interleaving of a few threads on a shared breaker
+loom:
+    RUSTFLAGS='--cfg loom' CARGO_PROFILE_DEV_OPT_LEVEL=2 cargo test --locked --package breaker-core --test loom --target-dir target/loom
+
 # Runs the tests of a client that knows nothing but proto/
 python-test *args: _tools
     cargo test {{ everything }} --no-run
@@ -61,7 +65,7 @@ outage-plot *args:
     cargo run --quiet --release --locked --package ledger-core --example outage -- {{ args }}
 
 # All of CI, cheap checks first; `.ci/run` does this on a bare machine
-ci: tree-check lint gen-check test
+ci: tree-check lint gen-check loom test
 
 _tools:
     @.ci/venv

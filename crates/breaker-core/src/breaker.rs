@@ -255,7 +255,7 @@ impl Breaker {
             State::HalfOpen if self.has_slot() => Availability::Probe,
             State::HalfOpen => {
                 let until = self.first_deadline();
-                let retry_after = until.map(|until| until.saturating_sub(now));
+                let retry_after = until.map(|until| until.saturating_sub(now.max(self.since)));
                 Availability::No { retry_after, cause: RejectCause::ProbesInFlight }
             }
             State::ForcedOpen if self.order_expired(now) => Availability::Yes,
@@ -467,7 +467,9 @@ impl Breaker {
         reason = "a part of a u32, rounded up"
     )]
     pub fn ramp_limit(&self, usual: u32, now: Duration) -> u32 {
-        ((f64::from(usual) * self.ramp_share(now)).ceil() as u32).max(1)
+        // Less than any step, and more than what rounding adds to a whole number.
+        let part = f64::from(usual) * self.ramp_share(now) - 1e-6;
+        (part.ceil() as u32).max(1)
     }
 
     /// Calls in the window, how many of them failed, how many were slow; `None` without a window.
@@ -612,6 +614,7 @@ impl Breaker {
         self.run = 0;
         self.successes = 0;
         self.probes.clear();
+        self.next_slot = 0;
         self.window = None;
         self.ramp_until = None;
         self.since = now;

@@ -11,12 +11,20 @@
 //!   reads: it adds to a counter of its own stripe.
 //! - Every change happens under the mutex, so each transition has exactly one winner.
 
-use std::cell::Cell;
+#[cfg(loom)]
+use loom::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicU64, fence},
+};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU64, AtomicUsize, fence};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+#[cfg(not(loom))]
+use std::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicU64, fence},
+};
 use std::time::Duration;
 
 use crate::breaker::Breaker;
@@ -28,7 +36,10 @@ use crate::words::{
 };
 
 /// Counters apart from each other. Sixteen suits the cores of one socket; threads beyond that share.
+#[cfg(not(loom))]
 const STRIPES: usize = 16;
+#[cfg(loom)]
+const STRIPES: usize = 1;
 
 // The word: epoch 48 bits | publication 14 bits | kind 2 bits.
 const SLOW: u64 = 0;
@@ -365,7 +376,11 @@ fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
+#[cfg(not(loom))]
 fn stripe_of_thread() -> usize {
+    use std::cell::Cell;
+    use std::sync::atomic::AtomicUsize;
+
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
         static MINE: Cell<usize> = const { Cell::new(usize::MAX) };
@@ -378,4 +393,10 @@ fn stripe_of_thread() -> usize {
         mine.get()
     })
     .unwrap_or(0)
+}
+
+/// The model's threads share the only one.
+#[cfg(loom)]
+const fn stripe_of_thread() -> usize {
+    0
 }

@@ -2,7 +2,7 @@
 
 mod support;
 
-use breaker_core::{Availability, Breaker, Config, Permit, Sample, Shared, Snapshot, State};
+use breaker_core::{Availability, Breaker, Config, Permit, Probe, Sample, Shared, Snapshot, State};
 use proptest::prelude::*;
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ struct Reference {
     epoch: u64,
     run: u32,
     ok: u32,
-    probes: u32,
+    probes: Vec<u8>,
+    next_slot: u8,
     reopens: u32,
     since: u64,
     until: Option<u64>,
@@ -22,7 +23,9 @@ struct Reference {
 impl Reference {
     fn go(&mut self, to: State, since: u64, until: Option<u64>) {
         (self.state, self.since, self.until) = (to, since, until);
-        (self.epoch, self.run, self.ok, self.probes) = (self.epoch + 1, 0, 0, 0);
+        (self.epoch, self.run, self.ok) = (self.epoch + 1, 0, 0);
+        self.probes.clear();
+        self.next_slot = 0;
         if !matches!(to, State::Open | State::HalfOpen) {
             self.reopens = 0;
         }
@@ -40,7 +43,7 @@ impl Reference {
                 self.until = until.map(|until| until - self.since + now);
                 self.since = now;
             }
-            (State::HalfOpen, Some(until)) if now >= until => self.open(now),
+            (State::HalfOpen, Some(until)) if now >= until => self.open(until),
             (State::ForcedOpen | State::Disabled | State::Observe, Some(until)) if now >= until => {
                 self.go(State::Closed, now, None);
             }
@@ -53,19 +56,25 @@ impl Reference {
             self.go(State::HalfOpen, now, self.c.half_open_max.map(|max| now + ms(max)));
         }
         let probe = self.state == State::HalfOpen;
-        let full = probe && self.probes >= self.c.half_open_permits;
+        let full = probe && self.probes.len() >= self.c.half_open_permits as usize;
         if full || matches!(self.state, State::Open | State::ForcedOpen) {
             return None;
         }
-        self.probes += u32::from(probe);
-        Some(Permit { epoch: self.epoch, probe })
+        let slot = if probe { self.next_slot } else { 0 };
+        if probe {
+            self.probes.push(slot);
+            self.next_slot = slot.wrapping_add(1);
+        }
+        Some(Permit { epoch: self.epoch, probe, slot })
     }
     fn record(&mut self, permit: Permit, sample: Sample, now: u64) {
+        self.tick(now);
         let probe = self.state == State::HalfOpen;
-        if permit.epoch != self.epoch || permit.probe != probe || (probe && self.probes == 0) {
+        let gone = probe && !self.probes.contains(&permit.slot);
+        if permit.epoch != self.epoch || permit.probe != probe || gone {
             return;
         }
-        self.probes -= u32::from(probe);
+        self.probes.retain(|slot| !probe || *slot != permit.slot);
         match (self.state, sample) {
             (State::Closed | State::Observe, Sample::Success) => self.run = 0,
             (State::Closed | State::Observe, Sample::Failure) => {
@@ -152,7 +161,9 @@ fn configs(jitter: impl Strategy<Value = f64>) -> impl Strategy<Value = Config> 
                 open_max: at(timeout * most),
                 open_jitter,
                 half_open_permits: permits,
+                probe_timeout: None,
                 half_open_max: half_open_max.map(at),
+                ..Config::default()
             },
         )
 }
@@ -182,7 +193,7 @@ proptest! {
         let mut machine = Breaker::new(config).expect("valid");
         let shared = Shared::new(config).expect("valid");
         let mut reference = Reference {
-            c: config, state: State::Closed, epoch: 0, run: 0, ok: 0, probes: 0, reopens: 0, since: 0, until: None,
+            c: config, state: State::Closed, epoch: 0, run: 0, ok: 0, probes: Vec::new(), next_slot: 0, reopens: 0, since: 0, until: None,
         };
         let mut permits = Vec::new();
         let mut clock = 10_000;
@@ -241,7 +252,7 @@ proptest! {
             prop_assert_eq!(machine.epoch(), reference.epoch);
             prop_assert_eq!(machine.run(), reference.run);
             prop_assert_eq!(machine.successes(), reference.ok);
-            prop_assert_eq!(machine.probes_in_flight(), reference.probes);
+            prop_assert_eq!(machine.probes_in_flight() as usize, reference.probes.len());
             prop_assert_eq!(machine.reopens(), reference.reopens);
             prop_assert_eq!(machine.next_deadline(), reference.until.map(at));
         }
@@ -311,15 +322,17 @@ proptest! {
         let mut row = Breaker::new(config).expect("valid").snapshot();
         row.state = State::ALL[state];
         row.epoch = epoch;
-        [row.run, row.successes, row.probes_in_flight, row.reopens] = numbers;
+        [row.run, row.successes, _, row.reopens] = numbers;
+        let lease_until = until.then_some(times[0]);
+        row.probes = (0..numbers[2] % 300).map(|slot| Probe { slot: slot as u8, lease_until }).collect();
         row.since = times[0];
         row.until = until.then_some(times[1]);
         let mut machine = Breaker::restore(row, config, times[2]).expect("valid");
         let shared = Shared::from(machine.clone());
         for (index, now) in nows.into_iter().enumerate() {
             let sample = [Sample::Failure, Sample::Failure, Sample::Neutral, Sample::Success][index % 4];
-            let permit = machine.try_acquire(now).unwrap_or(Permit { epoch, probe });
-            prop_assert_eq!(shared.try_acquire(now).unwrap_or(Permit { epoch, probe }), permit);
+            let permit = machine.try_acquire(now).unwrap_or(Permit { epoch, probe, slot: 3 });
+            prop_assert_eq!(shared.try_acquire(now).unwrap_or(Permit { epoch, probe, slot: 3 }), permit);
             let recorded = machine.record(permit, sample, now, draw);
             prop_assert_eq!(shared.record(permit, sample, now, draw), recorded);
             if index % 9 == 8 {
@@ -344,6 +357,6 @@ proptest! {
 }
 
 fn same_verdict(a: &Snapshot, b: &Snapshot) -> bool {
-    let key = |s: &Snapshot| (s.state, s.epoch, s.run, s.successes, s.probes_in_flight, s.reopens);
+    let key = |s: &Snapshot| (s.state, s.epoch, s.run, s.successes, s.probes.len(), s.reopens);
     key(a) == key(b)
 }

@@ -90,7 +90,7 @@ fn foreign_release_does_not_lift_permits_above_the_limit() {
     }
     let _first = breaker.try_acquire(secs(60)).expect("due");
     let _second = breaker.try_acquire(secs(60)).expect("two slots");
-    let forged = breaker_core::Permit { epoch: breaker.epoch(), probe: false };
+    let forged = breaker_core::Permit { epoch: breaker.epoch(), probe: false, slot: 0 };
     for permit in [foreign, forged] {
         for sample in [Sample::Neutral, Sample::Success, Sample::Failure] {
             breaker.record(permit, sample, secs(60), 0);

@@ -106,7 +106,7 @@ fn is_available_in_each_state() {
     assert_eq!(breaker.state(), State::Open, "looking moves nothing");
 
     let probe = breaker.try_acquire(secs(60)).expect("due");
-    assert_eq!(breaker.is_available(secs(60)), no(None, RejectCause::ProbesInFlight));
+    assert_eq!(breaker.is_available(secs(60)), no(Some(secs(150)), RejectCause::ProbesInFlight));
     breaker.release(probe);
     assert_eq!(breaker.is_available(secs(60)), Availability::Probe);
 

@@ -66,7 +66,7 @@ fn open_refuses_until_due_and_then_gives_one_caller_probe_one() {
     breaker.try_acquire(secs(59)).expect_err("not due");
     assert_eq!(breaker.epoch(), epoch);
     let probe = breaker.try_acquire(secs(60)).expect("due");
-    assert_eq!(probe, Permit { epoch: epoch + 1, probe: true });
+    assert_eq!(probe, Permit { epoch: epoch + 1, probe: true, slot: 0 });
     let moved = breaker.last_transition().expect("it moved");
     assert_eq!((moved.cause, moved.epoch), (Cause::OpenElapsed, epoch + 1));
     breaker.try_acquire(secs(60)).expect_err("probe in flight");
@@ -123,7 +123,7 @@ fn result_with_a_foreign_epoch_changes_nothing_in_any_state() {
         for probe in [false, true] {
             for epoch in [breaker.epoch().wrapping_sub(1), breaker.epoch() + 1, u64::MAX] {
                 for sample in [Sample::Success, Sample::Failure, Sample::Neutral] {
-                    let recorded = breaker.record(Permit { epoch, probe }, sample, secs(60), 0);
+                    let recorded = breaker.record(Permit { epoch, probe, slot: 0 }, sample, secs(60), 0);
                     assert_eq!(recorded.late(), sample != Sample::Neutral);
                     assert_eq!(recorded.transition, None);
                 }
@@ -280,7 +280,7 @@ fn restore_takes_a_row_that_contradicts_itself() {
     odd.state = State::Open;
     odd.epoch = u64::MAX;
     odd.run = u32::MAX;
-    odd.probes_in_flight = u32::MAX;
+    odd.probes = vec![breaker_core::Probe { slot: 9, lease_until: None }; 300];
     odd.since = std::time::Duration::MAX;
     let mut breaker = Breaker::restore(odd, config(), secs(5)).expect("valid");
     assert!(breaker.try_acquire(secs(5)).expect("ends its period at once").probe);

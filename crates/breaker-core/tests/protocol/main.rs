@@ -66,6 +66,7 @@ fn protocol(size: Size, variant: Variant) -> Protocol {
         open_timeout: TICK,
         open_jitter: 0.0,
         half_open_permits: size.permits,
+        probe_timeout: None,
         half_open_max: leased.then_some(TICK),
         ..Config::default()
     };

@@ -110,17 +110,19 @@ impl Shared {
     fn settle(&mut self, config: Config) {
         let newest = self.row.epoch();
         self.row.renumber(newest);
+        let slots = self.row.renumber_slots();
         for replica in &mut self.replicas {
             if let Some(cache) = replica.cache.as_mut() {
                 cache.renumber(newest);
+                cache.renumber_slots();
                 cache.forget(config);
             }
         }
         let renumber = |permit: &mut Option<Permit>| {
-            *permit = permit.map(|permit| row::renumbered(permit, newest));
+            *permit = permit.map(|permit| row::renumbered(permit, newest, &slots));
         };
         for call in &mut self.calls {
-            call.permit = call.permit.map(|(permit, owner)| (row::renumbered(permit, newest), owner));
+            call.permit = call.permit.map(|(permit, owner)| (row::renumbered(permit, newest, &slots), owner));
             renumber(&mut call.answered);
             renumber(&mut call.orphan);
         }

@@ -36,7 +36,7 @@ impl Row {
     fn of(machine: &Breaker) -> Self {
         let row = machine.snapshot();
         let until = row.until.map(|until| until.max(NOW));
-        Self(Snapshot { since: NOW, until, reopens: 0, stats: Stats::default(), ..row })
+        Self(Snapshot { since: NOW, until, reopens: 0, cause: None, stats: Stats::default(), ..row })
     }
 
     /// One transaction. The epoch after it is not yet the newest by number: see [`renumber`](Self::renumber).
@@ -78,6 +78,15 @@ impl Row {
         self.0.until = self.0.until.map(|until| until.saturating_sub(TICK).max(NOW));
     }
 
+    /// Numbers its slots anew, for they are all alike, and tells the numbers they had, in the order of the new ones.
+    pub(crate) fn renumber_slots(&mut self) -> Vec<u8> {
+        let had = self.0.probes.iter().map(|probe| probe.slot).collect();
+        for (number, probe) in (0..).zip(&mut self.0.probes) {
+            probe.slot = number;
+        }
+        had
+    }
+
     /// Numbers the epoch, knowing the store's.
     pub(crate) fn renumber(&mut self, newest: u64) {
         self.0.epoch = if self.0.epoch == newest { NEWEST } else { OLDER };
@@ -103,30 +112,42 @@ impl Row {
             u8::from(self.0.epoch == NEWEST),
             small(self.0.run),
             small(self.0.successes),
-            small(self.0.probes_in_flight),
+            u8::try_from(self.0.probes.len()).expect("small"),
             self.0.until.map_or(0, ticks),
         ]);
     }
 }
 
-/// As [`Row::renumber`].
-pub(crate) fn renumbered(permit: Permit, newest: u64) -> Permit {
-    Permit { epoch: if permit.epoch == newest { NEWEST } else { OLDER }, ..permit }
+/// The slot of a probe that has none any more.
+const GONE: u8 = u8::MAX;
+
+/// As [`Row::renumber`] and [`Row::renumber_slots`].
+pub(crate) fn renumbered(permit: Permit, newest: u64, slots: &[u8]) -> Permit {
+    let slot = match slots.iter().position(|had| *had == permit.slot) {
+        _ if !permit.probe => 0,
+        Some(number) if permit.epoch == newest => u8::try_from(number).unwrap_or(GONE),
+        _ => GONE,
+    };
+    Permit { epoch: if permit.epoch == newest { NEWEST } else { OLDER }, slot, ..permit }
 }
 
 /// What a breaker without the fence takes a result for: one of the present epoch.
 pub(crate) fn unfenced(row: &Row) -> Permit {
-    Permit { epoch: row.epoch(), probe: row.state() == State::HalfOpen }
+    let slot = row.0.probes.first().map_or(GONE, |probe| probe.slot);
+    Permit { epoch: row.epoch(), probe: row.state() == State::HalfOpen, slot }
 }
 
 /// A permit from a replica that did not look at the row.
 pub(crate) fn unchecked(epoch: u64, probe: bool) -> Permit {
-    Permit { epoch, probe }
+    Permit { epoch, probe, slot: if probe { GONE } else { 0 } }
 }
 
 /// A permit as a number, for the identity of a state.
 pub(crate) fn number(permit: Option<Permit>) -> u8 {
-    permit.map_or(0, |permit| 1 + u8::from(permit.epoch == NEWEST) * 2 + u8::from(permit.probe))
+    let gone = |permit: Permit| u8::from(permit.probe && permit.slot == GONE);
+    permit.map_or(0, |permit| {
+        1 + gone(permit) * 4 + u8::from(permit.epoch == NEWEST) * 2 + u8::from(permit.probe)
+    })
 }
 
 /// The row after time alone has done its work.

@@ -9,9 +9,9 @@ pub(crate) fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
 }
 
-/// Without jitter, so that times are exact.
+/// Without jitter, so that times are exact, and with a longest half-open instead of leases of probes.
 pub(crate) fn config() -> Config {
-    Config { open_jitter: 0.0, ..Config::default() }
+    Config { open_jitter: 0.0, probe_timeout: None, half_open_max: Some(secs(150)), ..Config::default() }
 }
 
 pub(crate) fn closed() -> Breaker {
