@@ -366,7 +366,7 @@ mod floor {
         let level =
             Level { millitokens: 5_000, updated_at: u64::try_from(now.at.millis()).expect("after 1970") };
         let budget = Some(BudgetRow { agent: Some(AgentId(1)), level });
-        let agent = Agent::restore(row, None, budget, [0; 8], now);
+        let agent = Agent::restore(row, Vec::new(), budget, [0; 8], now);
         assert!(!agent.affords(&empty(), at(Duration::from_secs(9).as_millis() as i64), 1));
     }
 }

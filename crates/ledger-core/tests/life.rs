@@ -356,7 +356,7 @@ fn run_to_every_end(life: &Life) {
         let mut life = life.clone();
         let claim = Event::Claim {
             holder: crate::support::holder("w"),
-            permit: Some(breaker_core::Permit { epoch: u64::MAX, probe: true }),
+            permit: Some(breaker_core::Permit { epoch: u64::MAX, probe: true, slot: 0 }),
         };
         let _ = life.task.apply(&claim, &cx);
         let _ = life.task.apply(&life.ack_event(), &cx);

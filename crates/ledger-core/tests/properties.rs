@@ -111,7 +111,7 @@ fn event(step: &Step, task: &Task) -> Event {
     match step.what {
         0..=13 => {
             // The epoch is the delivery's own, so that each permit can be told from the others.
-            let permit = breaker_core::Permit { epoch: task.fence + 1, probe: step.probe };
+            let permit = breaker_core::Permit { epoch: task.fence + 1, probe: step.probe, slot: 0 };
             let permit = (!step.draw.is_multiple_of(4)).then_some(permit);
             Event::Claim { holder: holder(WORKERS[step.who]), permit }
         }

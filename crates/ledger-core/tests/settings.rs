@@ -58,6 +58,18 @@ fn everything_that_is_wrong_is_said_at_once_in_the_words_of_the_wire() {
         success_threshold: Some(201),
         open_timeout: Some(Duration::ZERO),
         half_open_permits: Some(0),
+        open_multiplier: Some(0.5),
+        open_jitter: Some(1.5),
+        failure_rate: Some(0.0),
+        slow_rate: Some(1.1),
+        slow_after: Some(seconds(1)),
+        ramp_for: Some(seconds(601)),
+        ramp_start: Some(0.0),
+        window: Some(Some(breaker_core::Window::Count { size: 4, min_calls: 9 })),
+        half_open_max: None,
+        open_max: None,
+        per_task_type: None,
+        hint_opens: None,
         breaker_enabled: None,
         budget_capacity: Some(1.5),
         budget_floor: Some(-1.0),
@@ -182,17 +194,21 @@ fn a_restored_agent_keeps_its_breaker_and_its_budget_as_they_were_saved() {
     let mut agent = Agent::new(AgentId(1), "claude".into(), now);
     let change = AgentOverrides { failure_threshold: Some(1), ..AgentOverrides::default() };
     agent.configure(change, now).expect("valid");
-    let permit = agent.breaker.try_acquire(at).expect("closed");
-    let _ = agent.breaker.record(permit, breaker_core::Sample::Failure, at, 0);
-    agent.last_probe = Some(TaskId(9));
+    let own: std::sync::Arc<str> = "".into();
+    let guard = agent.breakers.of_mut(&own);
+    let permit = guard.breaker.try_acquire(at).expect("closed");
+    let _ = guard.breaker.record(permit, breaker_core::Sample::Failure, at, 0);
+    guard.last_probe = Some(TaskId(9));
     assert!(agent.budget.withdraw(at, 7));
-    let (row, breaker, budget) = (agent.row(), agent.breaker_row(), agent.budget_row());
+    let breaker = agent.breakers.row(agent.id, &own).expect("in use");
+    let (row, budget) = (agent.row(), agent.budget_row());
     let later = Now::steady(START.after(seconds(1)));
     let counts: Counts = [0, 1, 2, 3, 4, 5, 6, 7];
-    let again = Agent::restore(row.clone(), Some(breaker.clone()), Some(budget), counts, later);
-    assert_eq!(again.breaker.state(), breaker_core::State::Open);
-    assert_eq!((again.row(), again.breaker_row()), (row, breaker));
-    assert_eq!((again.budget_row(), again.last_probe), (budget, Some(TaskId(9))));
+    let again = Agent::restore(row.clone(), vec![breaker.clone()], Some(budget), counts, later);
+    let guard = again.breakers.of("any").expect("one for all types");
+    assert_eq!((guard.breaker.state(), guard.last_probe), (breaker_core::State::Open, Some(TaskId(9))));
+    assert_eq!((again.row(), again.breakers.row(again.id, &own)), (row, Some(breaker)));
+    assert_eq!(again.budget_row(), budget);
     assert_eq!(again.created_at, START);
     assert_eq!(again.waiting(), 1 + 3 + 4, "QUEUED, RETRY, BLOCKED");
 }
@@ -206,8 +222,8 @@ fn an_agent_without_rows_of_its_own_starts_closed_and_full() {
         created_at: START,
         pause: None,
     };
-    let agent = Agent::restore(row, None, None, Counts::default(), Now::steady(START));
-    assert_eq!(agent.breaker.state(), breaker_core::State::Closed);
+    let agent = Agent::restore(row, Vec::new(), None, Counts::default(), Now::steady(START));
+    assert_eq!(agent.breakers.of("").map(|guard| guard.breaker.state()), Some(breaker_core::State::Closed));
     assert_eq!(agent.budget.available(START.since_epoch()), 4_000);
 }
 
@@ -215,7 +231,7 @@ fn an_agent_without_rows_of_its_own_starts_closed_and_full() {
 fn stored_settings_that_a_newer_rule_refuses_fall_back_to_defaults() {
     let given = AgentOverrides { failure_threshold: Some(0), ..AgentOverrides::default() };
     let row = AgentRow { id: AgentId(1), name: "claude".into(), given, created_at: START, pause: None };
-    let agent = Agent::restore(row, None, None, Counts::default(), Now::steady(START));
+    let agent = Agent::restore(row, Vec::new(), None, Counts::default(), Now::steady(START));
     assert_eq!(*agent.settings, Settings::default());
 }
 
@@ -246,7 +262,7 @@ fn a_smaller_budget_is_cut_and_a_larger_one_is_not_filled() {
     assert_eq!(agent.budget.available(START.since_epoch()), 4_000);
     agent.configure(sized(40.0), now).expect("valid");
     assert_eq!(agent.budget.available(START.since_epoch()), 4_000);
-    let row: BreakerRow = agent.breaker_row();
+    let row: BreakerRow = agent.breakers.row(agent.id, &"".into()).expect("its own");
     assert_eq!(row.agent, AgentId(1));
     assert_eq!(State::ALL.len(), 7);
 }

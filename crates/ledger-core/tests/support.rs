@@ -232,7 +232,7 @@ impl Life {
     }
 
     pub(crate) fn claim_as(&mut self, probe: bool) -> Applied {
-        let permit = Some(breaker_core::Permit { epoch: 3, probe });
+        let permit = Some(breaker_core::Permit { epoch: 3, probe, slot: 0 });
         self.apply(&Event::Claim { holder: holder("w"), permit })
     }
 

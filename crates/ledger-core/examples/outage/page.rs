@@ -37,7 +37,7 @@ the daemon's default settings unless the row says otherwise.
 - *Breaker only* has slots and plain retries. Tasks of an agent whose breaker is open wait in its queue; the head of the queue
   is the probe, and a failed probe does not count as a retry.
 - *ledgerd* is slots, breaker, budget, and a ramp after a breaker has closed: the agent's slots grow from a tenth to all of
-  them in 10 s. The ramp is part of this simulation alone; the daemon does not have it yet.
+  them in 10 s. The limit is the breaker's own, as in the daemon.
 
 ## What came of it
 

@@ -253,7 +253,7 @@ impl Life {
                 return Some((world, "the probe passes"));
             }
             Step::Claim(worker, probe) => {
-                let permit = self.scope.probes.then_some(Permit { epoch: 1, probe });
+                let permit = self.scope.probes.then_some(Permit { epoch: 1, probe, slot: 0 });
                 (Event::Claim { holder: holder(worker), permit }, true)
             }
             Step::Ack(worker, fence) => (Event::Ack(caller(worker), fence), true),

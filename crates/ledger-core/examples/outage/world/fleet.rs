@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use breaker_core::{Availability, Breaker, Config, Permit, Sample};
-use ledger_core::{Agent, AgentId, Now, TaskId, Timestamp};
+use breaker_core::{Availability, Config, Permit, Sample};
+use ledger_core::{Agent, AgentId, Breakers, Guard, Now, TaskId, Timestamp};
 use retry_core::{Bucket, Decision, ErrorClass, Failure, Progress, draw};
 
 use super::{Micros, Policy, Setup, TIMEOUT};
@@ -81,18 +81,21 @@ impl Fleet {
         }
         let (chosen, leave) = if self.policy.open.is_some() {
             let draw = draw(self.seed, u64::from(agent), self.transitions);
-            let breaker = &mut member.agent.breaker;
+            let running = member.running;
+            let guard = member.guard_mut();
+            let breaker = &mut guard.breaker;
             if let Some(_opened) = breaker.tick(span(now), draw) {
                 self.transitions += 1;
             }
             let chosen = match breaker.is_available(span(now)) {
-                Availability::Yes if member.running < limit(breaker, self.policy, now, self.slots) => head,
+                Availability::Yes if running < breaker.ramp_limit(self.slots, span(now)) => head,
                 Availability::Yes | Availability::No { .. } => return None,
                 Availability::Probe => member.probe(now)?,
             };
-            let permit = member.agent.breaker.try_acquire(span(now)).ok()?;
+            let guard = member.guard_mut();
+            let permit = guard.breaker.try_acquire(span(now)).ok()?;
             if permit.probe {
-                member.agent.last_probe = Some(TaskId(u64::from(chosen.1)));
+                guard.last_probe = Some(TaskId(u64::from(chosen.1)));
             }
             (chosen, Some(permit))
         } else {
@@ -188,10 +191,12 @@ impl Fleet {
     pub(super) fn next_look(&mut self, agent: u32, now: Micros) -> Option<Micros> {
         let member = &mut self.members[agent as usize];
         let (run_at, _) = member.ready.first()?;
-        let opens = member.agent.breaker.next_deadline().map(|until| {
-            // Up to the next microsecond: a look that comes early finds the period not over.
-            u64::try_from(until.as_nanos().div_ceil(1_000)).expect("it fits")
-        });
+        // Up to the next microsecond: a look that comes early finds the period not over.
+        let micros = |at: Duration| u64::try_from(at.as_nanos().div_ceil(1_000)).expect("it fits");
+        let guard = member.guard();
+        let step =
+            Guard { running: u64::from(member.running), ..guard.clone() }.next_step(self.slots, span(now));
+        let opens = step.or_else(|| guard.breaker.next_deadline()).map(micros);
         // What is due and does not start waits for the breaker, or for a call to end.
         let at = (*run_at).max(opens.filter(|_| self.policy.open.is_some()).unwrap_or(0));
         if at <= now || member.armed.is_some_and(|armed| armed > now && armed <= at) {
@@ -206,8 +211,9 @@ impl Member {
     fn new(id: u32, policy: Policy) -> Self {
         let mut agent = Agent::new(AgentId(id), Arc::from(format!("agent-{id}")), steady(0));
         if let Some(open_timeout) = policy.open {
-            let config = Config { open_timeout, ..agent.settings.breaker };
-            agent.breaker = Breaker::new(config).expect("settings that ledgerd takes");
+            let ramp_for = if policy.ramp { agent.settings.breaker.ramp_for } else { Duration::ZERO };
+            let config = Config { open_timeout, ramp_for, ..agent.settings.breaker };
+            agent.breakers = Breakers::new(config, false);
         }
         Self { agent, ready: BTreeSet::new(), deferred: BTreeSet::new(), running: 0, armed: None }
     }
@@ -216,25 +222,24 @@ impl Member {
     fn probe(&self, now: Micros) -> Option<(Micros, u32)> {
         let mut due = self.ready.iter().copied().take_while(|(run_at, _)| *run_at <= now);
         let first = due.next()?;
-        if self.agent.last_probe == Some(TaskId(u64::from(first.1))) {
+        if self.guard().last_probe == Some(TaskId(u64::from(first.1))) {
             due.next().or(Some(first))
         } else {
             Some(first)
         }
     }
 
-    fn tell(&mut self, permit: Permit, sample: Sample, now: Micros, draw: u64) {
-        self.agent.breaker.record(permit, sample, span(now), draw);
+    fn guard(&self) -> &Guard {
+        self.agent.breakers.of("").expect("the agent's own")
     }
-}
 
-/// How many of an agent's tasks may run at one time.
-fn limit(breaker: &Breaker, policy: Policy, now: Micros, slots: u32) -> u32 {
-    if !policy.ramp || breaker.epoch() == 0 {
-        return slots;
+    fn guard_mut(&mut self) -> &mut Guard {
+        self.agent.breakers.of_mut(&Arc::from(""))
     }
-    let part = (span(now).saturating_sub(breaker.since()).as_secs_f64() / 10.0).min(1.0);
-    ((f64::from(slots) * (0.1 + 0.9 * part)).ceil() as u32).max(1)
+
+    fn tell(&mut self, permit: Permit, sample: Sample, now: Micros, draw: u64) {
+        self.guard_mut().breaker.record(permit, sample, span(now), draw);
+    }
 }
 
 fn span(now: Micros) -> Duration {
