@@ -12,6 +12,7 @@ mod durability;
 mod exec;
 mod leases;
 mod orders;
+mod restarts;
 mod retries;
 mod sdk;
 mod waiting;

@@ -133,8 +133,14 @@ pub(super) fn next(
             if let (Some(sample), Some(acked_at)) = (task.sample, lease.acked_at)
                 && sample.permit.probe
                 && !sample.told
+                && let Some(beaten) = beaten
             {
-                at(acked_at.after(PROBE_PASSES_AFTER), Due::ProbePasses);
+                // Its worker must have sent beats until then, which come every third of a lease: of a dead one the last is
+                // older. One that comes later is seen when the lease is looked at.
+                let (passes, length) = (acked_at.after(PROBE_PASSES_AFTER), settings.lease_duration(policy));
+                if beaten.until.before(length / 2) >= passes {
+                    at(passes, Due::ProbePasses);
+                }
             }
         }
         (State::Queued | State::Retry | State::Blocked, _) => {
@@ -176,6 +182,60 @@ mod tests {
         assert_eq!(timers.next(), Some(at(30)));
         assert_eq!(timers.due(at(60), 10), (vec![TaskId(2), TaskId(1)], Some(at(30))));
         assert_eq!(timers.next(), None);
+    }
+
+    /// A probe that was acknowledged at 0 s, with a lease of two minutes.
+    fn probe() -> (Task, Settings) {
+        let given = ledger_core::AgentOverrides {
+            policy: ledger_core::Overrides {
+                lease_duration: Some(std::time::Duration::from_secs(120)),
+                ..ledger_core::Overrides::default()
+            },
+            ..ledger_core::AgentOverrides::default()
+        };
+        let settings = Settings::of(given).expect("valid");
+        let spec = ledger_core::Spec {
+            agent: ledger_core::AgentId(1),
+            task_type: "t".into(),
+            policy: ledger_core::Overrides::default(),
+            created_at: at(0),
+            frees_key: false,
+        };
+        let (mut task, _) =
+            Task::enqueue(TaskId(1), std::sync::Arc::new(spec), 5, None, None, Now::steady(at(0)));
+        let session = ledger_core::SessionId(1);
+        let holder = ledger_core::Holder { worker: "w".into(), incarnation: 1, session };
+        let permit = Some(breaker_core::Permit { epoch: 2, probe: true, slot: 0 });
+        let affords = |_| true;
+        let now = Now::steady(at(0));
+        let lost_with = ledger_core::LostWith::ALONE;
+        let cx = ledger_core::Context {
+            now,
+            settings: &settings,
+            draw: 0,
+            affords: &affords,
+            digest: 0,
+            lost_with,
+        };
+        task.apply(&Event::Claim { holder, permit }, &cx).expect("claimed");
+        let caller = ledger_core::Caller { worker: "w".into(), session: None };
+        task.apply(&Event::Ack(caller, 1), &cx).expect("acknowledged");
+        (task, settings)
+    }
+
+    #[test]
+    fn a_probe_passes_when_its_worker_sent_beats_for_a_minute_and_not_before() {
+        let (task, settings) = probe();
+        let passes = |beat_at: Option<i64>, now: i64| {
+            let until = |beat| at(beat).after(std::time::Duration::from_secs(120));
+            let beaten = beat_at.map(|beat| Beaten { until: until(beat), progress_at: at(0) });
+            let due = next(&task, &settings, beaten, at(0), Now::steady(at(now)));
+            matches!(due, Some((_, Due::ProbePasses)))
+        };
+        assert!(!passes(None, 60_000), "no beat at all");
+        assert!(!passes(Some(-1), 119_000), "its last beat came before half a lease");
+        assert!(passes(Some(40_000), 60_000));
+        assert!(passes(Some(90_000), 120_000), "seen late, for the lease is looked at last");
     }
 
     #[test]
