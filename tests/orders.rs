@@ -11,7 +11,7 @@ fn with(breaker: v1::BreakerSettings) -> v1::AgentSettings {
     let quick = quick();
     let policy = v1::TaskPolicy { max_retries: Some(100), ..quick.policy.unwrap_or_default() };
     // No ramp unless a test is about it.
-    let breaker = v1::BreakerSettings { ramp_for: breaker.ramp_for.or(ms(0)), ..breaker };
+    let breaker = v1::BreakerSettings { ramp_for: breaker.ramp_for.or_else(|| ms(0)), ..breaker };
     v1::AgentSettings { breaker: Some(breaker), policy: Some(policy), ..quick }
 }
 

@@ -5,7 +5,7 @@ use crate::support::*;
 use ledgerd_client::{CancellationToken, Client, Context, TaskError, Worker, v1};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::Semaphore;
 use v1::{BreakerState, TaskState};
 
@@ -150,7 +150,7 @@ async fn an_outage_of_two_leases_loses_no_task_of_a_living_worker() {
         .await;
     }
 
-    let down = Instant::now();
+    let down = tokio::time::Instant::now();
     daemon.kill();
     // The outage is the experiment.
     tokio::time::sleep(LEASE * 2).await;
@@ -220,7 +220,7 @@ async fn a_retry_out_of_an_empty_shared_budget_is_charged_to_its_agent() {
         let settings = v1::AgentSettings {
             budget: Some(budget),
             breaker: Some(off),
-            policy: Some(slow.clone()),
+            policy: Some(slow),
             ..quick()
         };
         configure(&client, &agent, settings).await;

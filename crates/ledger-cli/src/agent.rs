@@ -3,14 +3,14 @@
 use clap::{Args, Subcommand, ValueEnum};
 use ledgerd_client::v1::breaker_settings::Window;
 use ledgerd_client::v1::{
-    Agent, AgentSettings, BreakerSettings, BudgetSettings, ConfigureAgentRequest, CountWindow,
-    GetAgentRequest, ListAgentsRequest, ListAgentsResponse, NoWindow, PauseAgentRequest, ResumeAgentRequest,
-    StateCount, TaskState, TimeWindow,
+    Agent, AgentEvent, AgentSettings, BreakerSettings, BudgetSettings, ConfigureAgentRequest, CountWindow,
+    GetAgentRequest, ListAgentEventsRequest, ListAgentEventsResponse, ListAgentsRequest, ListAgentsResponse,
+    NoWindow, PauseAgentRequest, ResumeAgentRequest, StateCount, TaskState, TimeWindow,
 };
 
 use crate::Global;
 use crate::actor::Actor;
-use crate::breaker::{breaker_cell, describe_settings};
+use crate::breaker::{breaker_cell, describe_settings, state_name};
 use crate::connect::connect;
 use crate::failure::Failure;
 use crate::output::{
@@ -32,6 +32,19 @@ pub enum AgentCommand {
     Pause(Pause),
     /// End a pause
     Resume(Resume),
+    /// Show what happened to agents and their breakers, newest first
+    Events(Events),
+}
+
+/// `agent events`.
+#[derive(Debug, Args)]
+pub struct Events {
+    /// Name of the agent; else all of them
+    #[arg(value_name = "AGENT", default_value = "")]
+    agent: String,
+    /// At most this many
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    limit: usize,
 }
 
 /// `agent pause`.
@@ -225,6 +238,7 @@ impl AgentCommand {
                     Format::Table => print(&describe(&response.agent.unwrap_or_default())),
                 }
             }
+            Self::Events(command) => events(command, global).await,
             Self::Configure(command) => {
                 let request = command.into_request();
                 let response = connect(global).await?.admin().configure_agent(request).await?.into_inner();
@@ -253,6 +267,47 @@ async fn list(global: &Global) -> Result<(), Failure> {
         Format::Json => print_json("ListAgentsResponse", &merged),
         Format::Table => rows(&merged.agents).print("no agents"),
     }
+}
+
+async fn events(command: Events, global: &Global) -> Result<(), Failure> {
+    let client = connect(global).await?;
+    let mut merged = ListAgentEventsResponse::default();
+    let mut request = ListAgentEventsRequest { agent: command.agent, ..ListAgentEventsRequest::default() };
+    while merged.events.len() < command.limit {
+        request.page_size = (command.limit - merged.events.len()).min(1_000) as i32;
+        let page = client.admin().list_agent_events(request.clone()).await?.into_inner();
+        merged.events.extend(page.events);
+        merged.next_page_token.clone_from(&page.next_page_token);
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = page.next_page_token;
+    }
+    match global.output {
+        Format::Json => print_json("ListAgentEventsResponse", &merged),
+        Format::Table => event_rows(&merged.events).print("no events"),
+    }
+}
+
+fn event_rows(events: &[AgentEvent]) -> Rows {
+    let mut rows = Rows::new(["TIME", "AGENT", "TYPE", "EVENT", "WHAT", "BY", "REASON", "UNTIL"]);
+    for event in events {
+        let moved = match (event.from, event.to) {
+            (0, 0) => String::new(),
+            (from, to) => format!("{} -> {} ({})", state_name(from), state_name(to), event.cause),
+        };
+        rows.push([
+            cell(instant(event.time.as_ref())),
+            cell(&event.agent),
+            cell(&event.task_type),
+            cell(&event.event),
+            cell(moved),
+            cell(one_line(&event.actor)),
+            cell(one_line(&event.reason)),
+            cell(instant(event.until.as_ref())),
+        ]);
+    }
+    rows
 }
 
 impl Configure {
@@ -388,6 +443,34 @@ mod tests {
         assert_eq!((budget.floor_per_second, budget.enabled), (Some(0.5), None));
         assert_eq!(given.max_waiting, Some(7));
         assert_eq!(given.policy.and_then(|policy| policy.lease_duration).map(|d| d.seconds), Some(90));
+    }
+
+    #[test]
+    fn events_read_as_rows() {
+        let event = AgentEvent {
+            agent: "codex".into(),
+            event: "BREAKER".into(),
+            from: 1,
+            to: 2,
+            cause: "TRIPPED".into(),
+            actor: "ada".into(),
+            reason: "bad\ndeploy".into(),
+            ..AgentEvent::default()
+        };
+        let text = event_rows(&[event]).render();
+        assert!(text.contains("codex        BREAKER  CLOSED -> OPEN (TRIPPED)  ada  bad"), "{text}");
+    }
+
+    #[test]
+    fn windows_are_written_short() {
+        let one = |text: &str| settings(&format!("a --window {text}")).breaker.and_then(|b| b.window);
+        assert_eq!(one("count:100:20"), Some(Window::CountWindow(CountWindow { size: 100, min_calls: 20 })));
+        let bucket = Some(prost_types::Duration { seconds: 6, nanos: 0 });
+        assert_eq!(one("time:6s:20"), Some(Window::TimeWindow(TimeWindow { bucket, min_calls: 20 })));
+        assert_eq!(one("none"), Some(Window::NoWindow(NoWindow {})));
+        for wrong in ["count:1", "time:x:2", "100", "count:a:b"] {
+            assert!(window(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

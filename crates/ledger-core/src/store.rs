@@ -557,6 +557,17 @@ pub trait Reader: Send + Sync {
         limit: usize,
     ) -> Fut<'a, Page<DeadLetter>>;
 
+    /// What happened to agents, newest first, older than `before`, each with its number.
+    ///
+    /// # Errors
+    /// That the store cannot be read.
+    fn agent_events(
+        &self,
+        agent: Option<AgentId>,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Fut<'_, Page<(u64, AgentEvent)>>;
+
     /// What the workers of these tasks need: data, and notes of those that were delivered before. In the order asked.
     ///
     /// # Errors

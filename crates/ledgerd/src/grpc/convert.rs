@@ -12,7 +12,7 @@ pub(super) use admin::{
     agent, agent_name, agent_settings, counts, dead_letter, dead_letter_filter, dead_letter_results,
     pause_time, task_ids, tokens, worker_view,
 };
-pub(super) use breaker::{breaker, breaker_named, forced, trip_time};
+pub(super) use breaker::{agent_event, breaker, breaker_named, forced, trip_time};
 pub(super) use check::{At, Check};
 pub(super) use page::Page;
 pub(super) use task::{

@@ -12,9 +12,9 @@ use std::time::Duration;
 
 /// Who ordered something, and why; both empty where nobody did.
 #[derive(Clone, Copy)]
-struct By<'a> {
-    actor: &'a Arc<str>,
-    reason: &'a Arc<str>,
+pub(super) struct By<'a> {
+    pub(super) actor: &'a Arc<str>,
+    pub(super) reason: &'a Arc<str>,
 }
 
 impl Batch<'_> {
@@ -78,7 +78,8 @@ impl Batch<'_> {
         self.breaker_changed(id, key);
     }
 
-    fn happened(
+    /// Keeps what happened to an agent, or to its breaker for tasks of the type `key`.
+    pub(super) fn happened(
         &mut self,
         id: AgentId,
         key: &Arc<str>,

@@ -1,13 +1,14 @@
 //! What the ledger does of its own accord in a batch: timers, budget, breakers, and handing out work.
 
 use super::batch::{Batch, Claimed};
+use super::breakers::By;
 use super::command::LedgerError;
 use super::timers::{Due, next};
 use super::work::holder;
 use ledger_core::dispatch::{Group, choose};
 use ledger_core::limits::BATCH_OPERATIONS;
 use ledger_core::session::Session;
-use ledger_core::store::StoreError;
+use ledger_core::store::{AgentEventKind, StoreError};
 use ledger_core::{AgentId, Effects, Event, LostWith, SessionId, TaskId};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -88,7 +89,11 @@ impl Batch<'_> {
         };
         let ended: Vec<AgentId> = self.memory.paused.iter().copied().filter(over).collect();
         for id in ended {
-            self.resume(id);
+            if self.resume(id) {
+                let (nobody, reason) = ("".into(), "its time was over".into());
+                let by = Some(By { actor: &nobody, reason: &reason });
+                self.happened(id, &nobody, AgentEventKind::Resumed, by, None);
+            }
         }
     }
 

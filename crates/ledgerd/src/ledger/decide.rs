@@ -1,11 +1,13 @@
 //! What each command does. In order, one after the other; the store is asked only for what no list could name ahead.
 
 use super::batch::Batch;
+use super::breakers::By;
 use super::command::{Answer, Command, FromWorker, LedgerError, RequestKey, Settlement, ToWorker};
 use super::memory::Memory;
 use super::produce::{decode, encode};
+use crate::store::settings_text;
 use bytes::Bytes;
-use ledger_core::store::{Pause, RequestRow, Want};
+use ledger_core::store::{AgentEventKind, Pause, RequestRow, Want};
 use ledger_core::{AgentId, Caller, Event, Now, Redrive, Settings, TaskId};
 use std::sync::Arc;
 
@@ -102,11 +104,15 @@ impl Batch<'_> {
                 }
                 self.memory.paused.insert(id);
                 self.configured.insert(id);
+                let until = duration.map(|duration| now.after(duration));
+                self.happened(id, &"".into(), AgentEventKind::Paused, Some(By { actor, reason }), until);
                 Ok(Answer::Done)
             }
             Command::Resume { agent, reason, actor } => {
                 let id = self.known_agent(agent)?;
                 if self.resume(id) {
+                    let by = Some(By { actor, reason });
+                    self.happened(id, &"".into(), AgentEventKind::Resumed, by, None);
                     tracing::info!(%agent, %actor, %reason, "resumed");
                 }
                 Ok(Answer::Done)
@@ -144,6 +150,9 @@ impl Batch<'_> {
                 for key in keys {
                     self.breaker_changed(id, &key);
                 }
+                let (actor, reason) = ("".into(), settings_text(change).into());
+                let by = Some(By { actor: &actor, reason: &reason });
+                self.happened(id, &actor, AgentEventKind::Configured, by, None);
                 self.budget_changed(id);
                 Ok(Answer::Done)
             }

@@ -13,6 +13,7 @@ mod ready;
 mod rig;
 mod sqlite;
 
+pub(crate) use sqlite::settings_text;
 pub use sqlite::{OpenError, Options, SqliteReader, SqliteStore, open};
 
 /// Proof that a batch is durable: replies are made from it. Only a store's commit can make one.

@@ -1460,7 +1460,7 @@ pub struct AgentEvent {
     /// The task type, when it is about the breaker of one.
     #[prost(string, tag = "4")]
     pub task_type: ::prost::alloc::string::String,
-    /// What, UPPER_SNAKE: BREAKER, PAUSED, RESUMED, CONFIGURED.
+    /// What, UPPER_SNAKE: BREAKER, WOULD_OPEN, PAUSED, RESUMED, CONFIGURED.
     #[prost(string, tag = "5")]
     pub event: ::prost::alloc::string::String,
     /// State of the breaker before.
@@ -1470,7 +1470,7 @@ pub struct AgentEvent {
     #[prost(enumeration = "BreakerState", tag = "7")]
     pub to: i32,
     /// Why the breaker moved, UPPER_SNAKE: FAILURE_RUN, FAILURE_RATE, SLOW_RATE, SERVER_HINT, OPEN_ELAPSED, PROBE_FAILED,
-    /// PROBES_SUCCEEDED, INCONCLUSIVE, TRIPPED, ORDERED, AUTO, EXPIRED, RESET.
+    /// PROBE_TIMED_OUT, PROBES_SUCCEEDED, INCONCLUSIVE, TRIPPED, ORDERED, AUTO, EXPIRED, RESET.
     #[prost(string, tag = "8")]
     pub cause: ::prost::alloc::string::String,
     /// Epoch of the breaker after.

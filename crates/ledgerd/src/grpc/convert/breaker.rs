@@ -6,6 +6,7 @@ use crate::grpc::wire;
 use crate::ledger::command::{AgentView, BreakerOrder, BreakerView};
 use breaker_core::{State, Window};
 use ledger_core::limits::RUN_AT_AHEAD;
+use ledger_core::store::{AgentEvent, AgentEventKind};
 use ledger_core::{AgentOverrides, Settings, Timestamp};
 use std::time::Duration;
 
@@ -163,5 +164,31 @@ pub(in crate::grpc) fn forced(check: &mut Check, said: &wire::ForceBreakerReques
             check.refuse(At::Root, "state", "use FORCED_OPEN, DISABLED, OBSERVE, or CLOSED to end an order");
             BreakerOrder::Auto
         }
+    }
+}
+
+/// Something that happened to an agent.
+pub(in crate::grpc) fn agent_event(seq: u64, event: &AgentEvent, agent: String) -> wire::AgentEvent {
+    let (word, moved) = match event.kind {
+        AgentEventKind::Breaker(transition) => ("BREAKER", Some(transition)),
+        AgentEventKind::WouldOpen => ("WOULD_OPEN", None),
+        AgentEventKind::Paused => ("PAUSED", None),
+        AgentEventKind::Resumed => ("RESUMED", None),
+        AgentEventKind::Configured => ("CONFIGURED", None),
+    };
+    let state = |state: Option<State>| state.map_or(wire::BreakerState::Unspecified, breaker_state) as i32;
+    wire::AgentEvent {
+        seq,
+        time: time(event.at),
+        agent,
+        task_type: event.task_type.as_ref().to_owned(),
+        event: word.to_owned(),
+        from: state(moved.map(|moved| moved.from)),
+        to: state(moved.map(|moved| moved.to)),
+        cause: moved.map(|moved| moved.cause.as_str().to_owned()).unwrap_or_default(),
+        epoch: moved.map_or(0, |moved| moved.epoch),
+        actor: event.actor.as_ref().to_owned(),
+        reason: event.reason.as_ref().to_owned(),
+        until: event.until.and_then(time),
     }
 }

@@ -6,7 +6,7 @@ use super::insert::Table;
 use super::text;
 use super::write::Row;
 use crate::store::ready::Entry;
-use ledger_core::store::{BreakerRow, DeadLetter, Notes, TaskData};
+use ledger_core::store::{AgentEvent, AgentEventKind, BreakerRow, DeadLetter, Notes, TaskData};
 use ledger_core::{Overrides, Spec, TaskId, Timestamp};
 use sqlx::Arguments;
 use sqlx::sqlite::SqliteArguments;
@@ -167,6 +167,36 @@ pub(super) fn breaker(args: &mut SqliteArguments, row: &BreakerRow) {
     add(args, snapshot.order.as_ref().map(|order| order.reason.clone()));
     add(args, text::written(&seen));
     add(args, row.last_probe.map(|task| task.0.cast_signed()));
+}
+
+/// A row of `agent_events`.
+pub(super) fn event(args: &mut SqliteArguments, event: &AgentEvent) {
+    let moved = match event.kind {
+        AgentEventKind::Breaker(transition) => Some(transition),
+        _ => None,
+    };
+    add(args, i64::from(event.agent.0));
+    add(args, Arc::clone(&event.task_type));
+    add(args, event.at.millis());
+    add(args, event_code(event.kind));
+    add(args, moved.map(|moved| moved.from.as_str()));
+    add(args, moved.map(|moved| moved.to.as_str()));
+    add(args, moved.map(|moved| moved.cause.as_str()));
+    add(args, moved.map(|moved| moved.epoch.cast_signed()));
+    add(args, Arc::clone(&event.actor));
+    add(args, Arc::clone(&event.reason));
+    add(args, event.until.map(Timestamp::millis));
+}
+
+/// The stored number of what happened to an agent. Never changes.
+pub(super) const fn event_code(kind: AgentEventKind) -> i64 {
+    match kind {
+        AgentEventKind::Breaker(_) => 1,
+        AgentEventKind::WouldOpen => 2,
+        AgentEventKind::Paused => 3,
+        AgentEventKind::Resumed => 4,
+        AgentEventKind::Configured => 5,
+    }
 }
 
 /// One value more.

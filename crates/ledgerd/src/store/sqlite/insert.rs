@@ -127,6 +127,10 @@ tables! {
     ] "";
     Budgets = "REPLACE INTO budgets" ["agent", "millitokens", "updated_at"] "";
     Sessions = "REPLACE INTO sessions" ["worker", "incarnation", "session", "connected_at", "beat_at", "open"] "";
+    /// In order: `seq` is the number of the row.
+    Events = "INSERT INTO agent_events" [
+        "agent", "task_type", "at", "kind", "from_state", "to_state", "cause", "epoch", "actor", "reason", "until",
+    ] "";
     Counts = "REPLACE INTO counts" ["agent", "state", "n"] "";
     LiveBlocks = "REPLACE INTO live_blocks" ["block", "live"] "";
 }

@@ -16,6 +16,7 @@ mod rows;
 #[cfg(test)]
 mod tests;
 mod text;
+pub(crate) use text::settings_text;
 mod write;
 
 pub use open::{OpenError, Options, open};
@@ -136,6 +137,7 @@ impl SqliteStore {
             .breakers
             .extend(changes.breakers.into_iter().map(|row| ((row.agent, Arc::clone(&row.task_type)), row)));
         staged.budgets.extend(changes.budgets.into_iter().map(|row| (row.agent.unwrap_or(AgentId(0)), row)));
+        staged.events.append(&mut changes.events);
         for row in changes.sessions {
             self.tallies.meta.last_session = self.tallies.meta.last_session.max(row.session.0);
             staged.sessions.insert(Arc::clone(&row.worker), row);

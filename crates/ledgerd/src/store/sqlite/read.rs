@@ -5,14 +5,15 @@
 
 use super::recover::each;
 use super::rows::{
-    Columns, Shared, data_columns, dead_letter_columns, note_columns, record_columns, task_columns,
+    Columns, Shared, data_columns, dead_letter_columns, event_columns, note_columns, record_columns,
+    task_columns,
 };
 use super::write::ids;
 use super::{Fresh, failed, text};
 use bytes::Bytes;
 use ledger_core::store::{
-    DeadLetter, DeadLetterFilter, Fut, HistoryView, Notes, Page, Reader, StoreError, TaskData, TaskFilter,
-    TaskView,
+    AgentEvent, DeadLetter, DeadLetterFilter, Fut, HistoryView, Notes, Page, Reader, StoreError, TaskData,
+    TaskFilter, TaskView,
 };
 use ledger_core::{AgentId, State, TaskId, Timestamp};
 use sqlx::pool::PoolConnection;
@@ -104,11 +105,21 @@ const NOTES: &str = concat!(
 );
 const SIZES: &str = "SELECT (SELECT COUNT(*) FROM dead_letter_queue WHERE discarded_at IS NULL), \
     (SELECT page_count FROM pragma_page_count) * (SELECT page_size FROM pragma_page_size)";
+const EVENTS: &str = concat!(
+    "SELECT ",
+    event_columns!(),
+    " FROM agent_events AS e WHERE e.seq < ?1 ORDER BY e.seq DESC LIMIT ?2"
+);
+const EVENTS_OF_AGENT: &str = concat!(
+    "SELECT ",
+    event_columns!(),
+    " FROM agent_events AS e WHERE e.agent = ?3 AND e.seq < ?1 ORDER BY e.seq DESC LIMIT ?2"
+);
 const QUICK_CHECK: &str = "PRAGMA quick_check(1)";
 
 /// Every statement here, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 13] = [
+pub(super) const STATEMENTS: [&str; 15] = [
     NEWEST,
     NEWEST_OF_AGENT,
     NEWEST_LIVE,
@@ -121,6 +132,8 @@ pub(super) const STATEMENTS: [&str; 13] = [
     DATA,
     NOTES,
     SIZES,
+    EVENTS,
+    EVENTS_OF_AGENT,
     QUICK_CHECK,
 ];
 
@@ -373,6 +386,27 @@ impl Reader for SqliteReader {
                 Ok((data, notes.get(id).filter(|_| *before).cloned().unwrap_or_default()))
             };
             wanted.iter().zip(fresh).map(of).collect()
+        })
+    }
+
+    fn agent_events(
+        &self,
+        agent: Option<AgentId>,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Fut<'_, Page<(u64, AgentEvent)>> {
+        Box::pin(async move {
+            let before = before.and_then(|before| i64::try_from(before).ok()).unwrap_or(i64::MAX);
+            let statement = if agent.is_some() { EVENTS_OF_AGENT } else { EVENTS };
+            let mut query = sqlx::query(statement).bind(before).bind(limit as i64);
+            if let Some(agent) = agent {
+                query = query.bind(i64::from(agent.0));
+            }
+            let rows = query.fetch_all(&self.pool).await.map_err(|error| failed(&error))?;
+            let items: Result<Vec<_>, _> = rows.iter().map(|row| Columns::of(row).event()).collect();
+            let items = items?;
+            let before = items.last().filter(|_| items.len() == limit).map(|(seq, _)| *seq);
+            Ok(Page { items, before })
         })
     }
 

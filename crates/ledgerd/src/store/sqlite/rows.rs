@@ -5,7 +5,8 @@
 use super::text;
 use bytes::Bytes;
 use ledger_core::store::{
-    AgentRow, BreakerRow, BudgetRow, DeadLetter, Notes, ProgressNote, SessionRow, StoreError,
+    AgentEvent, AgentEventKind, AgentRow, BreakerRow, BudgetRow, DeadLetter, Notes, ProgressNote, SessionRow,
+    StoreError,
 };
 use ledger_core::store::{RequestRow, TaskData};
 use ledger_core::{
@@ -47,6 +48,13 @@ macro_rules! note_columns {
          n.answer"
     };
 }
+/// The columns that [`Columns::event`] reads, of `agent_events AS e`.
+macro_rules! event_columns {
+    () => {
+        "e.seq, e.agent, e.task_type, e.at, e.kind, e.from_state, e.to_state, e.cause, e.epoch, e.actor, e.reason, \
+         e.until"
+    };
+}
 /// The columns that [`Columns::dead_letter`] reads, of `dead_letter_queue AS d`.
 macro_rules! dead_letter_columns {
     () => {
@@ -54,7 +62,9 @@ macro_rules! dead_letter_columns {
          d.discarded_at, d.discard_reason"
     };
 }
-pub(super) use {data_columns, dead_letter_columns, note_columns, record_columns, task_columns};
+pub(super) use {
+    data_columns, dead_letter_columns, event_columns, note_columns, record_columns, task_columns,
+};
 
 /// Texts that many rows share, kept once. A scan of a million tasks meets few types and workers.
 #[derive(Default)]
@@ -412,6 +422,31 @@ impl<'r> Columns<'r> {
             snapshot,
             last_probe: self.maybe()?.map(|id| TaskId(id.cast_unsigned())),
         })
+    }
+
+    /// A row of `agent_events`, with its number.
+    pub(super) fn event(&mut self) -> Result<(u64, AgentEvent), StoreError> {
+        let (seq, agent, task_type) = (self.number()?, self.agent()?, self.text()?.into());
+        let (at, code) = (self.time()?, self.maybe()?.unwrap_or_default());
+        let corrupt = || StoreError::Corrupt(format!("event {seq} of an agent"));
+        let state = |name: Option<&str>| name.and_then(|name| name.parse().ok()).ok_or_else(corrupt);
+        let (from, to, cause, epoch) =
+            (self.maybe_text()?, self.maybe_text()?, self.maybe_text()?, self.maybe()?);
+        let kind = match code {
+            1 => AgentEventKind::Breaker(breaker_core::Transition {
+                from: state(from)?,
+                to: state(to)?,
+                cause: cause.and_then(breaker_core::Cause::from_name).ok_or_else(corrupt)?,
+                epoch: epoch.unwrap_or_default().cast_unsigned(),
+            }),
+            2 => AgentEventKind::WouldOpen,
+            3 => AgentEventKind::Paused,
+            4 => AgentEventKind::Resumed,
+            5 => AgentEventKind::Configured,
+            _ => return Err(corrupt()),
+        };
+        let (actor, reason, until) = (self.text()?.into(), self.text()?.into(), self.maybe_time()?);
+        Ok((seq, AgentEvent { agent, task_type, at, kind, actor, reason, until }))
     }
 
     pub(super) fn budget(&mut self) -> Result<BudgetRow, StoreError> {

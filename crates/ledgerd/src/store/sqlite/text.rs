@@ -231,6 +231,11 @@ pub(super) fn agent(given: &AgentOverrides) -> String {
     })
 }
 
+/// What was set of an agent, for people: as stored, without what is empty.
+pub(crate) fn settings_text(given: &AgentOverrides) -> String {
+    agent(given).replace("\"policy\":{},", "").replace("\"policy\":{}", "")
+}
+
 pub(super) fn agent_of(text: &str) -> Result<AgentOverrides, StoreError> {
     let text: AgentText = read(text)?;
     Ok(AgentOverrides {

@@ -10,7 +10,7 @@ use crate::store::ready::{Entry, Ready};
 use bytes::Bytes;
 use ledger_core::limits::{REQUEST_MEMORY, SALVAGED};
 use ledger_core::store::{
-    AgentRow, BreakerRow, BudgetRow, Counts, DeadLetter, Notes, RequestRow, SessionRow, TaskData,
+    AgentEvent, AgentRow, BreakerRow, BudgetRow, Counts, DeadLetter, Notes, RequestRow, SessionRow, TaskData,
 };
 use ledger_core::{AgentId, Record, State, Task, TaskId};
 use sqlx::Arguments;
@@ -48,6 +48,7 @@ pub(super) struct Staged {
     pub(super) breakers: BTreeMap<(AgentId, Arc<str>), BreakerRow>,
     pub(super) budgets: BTreeMap<AgentId, BudgetRow>,
     pub(super) sessions: BTreeMap<Arc<str>, SessionRow>,
+    pub(super) events: Vec<AgentEvent>,
     pub(super) counts: BTreeSet<(AgentId, u8)>,
     pub(super) blocks: BTreeSet<u64>,
 }
@@ -152,6 +153,7 @@ impl Staged {
             && self.breakers.is_empty()
             && self.budgets.is_empty()
             && self.sessions.is_empty()
+            && self.events.is_empty()
     }
 
     fn blob_bytes(&self) -> usize {
@@ -227,6 +229,7 @@ impl<'a> Plan<'a> {
         self.rows(Table::Breakers, self.breakers.len());
         self.rows(Table::Budgets, self.budgets.len());
         self.rows(Table::Sessions, self.sessions.len());
+        self.rows(Table::Events, staged.events.len());
         self.rows(Table::Specs, staged.data.len());
         self.rows(Table::TasksPlain, self.plain.len());
         self.rows(Table::TasksHeld, self.held.len());
@@ -389,6 +392,7 @@ impl<'a> Plan<'a> {
                 add(args, row.beat_at.millis());
                 add(args, row.open);
             }
+            Table::Events => bind::event(args, &staged.events[index]),
             Table::Counts => {
                 let (agent, state) = self.counts[index];
                 add(args, i64::from(agent.0));
