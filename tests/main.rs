@@ -11,6 +11,7 @@ mod drain;
 mod durability;
 mod exec;
 mod leases;
+mod letters;
 mod orders;
 mod restarts;
 mod retries;

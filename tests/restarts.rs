@@ -217,12 +217,8 @@ async fn a_retry_out_of_an_empty_shared_budget_is_charged_to_its_agent() {
     // Eleven agents want 110 tokens of the hundred that all share: whatever comes in is theirs, for they asked first.
     for number in 0..11 {
         let agent = format!("greedy-{number}");
-        let settings = v1::AgentSettings {
-            budget: Some(budget),
-            breaker: Some(off),
-            policy: Some(slow),
-            ..quick()
-        };
+        let settings =
+            v1::AgentSettings { budget: Some(budget), breaker: Some(off), policy: Some(slow), ..quick() };
         configure(&client, &agent, settings).await;
         let mut worker = Stream::open(&daemon, hello(&agent, &agent, 10)).await;
         for _ in 0..10 {

@@ -515,6 +515,32 @@ pub struct Page<T> {
     pub before: Option<u64>,
 }
 
+/// Dead letters that are alike.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LetterGroup {
+    /// The newest of them: its agent, type, reason, fingerprint and error are the group's.
+    pub newest: DeadLetter,
+    /// How many.
+    pub count: u64,
+    /// When the first failed.
+    pub first_at: Timestamp,
+    /// When the last failed.
+    pub last_at: Timestamp,
+}
+
+/// Groups of dead letters.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LetterGroups {
+    /// Largest first.
+    pub groups: Vec<LetterGroup>,
+    /// Letters in all groups, those that are not returned included.
+    pub letters: u64,
+    /// Groups in all.
+    pub total: u64,
+    /// Not all letters were looked at.
+    pub more: bool,
+}
+
 /// The reading half of a store: committed rows only, any number of callers, never in the writer's way.
 pub trait Reader: Send + Sync {
     /// One task.
@@ -556,6 +582,30 @@ pub trait Reader: Send + Sync {
         before: Option<u64>,
         limit: usize,
     ) -> Fut<'a, Page<DeadLetter>>;
+
+    /// Dead letters that fit, oldest first (by task), and whether there are more.
+    ///
+    /// # Errors
+    /// That the store cannot be read.
+    fn oldest_letters<'a>(
+        &'a self,
+        filter: &'a DeadLetterFilter,
+        limit: usize,
+    ) -> Fut<'a, (Vec<TaskId>, bool)>;
+
+    /// How many dead letters fit, [`LETTERS_LOOKED_AT`](crate::limits::LETTERS_LOOKED_AT) at most, and whether there are
+    /// more.
+    ///
+    /// # Errors
+    /// That the store cannot be read.
+    fn count_letters<'a>(&'a self, filter: &'a DeadLetterFilter) -> Fut<'a, (u64, bool)>;
+
+    /// Dead letters that fit, by agent, type, reason and fingerprint, of the newest
+    /// [`LETTERS_LOOKED_AT`](crate::limits::LETTERS_LOOKED_AT) that do; largest group first.
+    ///
+    /// # Errors
+    /// That the store cannot be read.
+    fn letter_groups<'a>(&'a self, filter: &'a DeadLetterFilter, limit: usize) -> Fut<'a, LetterGroups>;
 
     /// What happened to agents, newest first, older than `before`, each with its number.
     ///

@@ -286,6 +286,25 @@ pub struct Opened {
     pub unsent: Unsent,
 }
 
+/// How dead letters are put back. What is none stays as it was.
+#[derive(Clone, Debug, Default)]
+pub struct Redriving {
+    /// On the wall clock.
+    pub deadline: Option<Timestamp>,
+    /// When the first becomes due, on the wall clock; none: now.
+    pub start: Option<Timestamp>,
+    /// From one to the next.
+    pub gap: Duration,
+    /// 0 to 9.
+    pub priority: Option<u8>,
+    /// Checked against the limit already.
+    pub payload: Option<Bytes>,
+    /// Name of another agent.
+    pub agent: Option<Arc<str>>,
+    /// Who and why.
+    pub note: Arc<str>,
+}
+
 /// A breaker as it is now.
 #[derive(Clone, Debug)]
 pub struct BreakerView {
@@ -471,8 +490,8 @@ pub enum Command {
     Redrive {
         /// The tasks.
         tasks: Vec<TaskId>,
-        /// A new deadline.
-        deadline: Option<Timestamp>,
+        /// How.
+        how: Box<Redriving>,
         /// Its request id.
         request: Option<RequestKey>,
     },
@@ -480,7 +499,7 @@ pub enum Command {
     Discard {
         /// The tasks.
         tasks: Vec<TaskId>,
-        /// Why.
+        /// Who and why.
         note: Arc<str>,
         /// Its request id.
         request: Option<RequestKey>,
@@ -506,8 +525,8 @@ pub enum Answer {
     Opened(SessionId, Vec<LeaseVerdict>, [Duration; 3]),
     /// To Settle, in its order.
     Receipts(Vec<Receipt>),
-    /// To Redrive and Discard, in its order.
-    Each(Vec<Result<(), LedgerError>>),
+    /// To Redrive and Discard, in its order; to a repeated call the tasks of the first.
+    Each(Vec<(TaskId, Result<(), LedgerError>)>),
     /// To Agents.
     Agents(Vec<AgentView>),
     /// To Workers.

@@ -8,7 +8,7 @@ use super::produce::{decode, encode};
 use crate::store::settings_text;
 use bytes::Bytes;
 use ledger_core::store::{AgentEventKind, Pause, RequestRow, Want};
-use ledger_core::{AgentId, Caller, Event, Now, Redrive, Settings, TaskId};
+use ledger_core::{AgentId, Caller, Event, Now, Settings, TaskId};
 use std::sync::Arc;
 
 /// Adds what `command` names to what is read for the batch.
@@ -159,17 +159,8 @@ impl Batch<'_> {
             Command::OrderBreaker { agent, task_type, order, actor, reason } => {
                 self.order_breaker(agent, task_type, order, (actor, reason))
             }
-            Command::Redrive { tasks, deadline, request } => {
-                let redrive = Redrive { deadline: *deadline, ..Redrive::default() };
-                let event = Event::Redrive(Box::new(redrive));
-                self.each(tasks, request.as_ref(), &event)
-            }
-            Command::Discard { tasks, note, request } => {
-                let event = Event::Discard { note: Arc::clone(note) };
-                let answer = self.each(tasks, request.as_ref(), &event)?;
-                self.mark_discarded(tasks, note).await?;
-                Ok(answer)
-            }
+            Command::Redrive { tasks, how, request } => self.redrive(tasks, how, request.as_ref()).await,
+            Command::Discard { tasks, note, request } => self.discard(tasks, note, request.as_ref()).await,
             Command::Agents => Ok(Answer::Agents(self.memory.agent_views(self.now))),
             Command::Workers => Ok(Answer::Workers(self.memory.worker_views())),
             Command::Stats => Ok(Answer::Stats(Box::new(self.memory.stats(self.now)))),
@@ -183,7 +174,7 @@ impl Batch<'_> {
         }
     }
 
-    fn remembered(&self, request: Option<&RequestKey>) -> Result<Option<Bytes>, LedgerError> {
+    pub(super) fn remembered(&self, request: Option<&RequestKey>) -> Result<Option<Bytes>, LedgerError> {
         match request.and_then(|request| Some((request, self.known.requests.get(&request.id)?))) {
             Some((request, row)) if row.digest == request.digest => Ok(Some(row.answer.clone())),
             Some(_) => Err(LedgerError::RequestConflict),
@@ -191,7 +182,7 @@ impl Batch<'_> {
         }
     }
 
-    fn remember(&mut self, request: Option<&RequestKey>, answer: Bytes) {
+    pub(super) fn remember(&mut self, request: Option<&RequestKey>, answer: Bytes) {
         if let Some(request) = request {
             let row =
                 RequestRow { id: Arc::clone(&request.id), digest: request.digest, answer, at: self.now.at };
@@ -217,36 +208,6 @@ impl Batch<'_> {
     pub(super) fn known_agent(&self, name: &Arc<str>) -> Result<AgentId, LedgerError> {
         let id = self.memory.names.get(name).copied();
         id.ok_or_else(|| LedgerError::UnknownAgent(Arc::clone(name)))
-    }
-
-    fn each(
-        &mut self,
-        tasks: &[TaskId],
-        request: Option<&RequestKey>,
-        event: &Event,
-    ) -> Result<Answer, LedgerError> {
-        if self.remembered(request)?.is_some() {
-            return Ok(Answer::Each(tasks.iter().map(|_| Ok(())).collect()));
-        }
-        let results: Vec<_> = tasks.iter().map(|task| self.apply(*task, event, 0).map(drop)).collect();
-        // A call that was refused in part may be repeated for the rest.
-        if results.iter().all(Result::is_ok) {
-            self.remember(request, Bytes::new());
-        }
-        Ok(Answer::Each(results))
-    }
-
-    async fn mark_discarded(&mut self, tasks: &[TaskId], note: &Arc<str>) -> Result<(), LedgerError> {
-        for task in tasks {
-            if self.open.get(task).is_some_and(|open| open.task.discarded)
-                && let Some(mut letter) = self.reader.dead_letter(*task).await.map_err(LedgerError::Store)?
-                && letter.discarded.is_none()
-            {
-                letter.discarded = Some((self.now.at, Arc::clone(note)));
-                self.changes.dead_letters.push(letter);
-            }
-        }
-        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@
 
 use super::command::{
     AgentView, Answer, BatchMode, BreakerOrder, Command, Enqueued, FromWorker, LedgerError, NewTask, Opened,
-    Receipt, RequestKey, Settlement, Stats, WorkerView,
+    Receipt, Redriving, RequestKey, Settlement, Stats, WorkerView,
 };
 use crate::clock::Clock;
 use ledger_core::session::{Hello, Unsent};
@@ -254,14 +254,14 @@ impl Handle {
     /// Puts FAILED tasks back into the queue.
     ///
     /// # Errors
-    /// Of the whole call; refusals of items are in the answer, in order.
+    /// Of the whole call; refusals of items are in the answer, in order. To a repeated call it names the tasks of the first.
     pub async fn redrive(
         &self,
         tasks: Vec<TaskId>,
-        deadline: Option<Timestamp>,
+        how: Redriving,
         request: Option<RequestKey>,
-    ) -> Result<Vec<Result<(), LedgerError>>, LedgerError> {
-        match self.call(Command::Redrive { tasks, deadline, request }).await? {
+    ) -> Result<Vec<(TaskId, Result<(), LedgerError>)>, LedgerError> {
+        match self.call(Command::Redrive { tasks, how: Box::new(how), request }).await? {
             Answer::Each(items) => Ok(items),
             _ => Err(LedgerError::SessionEnded),
         }
@@ -270,13 +270,13 @@ impl Handle {
     /// Hides dead letters and keeps them from being redriven.
     ///
     /// # Errors
-    /// Of the whole call; refusals of items are in the answer, in order.
+    /// As [`Handle::redrive`].
     pub async fn discard(
         &self,
         tasks: Vec<TaskId>,
         note: Arc<str>,
         request: Option<RequestKey>,
-    ) -> Result<Vec<Result<(), LedgerError>>, LedgerError> {
+    ) -> Result<Vec<(TaskId, Result<(), LedgerError>)>, LedgerError> {
         match self.call(Command::Discard { tasks, note, request }).await? {
             Answer::Each(items) => Ok(items),
             _ => Err(LedgerError::SessionEnded),

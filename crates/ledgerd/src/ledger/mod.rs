@@ -13,6 +13,7 @@ mod claims;
 pub mod command;
 mod decide;
 mod handle;
+mod letters;
 mod memory;
 mod produce;
 #[cfg(test)]

@@ -108,6 +108,17 @@ impl ModelStore {
                     .insert((agent, data.key.as_str().into()), KeyHolder { task: id, digest: data.digest });
             }
         }
+        for (id, before, _) in changes.respecified {
+            let agent = self.open.tasks[&id].spec.agent;
+            let moved =
+                |((of, _), holder): &(&(AgentId, Arc<str>), &KeyHolder)| *of == before && holder.task == id;
+            let found: Vec<_> =
+                self.open.keys.iter().filter(moved).map(|(place, holder)| (place.clone(), *holder)).collect();
+            for ((of, key), holder) in found {
+                self.open.keys.remove(&(of, Arc::clone(&key)));
+                self.open.keys.insert((agent, key), holder);
+            }
+        }
         self.open.keys.retain(|_, holder| !changes.freed_keys.contains(&holder.task));
         self.open.requests.extend(changes.requests.into_iter().map(|row| (Arc::clone(&row.id), row)));
         self.open.agents.extend(changes.agents.into_iter().map(|row| (row.id, row)));

@@ -6,6 +6,9 @@ use crate::grpc::status::{Refused, status};
 use crate::grpc::task::PAGE_BYTES;
 use crate::grpc::wire;
 use crate::ledger::command::LedgerError;
+use ledger_core::TaskId;
+use ledger_core::limits::ITEMS;
+use ledger_core::store::DeadLetterFilter;
 use prost::Message;
 use std::collections::HashMap;
 use std::mem::take;
@@ -19,12 +22,12 @@ impl Admin {
         let mut check = Check::default();
         let (size, token) = (take(&mut said.page_size), take(&mut said.page_token));
         let page = Page::read(&mut check, (size, 50), &token, &said, "dead letters");
-        let agent = said.agent.clone();
-        let mut filter = convert::dead_letter_filter(&mut check, said);
+        let mut filter = convert::dead_letter_filter(&mut check, At::Root, convert::listed(&said));
+        filter.discarded = said.include_discarded;
         check.done(())?;
         let before = page.before()?;
-        if !agent.is_empty() {
-            filter.agent = self.handle.agent_id(&agent);
+        if !said.agent.is_empty() {
+            filter.agent = self.handle.agent_id(&said.agent);
             if filter.agent.is_none() {
                 return Ok(wire::ListDeadLettersResponse::default());
             }
@@ -73,13 +76,25 @@ impl Admin {
     ) -> Result<wire::RedriveDeadLettersResponse, LedgerError> {
         let mut check = Check::default();
         let key = convert::request_key(&mut check, take(&mut said.request_id), &said);
-        let tasks = convert::task_ids(&mut check, &said.task_ids);
-        let deadline = check.time(At::Root, "deadline", said.deadline);
+        let filter = said.filter.take();
+        let how = convert::redriving(&mut check, &said, filter.is_some());
+        let chosen = Chosen::of(&mut check, &said.task_ids, filter);
         check.done(())?;
-        let results = self.handle.redrive(tasks, deadline, key).await?;
+        let (gap, start) = (how.gap, how.start);
+        let now = self.handle.clock().now();
+        let Some(picked) = self.pick(chosen, said.dry_run).await? else {
+            return Ok(wire::RedriveDeadLettersResponse::default());
+        };
+        let results =
+            if said.dry_run { Vec::new() } else { self.handle.redrive(picked.tasks, how, key).await? };
+        let done =
+            u32::try_from(results.iter().filter(|(_, result)| result.is_ok()).count()).unwrap_or(u32::MAX);
+        let next = start.map_or(now.wall(), |start| start.max(now.wall())).after(gap.saturating_mul(done));
         Ok(wire::RedriveDeadLettersResponse {
-            results: convert::dead_letter_results(said.task_ids, results),
-            ..wire::RedriveDeadLettersResponse::default()
+            results: convert::dead_letter_results(results),
+            matched: picked.matched,
+            more: picked.more,
+            next_start_time: convert::time(next),
         })
     }
 
@@ -89,20 +104,111 @@ impl Admin {
     ) -> Result<wire::DiscardDeadLettersResponse, LedgerError> {
         let mut check = Check::default();
         let key = convert::request_key(&mut check, take(&mut said.request_id), &said);
-        let tasks = convert::task_ids(&mut check, &said.task_ids);
-        let note = convert::note(&mut check, "reason", said.reason);
+        let chosen = Chosen::of(&mut check, &said.task_ids, said.filter.take());
+        let note = convert::told_by(&mut check, &said.actor, said.reason);
         check.done(())?;
-        let results = self.handle.discard(tasks, note, key).await?;
+        let Some(picked) = self.pick(chosen, said.dry_run).await? else {
+            return Ok(wire::DiscardDeadLettersResponse::default());
+        };
+        let results =
+            if said.dry_run { Vec::new() } else { self.handle.discard(picked.tasks, note, key).await? };
         Ok(wire::DiscardDeadLettersResponse {
-            results: convert::dead_letter_results(said.task_ids, results),
-            ..wire::DiscardDeadLettersResponse::default()
+            results: convert::dead_letter_results(results),
+            matched: picked.matched,
+            more: picked.more,
         })
     }
 
     pub(super) async fn group(
         &self,
-        _said: wire::GroupDeadLettersRequest,
+        said: wire::GroupDeadLettersRequest,
     ) -> Result<wire::GroupDeadLettersResponse, LedgerError> {
-        todo!()
+        let mut check = Check::default();
+        let limit = match usize::try_from(said.limit) {
+            Ok(0) => 100,
+            Ok(limit @ 1..=1_000) => limit,
+            _ => {
+                check.refuse(At::Root, "limit", "ask for 1 to 1,000, or 0 for the default");
+                0
+            }
+        };
+        let given = said.filter.unwrap_or_default();
+        let agent = given.agent.clone();
+        let mut filter = convert::dead_letter_filter(&mut check, At::In("filter"), given);
+        check.done(())?;
+        if !agent.is_empty() {
+            filter.agent = self.handle.agent_id(&agent);
+            if filter.agent.is_none() {
+                return Ok(wire::GroupDeadLettersResponse::default());
+            }
+        }
+        let found = self.handle.reader().letter_groups(&filter, limit).await.map_err(LedgerError::Store)?;
+        let groups = found.groups.into_iter().map(|group| {
+            let agent = self.name(group.newest.agent);
+            convert::dead_letter_group(group, agent)
+        });
+        Ok(wire::GroupDeadLettersResponse {
+            groups: groups.collect(),
+            dead_letters: found.letters,
+            total_groups: found.total,
+            more: found.more,
+        })
+    }
+
+    /// The tasks that a call means; none for a filter that names an agent nobody knows. Counts first where nothing is
+    /// to be done.
+    async fn pick(&self, chosen: Chosen, dry_run: bool) -> Result<Option<Picked>, LedgerError> {
+        let reader = self.handle.reader();
+        match chosen {
+            Chosen::Tasks(tasks) => {
+                let mut matched = 0;
+                for task in &tasks {
+                    let letter = reader.dead_letter(*task).await.map_err(LedgerError::Store)?;
+                    matched += u64::from(letter.is_some_and(|letter| letter.discarded.is_none()));
+                }
+                Ok(Some(Picked { tasks, matched, more: false }))
+            }
+            Chosen::Fitting(agent, mut filter) => {
+                if !agent.is_empty() {
+                    filter.agent = self.handle.agent_id(&agent);
+                    if filter.agent.is_none() {
+                        return Ok(None);
+                    }
+                }
+                let (matched, uncounted) = reader.count_letters(&filter).await.map_err(LedgerError::Store)?;
+                if dry_run {
+                    return Ok(Some(Picked { tasks: Vec::new(), matched, more: uncounted }));
+                }
+                let (tasks, more) =
+                    reader.oldest_letters(&filter, ITEMS).await.map_err(LedgerError::Store)?;
+                Ok(Some(Picked { tasks, matched, more }))
+            }
+        }
+    }
+}
+
+/// Which dead letters a call means.
+enum Chosen {
+    Tasks(Vec<TaskId>),
+    /// Name of the agent, and the rest of the filter.
+    Fitting(String, Box<DeadLetterFilter>),
+}
+
+struct Picked {
+    tasks: Vec<TaskId>,
+    /// How many fit before the call.
+    matched: u64,
+    /// There are others.
+    more: bool,
+}
+
+impl Chosen {
+    fn of(check: &mut Check, ids: &[String], filter: Option<wire::DeadLetterFilter>) -> Self {
+        let Some(given) = filter else { return Self::Tasks(convert::task_ids(check, ids)) };
+        check.must(ids.is_empty(), At::Root, "task_ids", "name tasks or give a filter, not both");
+        let rule = "set at least one of its fields: an empty filter would mean every dead letter";
+        check.must(given != wire::DeadLetterFilter::default(), At::Root, "filter", rule);
+        let agent = given.agent.clone();
+        Self::Fitting(agent, Box::new(convert::dead_letter_filter(check, At::In("filter"), given)))
     }
 }

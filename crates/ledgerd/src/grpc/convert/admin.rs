@@ -3,12 +3,13 @@
 use super::breaker::{breaker_overrides, breaker_settings, worst_state};
 use super::check::{At, Check};
 use super::page::fingerprint_text;
-use super::task::{effective_policy, error_out, overrides, time};
+use super::task::{actor, effective_policy, error_out, note, overrides, time};
 use crate::grpc::{status, wire};
-use crate::ledger::command::{AgentView, LedgerError, WorkerView};
-use ledger_core::limits::{ITEMS, RUN_AT_AHEAD, TASK_TYPE_BYTES};
-use ledger_core::store::{Counts, DeadLetter, DeadLetterFilter};
+use crate::ledger::command::{AgentView, LedgerError, Redriving, WorkerView};
+use ledger_core::limits::{ITEMS, PAYLOAD_BYTES, RUN_AT_AHEAD, TASK_TYPE_BYTES};
+use ledger_core::store::{Counts, DeadLetter, DeadLetterFilter, LetterGroup};
 use ledger_core::{AgentOverrides, Reason, Settings, State, TaskId};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The one agent that a request names.
@@ -56,32 +57,33 @@ pub(in crate::grpc) fn agent_settings(
     check.done(change)
 }
 
-/// Which dead letters to list, but for the agent, whose number the ledger knows.
+/// Which dead letters, but for the agent, whose number the ledger knows. `at`: where the fields stand.
 pub(in crate::grpc) fn dead_letter_filter(
     check: &mut Check,
-    request: wire::ListDeadLettersRequest,
+    at: At,
+    given: wire::DeadLetterFilter,
 ) -> DeadLetterFilter {
-    if !request.agent.is_empty() {
-        check.agent(At::Root, "agent", &request.agent);
+    if !given.agent.is_empty() {
+        check.agent(at, "agent", &given.agent);
     }
-    check.plain(At::Root, "task_type", &request.task_type, 0..=TASK_TYPE_BYTES);
-    let reason = (!request.reason.is_empty()).then_some(&request.reason).and_then(|text| {
+    check.plain(at, "task_type", &given.task_type, 0..=TASK_TYPE_BYTES);
+    let reason = (!given.reason.is_empty()).then_some(&given.reason).and_then(|text| {
         let known = Reason::ALL.iter().copied().find(|reason| reason.as_str() == text);
         if known.is_none() {
             check.refuse(
-                At::Root,
+                at,
                 "reason",
                 "use a reason as dead letters show it, for instance RETRIES_EXHAUSTED",
             );
         }
         known
     });
-    let fingerprint = (!request.fingerprint.is_empty()).then_some(&request.fingerprint).and_then(|text| {
+    let fingerprint = (!given.fingerprint.is_empty()).then_some(&given.fingerprint).and_then(|text| {
         let plain = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
         let number = u64::from_str_radix(text, 16).ok().filter(|_| plain);
         if number.is_none() {
             check.refuse(
-                At::Root,
+                at,
                 "fingerprint",
                 "use a fingerprint as dead letters show it, 16 hexadecimal digits",
             );
@@ -90,12 +92,72 @@ pub(in crate::grpc) fn dead_letter_filter(
     });
     DeadLetterFilter {
         agent: None,
-        task_type: Some(request.task_type).filter(|name| !name.is_empty()),
+        task_type: Some(given.task_type).filter(|name| !name.is_empty()),
         reason,
         fingerprint,
-        failed_after: check.time(At::Root, "failed_after", request.failed_after),
-        failed_before: check.time(At::Root, "failed_before", request.failed_before),
-        discarded: request.include_discarded,
+        failed_after: check.time(at, "failed_after", given.failed_after),
+        failed_before: check.time(at, "failed_before", given.failed_before),
+        discarded: false,
+    }
+}
+
+/// The same fields of a request for a list.
+pub(in crate::grpc) fn listed(said: &wire::ListDeadLettersRequest) -> wire::DeadLetterFilter {
+    wire::DeadLetterFilter {
+        agent: said.agent.clone(),
+        task_type: said.task_type.clone(),
+        reason: said.reason.clone(),
+        fingerprint: said.fingerprint.clone(),
+        failed_after: said.failed_after,
+        failed_before: said.failed_before,
+    }
+}
+
+/// How dead letters are put back. `by_filter`: they are spread unless a rate is given.
+pub(in crate::grpc) fn redriving(
+    check: &mut Check,
+    said: &wire::RedriveDeadLettersRequest,
+    by_filter: bool,
+) -> Redriving {
+    let rate = said.rate_per_second.unwrap_or(if by_filter { 10.0 } else { 0.0 });
+    check.must((0.0..=1_000_000.0).contains(&rate), At::Root, "rate_per_second", "set it to 0 to 1,000,000");
+    let gap = if rate > 0.0 {
+        Duration::try_from_secs_f64(1.0 / rate).unwrap_or(Duration::MAX)
+    } else {
+        Duration::ZERO
+    };
+    let priority = said.priority.and_then(|priority| {
+        let known = u8::try_from(priority).ok().filter(|priority| *priority <= 9);
+        check.must(known.is_some(), At::Root, "priority", "set it to 0 to 9");
+        known
+    });
+    if let Some(payload) = &said.payload {
+        check.must_fit(At::Root, "payload", payload.len(), PAYLOAD_BYTES);
+    }
+    if !said.agent.is_empty() {
+        check.agent(At::Root, "agent", &said.agent);
+    }
+    let start = check.time(At::Root, "start_time", said.start_time);
+    Redriving {
+        deadline: check.time(At::Root, "deadline", said.deadline),
+        start,
+        // A thousand of them stay within what a time can be.
+        gap: gap.min(RUN_AT_AHEAD),
+        priority,
+        payload: said.payload.clone(),
+        agent: Some(said.agent.as_str().into()).filter(|_| !said.agent.is_empty()),
+        note: told_by(check, &said.actor, said.reason.clone()),
+    }
+}
+
+/// Who and why, as history keeps it: `ada: the bug is mended`.
+pub(in crate::grpc) fn told_by(check: &mut Check, who: &str, why: String) -> Arc<str> {
+    let actor = actor(check, who.to_owned());
+    let reason = note(check, "reason", why);
+    match (actor.is_empty(), reason.is_empty()) {
+        (true, _) => reason,
+        (false, true) => actor,
+        (false, false) => format!("{actor}: {reason}").into(),
     }
 }
 
@@ -108,18 +170,33 @@ pub(in crate::grpc) fn task_ids(check: &mut Check, ids: &[String]) -> Vec<TaskId
     ids.iter().enumerate().map(|(index, id)| check.task(At::Item("task_ids", index), "", id)).collect()
 }
 
-/// Answers for tasks that a call named.
+/// Answers for tasks that a call named or chose.
 pub(in crate::grpc) fn dead_letter_results(
-    ids: Vec<String>,
-    results: Vec<Result<(), LedgerError>>,
+    results: Vec<(TaskId, Result<(), LedgerError>)>,
 ) -> Vec<wire::DeadLetterResult> {
-    ids.into_iter()
-        .zip(results)
-        .map(|(task_id, result)| wire::DeadLetterResult {
-            task_id,
+    results
+        .into_iter()
+        .map(|(task, result)| wire::DeadLetterResult {
+            task_id: task.to_string(),
             error: result.err().map(|e| status::item(&e)),
         })
         .collect()
+}
+
+/// A group of dead letters.
+pub(in crate::grpc) fn dead_letter_group(group: LetterGroup, agent: String) -> wire::DeadLetterGroup {
+    let newest = group.newest;
+    wire::DeadLetterGroup {
+        agent,
+        task_type: newest.task_type.as_ref().to_owned(),
+        reason: newest.reason.as_str().to_owned(),
+        fingerprint: fingerprint_text(newest.fingerprint),
+        count: group.count,
+        first_fail_time: time(group.first_at),
+        last_fail_time: time(group.last_at),
+        sample_task_id: newest.task.to_string(),
+        sample_error: newest.error.as_deref().map(error_out),
+    }
 }
 
 /// An agent as it is now.
@@ -225,13 +302,25 @@ mod tests {
         assert_eq!(found, ["agent", "settings.breaker.open_timeout"]);
 
         let mut check = Check::default();
-        let request = wire::ListDeadLettersRequest {
+        let given = wire::DeadLetterFilter {
             reason: "NOPE".into(),
             fingerprint: "+000000000000001".into(),
-            ..wire::ListDeadLettersRequest::default()
+            ..wire::DeadLetterFilter::default()
         };
-        dead_letter_filter(&mut check, request);
-        assert_eq!(fields(check.done(()).expect_err("faults")), ["reason", "fingerprint"]);
+        dead_letter_filter(&mut check, At::In("filter"), given);
+        assert_eq!(fields(check.done(()).expect_err("faults")), ["filter.reason", "filter.fingerprint"]);
+
+        let mut check = Check::default();
+        let said = wire::RedriveDeadLettersRequest {
+            rate_per_second: Some(-1.0),
+            priority: Some(10),
+            agent: "../x".into(),
+            payload: Some(vec![0; PAYLOAD_BYTES + 1].into()),
+            ..wire::RedriveDeadLettersRequest::default()
+        };
+        redriving(&mut check, &said, true);
+        let found = fields(check.done(()).expect_err("faults"));
+        assert_eq!(found, ["rate_per_second", "priority", "payload", "agent"]);
 
         let mut check = Check::default();
         task_ids(&mut check, &[]);

@@ -392,7 +392,7 @@ pub(in crate::grpc) fn span(span: Duration) -> prost_types::Duration {
 }
 
 /// An instant; none for one that stands for "never".
-pub(super) fn time(time: Timestamp) -> Option<prost_types::Timestamp> {
+pub(in crate::grpc) fn time(time: Timestamp) -> Option<prost_types::Timestamp> {
     let seconds = time.millis().div_euclid(1_000);
     let nanos = time.millis().rem_euclid(1_000) * 1_000_000;
     (seconds <= 253_402_300_799).then_some(prost_types::Timestamp { seconds, nanos: nanos as i32 })

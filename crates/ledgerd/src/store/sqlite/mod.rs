@@ -56,6 +56,8 @@ pub struct SqliteStore {
     tallies: Tallies,
     /// Read for this batch although they have ended.
     visited: Vec<TaskId>,
+    /// Tasks that the batch gives to another agent, whose row is still to be written: in whose count they are.
+    counted: HashMap<TaskId, AgentId>,
     scripts: HashMap<Vec<u32>, Arc<str>>,
     oldest_request: Timestamp,
     /// A batch failed: memory may say what the file does not.
@@ -80,6 +82,7 @@ impl SqliteStore {
             staged: Staged::default(),
             tallies: Tallies::default(),
             visited: Vec::new(),
+            counted: HashMap::new(),
             scripts: HashMap::new(),
             oldest_request: Timestamp::FAR,
             broken: true,
@@ -105,6 +108,18 @@ impl SqliteStore {
     }
 
     fn stage(&mut self, mut changes: Changes) -> Result<(), StoreError> {
+        for (id, before, payload) in changes.respecified.drain(..) {
+            if !self.staged.moved.iter().any(|(moved, _)| *moved == id) {
+                self.staged.moved.push((id, before));
+            }
+            self.counted.insert(id, before);
+            let Some(payload) = payload else { continue };
+            self.fresh.forget(id);
+            match self.staged.payloads.iter_mut().find(|(known, _)| *known == payload) {
+                Some((_, tasks)) => tasks.push(id),
+                None => self.staged.payloads.push((payload, vec![id])),
+            }
+        }
         for changed in changes.tasks.drain(..) {
             self.stage_task(changed)?;
         }
@@ -160,16 +175,16 @@ impl SqliteStore {
         if !dirty {
             self.staged.tasks.push(id);
         }
-        if was == Some(now) {
+        let before = was.map_or(agent, |_| self.agent_before(id, agent));
+        if was == Some(now) && before == agent {
             return Ok(());
         }
-        let counts = self.tallies.counts.entry(agent).or_default();
         if let Some(was) = was {
-            let count = &mut counts[usize::from(was.code())];
+            let count = &mut self.tallies.counts.entry(before).or_default()[usize::from(was.code())];
             *count = count.saturating_sub(1);
-            self.staged.counts.insert((agent, was.code()));
+            self.staged.counts.insert((before, was.code()));
         }
-        counts[usize::from(now.code())] += 1;
+        self.tallies.counts.entry(agent).or_default()[usize::from(now.code())] += 1;
         self.staged.counts.insert((agent, now.code()));
         let (lived, lives) = (was.is_some_and(is_live), is_live(now));
         if lived != lives {
@@ -179,6 +194,14 @@ impl SqliteStore {
             self.staged.blocks.insert(block);
         }
         Ok(())
+    }
+
+    /// Whose count a task was in until this batch gave it to another agent. Told once for each move.
+    fn agent_before(&mut self, id: TaskId, agent: AgentId) -> AgentId {
+        match self.counted.remove(&id) {
+            Some(before) => before,
+            None => agent,
+        }
     }
 
     fn stage_record(&mut self, record: Record) -> Result<(), StoreError> {
@@ -356,6 +379,14 @@ impl Fresh {
             if let Some(data) = kept.data.remove(&oldest) {
                 kept.bytes -= weight(&data);
             }
+        }
+    }
+
+    /// Its data is about to change.
+    fn forget(&self, id: TaskId) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(data) = kept.data.remove(&id) {
+            kept.bytes -= weight(&data);
         }
     }
 

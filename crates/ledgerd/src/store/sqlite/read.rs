@@ -11,9 +11,10 @@ use super::rows::{
 use super::write::ids;
 use super::{Fresh, failed, text};
 use bytes::Bytes;
+use ledger_core::limits::LETTERS_LOOKED_AT;
 use ledger_core::store::{
-    AgentEvent, DeadLetter, DeadLetterFilter, Fut, HistoryView, Notes, Page, Reader, StoreError, TaskData,
-    TaskFilter, TaskView,
+    AgentEvent, DeadLetter, DeadLetterFilter, Fut, HistoryView, LetterGroup, LetterGroups, Notes, Page,
+    Reader, StoreError, TaskData, TaskFilter, TaskView,
 };
 use ledger_core::{AgentId, State, TaskId, Timestamp};
 use sqlx::pool::PoolConnection;
@@ -105,6 +106,36 @@ const NOTES: &str = concat!(
 );
 const SIZES: &str = "SELECT (SELECT COUNT(*) FROM dead_letter_queue WHERE discarded_at IS NULL), \
     (SELECT page_count FROM pragma_page_count) * (SELECT page_size FROM pragma_page_size)";
+/// What fits a filter, ?1 to ?7.
+macro_rules! letter_fits {
+    () => {
+        "(?7 OR d.discarded_at IS NULL) \
+         AND (?1 IS NULL OR d.agent = ?1) \
+         AND (?2 IS NULL OR d.task_type = ?2) \
+         AND (?3 IS NULL OR d.reason = ?3) \
+         AND (?4 IS NULL OR d.fingerprint = ?4) \
+         AND (?5 IS NULL OR d.failed_at >= ?5) \
+         AND (?6 IS NULL OR d.failed_at < ?6)"
+    };
+}
+const OLDEST_LETTERS: &str = concat!(
+    "SELECT d.task_id FROM dead_letter_queue AS d WHERE ",
+    letter_fits!(),
+    " ORDER BY d.task_id LIMIT ?8"
+);
+const COUNT_LETTERS: &str = concat!(
+    "SELECT COUNT(*) FROM (SELECT 1 FROM dead_letter_queue AS d WHERE ",
+    letter_fits!(),
+    " LIMIT ?8)"
+);
+const LETTER_GROUPS: &str = concat!(
+    "SELECT MAX(task_id), COUNT(*), MIN(failed_at), MAX(failed_at), COUNT(*) OVER (), SUM(COUNT(*)) OVER () \
+     FROM (SELECT * FROM dead_letter_queue AS d WHERE ",
+    letter_fits!(),
+    " ORDER BY d.task_id DESC LIMIT ?8) \
+     GROUP BY agent, task_type, reason, fingerprint \
+     ORDER BY COUNT(*) DESC, MAX(task_id) DESC LIMIT ?9"
+);
 const EVENTS: &str = concat!(
     "SELECT ",
     event_columns!(),
@@ -119,7 +150,7 @@ const QUICK_CHECK: &str = "PRAGMA quick_check(1)";
 
 /// Every statement here, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 15] = [
+pub(super) const STATEMENTS: [&str; 18] = [
     NEWEST,
     NEWEST_OF_AGENT,
     NEWEST_LIVE,
@@ -132,6 +163,9 @@ pub(super) const STATEMENTS: [&str; 15] = [
     DATA,
     NOTES,
     SIZES,
+    OLDEST_LETTERS,
+    COUNT_LETTERS,
+    LETTER_GROUPS,
     EVENTS,
     EVENTS_OF_AGENT,
     QUICK_CHECK,
@@ -251,6 +285,18 @@ impl SqliteReader {
         let rows = query.fetch_all(&self.pool).await.map_err(|error| failed(&error))?;
         rows.iter().map(|row| Columns::of(row).dead_letter()).collect()
     }
+}
+
+/// A statement with what the filter of dead letters binds, ?1 to ?7.
+fn by_filter<'q>(statement: &'static str, filter: &DeadLetterFilter) -> Query<'q, Sqlite, SqliteArguments> {
+    sqlx::query(statement)
+        .bind(filter.agent.map(|agent| i64::from(agent.0)))
+        .bind(filter.task_type.clone())
+        .bind(filter.reason.map(|reason| i64::from(reason.code())))
+        .bind(filter.fingerprint.map(u64::cast_signed))
+        .bind(filter.failed_after.map(Timestamp::millis))
+        .bind(filter.failed_before.map(Timestamp::millis))
+        .bind(filter.discarded)
 }
 
 /// Where a list gets its numbers from, and whether every one of them fits.
@@ -386,6 +432,60 @@ impl Reader for SqliteReader {
                 Ok((data, notes.get(id).filter(|_| *before).cloned().unwrap_or_default()))
             };
             wanted.iter().zip(fresh).map(of).collect()
+        })
+    }
+
+    fn oldest_letters<'a>(
+        &'a self,
+        filter: &'a DeadLetterFilter,
+        limit: usize,
+    ) -> Fut<'a, (Vec<TaskId>, bool)> {
+        Box::pin(async move {
+            let query = by_filter(OLDEST_LETTERS, filter).bind(limit as i64 + 1);
+            let rows = query.fetch_all(&self.pool).await.map_err(|error| failed(&error))?;
+            let ids: Result<Vec<TaskId>, _> = rows.iter().map(|row| Columns::of(row).task_id()).collect();
+            let mut ids = ids?;
+            let more = ids.len() > limit;
+            ids.truncate(limit);
+            Ok((ids, more))
+        })
+    }
+
+    fn count_letters<'a>(&'a self, filter: &'a DeadLetterFilter) -> Fut<'a, (u64, bool)> {
+        Box::pin(async move {
+            let query = by_filter(COUNT_LETTERS, filter).bind(LETTERS_LOOKED_AT as i64 + 1);
+            let row = query.fetch_one(&self.pool).await.map_err(|error| failed(&error))?;
+            let counted = Columns::of(&row).number()?;
+            let most = LETTERS_LOOKED_AT as u64;
+            Ok((counted.min(most), counted > most))
+        })
+    }
+
+    fn letter_groups<'a>(&'a self, filter: &'a DeadLetterFilter, limit: usize) -> Fut<'a, LetterGroups> {
+        Box::pin(async move {
+            let query = by_filter(LETTER_GROUPS, filter).bind(LETTERS_LOOKED_AT as i64).bind(limit as i64);
+            let rows = query.fetch_all(&self.pool).await.map_err(|error| failed(&error))?;
+            let mut found = LetterGroups::default();
+            let mut counted = Vec::with_capacity(rows.len());
+            for row in &rows {
+                let mut row = Columns::of(row);
+                counted.push((row.task_id()?, row.number()?, row.time()?, row.time()?));
+                (found.total, found.letters) = (row.number()?, row.number()?);
+            }
+            let newest: Vec<TaskId> = counted.iter().map(|(id, ..)| *id).collect();
+            let any = DeadLetterFilter { discarded: true, ..DeadLetterFilter::default() };
+            let letters = self.letters(&newest, &any, newest.len()).await?;
+            let mut letters: HashMap<TaskId, DeadLetter> =
+                letters.into_iter().map(|letter| (letter.task, letter)).collect();
+            // One that was redriven between the two reads is left out.
+            found.groups = counted
+                .into_iter()
+                .filter_map(|(id, count, first_at, last_at)| {
+                    Some(LetterGroup { newest: letters.remove(&id)?, count, first_at, last_at })
+                })
+                .collect();
+            found.more = found.letters >= LETTERS_LOOKED_AT as u64 && self.count_letters(filter).await?.1;
+            Ok(found)
         })
     }
 

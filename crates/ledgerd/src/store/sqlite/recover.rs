@@ -88,6 +88,7 @@ impl SqliteStore {
         let _ = sqlx::query("ROLLBACK").execute(&mut self.conn).await;
         self.staged = Staged::default();
         self.visited.clear();
+        self.counted.clear();
         self.ready = Ready::new(now);
         self.tallies.counts.clear();
         self.tallies.blocks.clear();

@@ -49,6 +49,9 @@ pub(super) struct Staged {
     pub(super) budgets: BTreeMap<AgentId, BudgetRow>,
     pub(super) sessions: BTreeMap<Arc<str>, SessionRow>,
     pub(super) events: Vec<AgentEvent>,
+    /// Task, agent before.
+    pub(super) moved: Vec<(TaskId, AgentId)>,
+    pub(super) payloads: Vec<(Bytes, Vec<TaskId>)>,
     pub(super) counts: BTreeSet<(AgentId, u8)>,
     pub(super) blocks: BTreeSet<u64>,
 }
@@ -87,6 +90,7 @@ pub(super) struct Step {
 enum Bind {
     Nothing,
     Json(String),
+    Payload(usize),
     Salvaged(String),
     Meta,
     Purge { before: i64, most: i64 },
@@ -121,6 +125,14 @@ const FREE_KEYS: &str = "DELETE FROM idempotency_keys \
         CROSS JOIN task_specs AS s ON s.id = freed.value \
         WHERE s.key IS NOT NULL AND idempotency_keys.task_id = s.id)";
 const REDRIVEN: &str = "DELETE FROM dead_letter_queue WHERE task_id IN (SELECT value FROM json_each(?))";
+/// [task, agent, agent before] each. Before the tasks' own data, which says what the key is.
+const MOVE_KEYS: &str = "UPDATE idempotency_keys SET agent = moved.value ->> 1 \
+    FROM json_each(?) AS moved CROSS JOIN task_specs AS s ON s.id = moved.value ->> 0 \
+    WHERE idempotency_keys.agent = moved.value ->> 2 AND idempotency_keys.key = s.key \
+    AND idempotency_keys.task_id = s.id";
+const MOVE_SPECS: &str = "UPDATE task_specs SET agent = moved.value ->> 1 \
+    FROM json_each(?) AS moved WHERE task_specs.id = moved.value ->> 0";
+const NEW_PAYLOAD: &str = "UPDATE task_specs SET payload = ? WHERE id IN (SELECT value FROM json_each(?))";
 const EMPTY_BLOCKS: &str = "DELETE FROM live_blocks WHERE block IN (SELECT value FROM json_each(?))";
 const PRUNE_SALVAGE: &str = "DELETE FROM salvage \
     WHERE task_id IN (SELECT value FROM json_each(?)) \
@@ -134,8 +146,17 @@ const PURGE_REQUESTS: &str = "DELETE FROM requests WHERE seq IN ( \
 
 /// Every statement that is no insert, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 6] =
-    [META, FREE_KEYS, REDRIVEN, EMPTY_BLOCKS, PRUNE_SALVAGE, PURGE_REQUESTS];
+pub(super) const STATEMENTS: [&str; 9] = [
+    META,
+    FREE_KEYS,
+    REDRIVEN,
+    MOVE_KEYS,
+    MOVE_SPECS,
+    NEW_PAYLOAD,
+    EMPTY_BLOCKS,
+    PRUNE_SALVAGE,
+    PURGE_REQUESTS,
+];
 
 impl Staged {
     /// Whether a commit has nothing to write.
@@ -154,6 +175,8 @@ impl Staged {
             && self.budgets.is_empty()
             && self.sessions.is_empty()
             && self.events.is_empty()
+            && self.moved.is_empty()
+            && self.payloads.is_empty()
     }
 
     fn blob_bytes(&self) -> usize {
@@ -162,7 +185,8 @@ impl Staged {
         let salvage: usize = self.salvage.iter().map(|(_, _, result)| result.len()).sum();
         let answers: usize = self.requests.iter().map(|row| row.answer.len()).sum();
         let notes = self.notes.iter().map(|(_, notes)| notes.checkpoint.as_ref().map_or(0, Bytes::len));
-        data + results + salvage + answers + notes.sum::<usize>()
+        let payloads: usize = self.payloads.iter().map(|(payload, _)| payload.len()).sum();
+        data + payloads + results + salvage + answers + notes.sum::<usize>()
     }
 }
 
@@ -212,6 +236,19 @@ impl<'a> Plan<'a> {
             staged.letters.iter().filter(|(_, letter)| letter.is_none()).map(|(id, _)| id).collect();
         if !gone.is_empty() {
             self.step(REDRIVEN, 1, 2, Bind::Json(ids(gone.into_iter())));
+        }
+        if !staged.moved.is_empty() {
+            let moved: Vec<_> = staged
+                .moved
+                .iter()
+                .map(|(id, before)| (id.0, self.entry(*id).task.spec.agent.0, before.0))
+                .collect();
+            let moved = text::written(&moved);
+            self.step(MOVE_KEYS, 1, 8, Bind::Json(moved.clone()));
+            self.step(MOVE_SPECS, 1, 9, Bind::Json(moved));
+        }
+        for index in 0..staged.payloads.len() {
+            self.step(NEW_PAYLOAD, 2, 10, Bind::Payload(index));
         }
         if purge {
             let most = 100 + 2 * staged.requests.len() as i64;
@@ -297,6 +334,11 @@ impl<'a> Plan<'a> {
         match &step.bind {
             Bind::Nothing => {}
             Bind::Json(json) => add(args, json.clone()),
+            Bind::Payload(index) => {
+                let (payload, tasks) = &self.staged.payloads[*index];
+                add(args, payload.to_vec());
+                add(args, ids(tasks.iter()));
+            }
             Bind::Salvaged(json) => {
                 add(args, json.clone());
                 add(args, SALVAGED as i64);
