@@ -244,6 +244,7 @@ async fn a_servers_hint_moves_the_retry_and_is_cut_to_the_longest() {
     worker.settle(vec![outcome(lease(&assignment), v1::outcome::Outcome::Fail(fail))]).await;
     worker.outcome_receipt().await;
     let row = history(&client, &id).await.pop().expect("it failed");
+    assert_eq!(row.facts.get("hint").map(String::as_str), Some("true"));
     assert_eq!(row.facts.get("hint_cut").map(String::as_str), Some("true"));
     let seconds = row.until.expect("set").seconds - row.time.expect("set").seconds;
     assert!((19..=23).contains(&seconds), "{seconds}");

@@ -275,6 +275,8 @@ pub enum Fact {
     Tokens,
     /// The other side's hint was cut to the longest allowed.
     HintCut,
+    /// The other side's hint made the wait longer than the back-off.
+    Hint,
     /// Who and why.
     Note,
     /// What the next attempt is told.
@@ -303,12 +305,13 @@ pub enum Fact {
 
 impl Fact {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Cause,
         Self::Late,
         Self::Uncounted,
         Self::Tokens,
         Self::HintCut,
+        Self::Hint,
         Self::Note,
         Self::Answer,
         Self::Question,
@@ -332,6 +335,7 @@ impl Fact {
             Self::Uncounted => "uncounted",
             Self::Tokens => "tokens",
             Self::HintCut => "hint_cut",
+            Self::Hint => "hint",
             Self::Note => "note",
             Self::Answer => "answer",
             Self::Question => "question",

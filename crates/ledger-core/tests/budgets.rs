@@ -178,6 +178,7 @@ fn a_hint_moves_run_at_and_is_cut_at_its_limit() {
     life.start().settle(hinted(seconds(60)));
     assert!(waits(&life) >= seconds(60) && waits(&life) <= seconds(66), "{:?}", waits(&life));
     assert_eq!(life.last().fact(Fact::HintCut), None);
+    assert_eq!(life.last().fact(Fact::Hint), Some("true"));
     let mut life = Life::new();
     life.start().settle(hinted(seconds(86_400)));
     assert!(waits(&life) >= seconds(300) && waits(&life) <= seconds(310), "{:?}", waits(&life));
@@ -189,6 +190,7 @@ fn a_shorter_hint_does_not_cut_the_back_off_short() {
     let mut life = Life::new();
     life.draw = 0;
     life.start().settle(hinted(Duration::from_millis(1)));
+    assert_eq!(life.last().fact(Fact::Hint), None, "it moved nothing");
     assert_eq!(waits(&life), Duration::from_millis(50));
 }
 

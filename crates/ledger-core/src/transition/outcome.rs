@@ -109,6 +109,8 @@ impl Task {
         }
         let decision = self.decide(&policy, failure, retries_made, cx);
         let hint_max = policy.config().hint_max;
+        let previous = Duration::from_millis(u64::from(self.previous_delay));
+        let backoff = policy.delay(retries_made, cx.draw, previous);
         self.attempt_ended();
         self.let_go();
         let mut applied = match decision {
@@ -133,6 +135,9 @@ impl Task {
                 }
                 if uncounted {
                     push_fact(&mut applied, Fact::Uncounted, "true");
+                }
+                if delay > backoff {
+                    push_fact(&mut applied, Fact::Hint, "true");
                 }
                 if hint_cut {
                     push_fact(&mut applied, Fact::HintCut, "true");
