@@ -422,6 +422,20 @@ pub trait Store: Send {
     /// Nothing was written.
     fn gated(&mut self, agent: AgentId) -> Fut<'_, Vec<Task>>;
 
+    /// How many due tasks of its agent come before this one in the usual order, those that the agent's breaker holds back
+    /// included; of these types, none: all. Counts to `most` and looks at no more than `most` types. Knows what was
+    /// written, in this batch or before.
+    ///
+    /// # Errors
+    /// Nothing was written.
+    fn ahead<'a>(
+        &'a mut self,
+        task: &'a Task,
+        types: Option<&'a [Arc<str>]>,
+        most: usize,
+        now: Now,
+    ) -> Fut<'a, usize>;
+
     /// Takes what was decided. Returns the tasks that somebody else changed since they were read: nothing was written
     /// of those, neither rows nor history.
     ///

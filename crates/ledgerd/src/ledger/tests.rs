@@ -52,6 +52,15 @@ impl Store for GatedStore {
     fn gated(&mut self, agent: AgentId) -> Fut<'_, Vec<Task>> {
         self.inner.gated(agent)
     }
+    fn ahead<'a>(
+        &'a mut self,
+        task: &'a Task,
+        types: Option<&'a [Arc<str>]>,
+        most: usize,
+        now: Now,
+    ) -> Fut<'a, usize> {
+        self.inner.ahead(task, types, most, now)
+    }
     fn write(&mut self, changes: Changes) -> Fut<'_, Vec<TaskId>> {
         let overtaken = |left: u32| left.checked_sub(1);
         if let Some(first) = changes.tasks.first().map(|changed| changed.task.id)

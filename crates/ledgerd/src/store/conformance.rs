@@ -46,6 +46,7 @@ promises! {
     a_task_is_offered_when_its_time_has_come
     calendar_tasks_go_by_the_wall_clock
     gated_tasks_are_offered_only_when_asked_for
+    those_that_come_before_a_task_are_counted
     many_changes_of_one_task_are_one
     a_key_is_held_until_it_is_freed
     an_answer_is_remembered
@@ -163,6 +164,36 @@ async fn gated_tasks_are_offered_only_when_asked_for(mut rig: Rig) {
     assert_eq!(rig.offer(everything()).await, [high, free]);
     rig.claim(low).await;
     assert!(gated(&mut rig).is_empty());
+}
+
+async fn those_that_come_before_a_task_are_counted(mut rig: Rig) {
+    let mut ids = Vec::new();
+    for (priority, name) in [(1, "a"), (5, "a"), (5, "b"), (9, "b"), (5, "c"), (5, "a")] {
+        ids.push(rig.enqueue(New { priority, ..New::of(name) }).await);
+    }
+    rig.enqueue(New { agent: 2, priority: 9, ..New::of("a") }).await;
+    rig.enqueue(New { priority: 9, run_at: Some(rig.now.at.after(Duration::from_secs(60))), ..New::of("a") })
+        .await;
+    for _ in 0..2 {
+        assert_eq!(rig.ahead(ids[5], None, 100).await, 4);
+        assert_eq!(rig.ahead(ids[5], None, 3).await, 3, "no further than asked");
+        assert_eq!(rig.ahead(ids[5], Some(&["a"]), 100).await, 1);
+        assert_eq!(rig.ahead(ids[5], Some(&["b", "c"]), 100).await, 3);
+        assert_eq!(rig.ahead(ids[5], Some(&["b", "c"]), 1).await, 1);
+        assert_eq!(rig.ahead(ids[5], Some(&["x"]), 100).await, 0);
+        assert_eq!(rig.ahead(ids[0], None, 100).await, 5);
+        assert_eq!(rig.ahead(ids[3], None, 100).await, 0);
+        rig.commit().await;
+    }
+    // What the breaker holds back comes before it as it did; what runs does not.
+    rig.apply(ids[1], Event::Gate).await;
+    assert_eq!(rig.ahead(ids[5], None, 100).await, 4);
+    assert_eq!(rig.ahead(ids[5], Some(&["b"]), 100).await, 2);
+    assert_eq!(rig.ahead(ids[5], Some(&["a"]), 100).await, 1);
+    rig.claim(ids[3]).await;
+    assert_eq!(rig.ahead(ids[5], None, 100).await, 3);
+    rig.wait(Duration::from_secs(60));
+    assert_eq!(rig.ahead(ids[5], None, 100).await, 4, "its time has come");
 }
 
 async fn many_changes_of_one_task_are_one(mut rig: Rig) {

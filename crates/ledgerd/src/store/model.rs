@@ -216,6 +216,20 @@ impl Store for ModelStore {
         Box::pin(std::future::ready(Ok(found)))
     }
 
+    fn ahead<'a>(
+        &'a mut self,
+        task: &'a Task,
+        types: Option<&'a [Arc<str>]>,
+        most: usize,
+        now: Now,
+    ) -> Fut<'a, usize> {
+        let types = types.map(Arc::from);
+        let ask = Ask { agent: task.spec.agent, types, limit: usize::MAX, gated: true };
+        let place = |task: &Task| (9 - task.priority, task.run_at, task.id);
+        let ahead = self.due(&ask, now).iter().filter(|other| place(other) < place(task)).count().min(most);
+        Box::pin(std::future::ready(Ok(ahead)))
+    }
+
     fn write(&mut self, changes: Changes) -> Fut<'_, Vec<TaskId>> {
         let refused = self.take(changes);
         Box::pin(std::future::ready(Ok(refused)))

@@ -15,6 +15,10 @@ use std::sync::Arc;
 /// The usual order: priority, `run_at`, id; the smallest first.
 type Key = (u8, Timestamp, TaskId);
 
+fn key_of(task: &Task) -> Key {
+    (9u8.saturating_sub(task.priority), task.run_at, task.id)
+}
+
 /// Which set a task stands in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
@@ -197,6 +201,26 @@ impl Ready {
         found
     }
 
+    /// How many due tasks of these types come before `task`, gated ones included, up to `most`. Looks at what it counts,
+    /// and at `most` types.
+    pub(super) fn ahead(&mut self, task: &Task, types: Option<&[Arc<str>]>, most: usize, now: Now) -> usize {
+        self.advance(now);
+        let Some(sets) = self.agents.get(&task.spec.agent) else { return 0 };
+        let key = key_of(task);
+        let named =
+            |id: &TaskId| types.is_none_or(|types| types.contains(&self.tasks[id].task.spec.task_type));
+        let mut count = sets.gated.range(..key).take(most).filter(|(_, _, id)| named(id)).count();
+        let mut add = |keys: &BTreeSet<Key>| {
+            count += keys.range(..key).take(most.saturating_sub(count)).count();
+            count < most
+        };
+        match types {
+            Some(types) => types.iter().take(most).filter_map(|name| sets.types.get(name)).all(&mut add),
+            None => sets.types.values().take(most).all(&mut add),
+        };
+        count
+    }
+
     /// Tasks that the agent's breaker holds back, in the usual order.
     pub(super) fn gated(&self, agent: AgentId) -> Vec<Task> {
         let sets = self.agents.get(&agent);
@@ -248,7 +272,7 @@ impl Ready {
     fn stand(&mut self, id: TaskId) {
         let Some(entry) = self.tasks.get_mut(&id) else { return };
         let task = &entry.task;
-        let key = (9u8.saturating_sub(task.priority), task.run_at, id);
+        let key = key_of(task);
         entry.place = if task.is_gated() {
             self.agents.entry(task.spec.agent).or_default().gated.insert(key);
             Place::Gated
@@ -279,7 +303,7 @@ fn leave(
     task: &Task,
     place: Place,
 ) {
-    let key = (9u8.saturating_sub(task.priority), task.run_at, task.id);
+    let key = key_of(task);
     match place {
         Place::Nowhere => {}
         Place::Steady => {

@@ -250,6 +250,15 @@ impl Rig {
         found.iter().map(|task| task.id).collect()
     }
 
+    /// How many come before a task.
+    pub(super) async fn ahead(&mut self, id: TaskId, types: Option<&[&str]>, most: usize) -> usize {
+        let task = self.get(id).await.expect("the task exists");
+        let types: Option<Vec<Arc<str>>> =
+            types.map(|types| types.iter().map(|name| Arc::from(*name)).collect());
+        let now = self.now;
+        self.store().ahead(&task, types.as_deref(), most, now).await.expect("it counts")
+    }
+
     /// The transitions of a task, as far as they can be read.
     pub(super) async fn history(&self, id: TaskId) -> Vec<Record> {
         match &self.kind {

@@ -308,6 +308,17 @@ impl Store for SqliteStore {
         Box::pin(std::future::ready(Ok(self.ready.gated(agent))))
     }
 
+    fn ahead<'a>(
+        &'a mut self,
+        task: &'a Task,
+        types: Option<&'a [Arc<str>]>,
+        most: usize,
+        now: Now,
+    ) -> Fut<'a, usize> {
+        let ahead = self.usable().map(|()| self.ready.ahead(task, types, most, now));
+        Box::pin(std::future::ready(ahead))
+    }
+
     fn write(&mut self, changes: Changes) -> Fut<'_, Vec<TaskId>> {
         let written = self.usable().and_then(|()| self.stage(changes));
         self.broken |= written.is_err();
