@@ -9,6 +9,7 @@ pub mod agent;
 pub mod breakers;
 pub mod dispatch;
 pub mod event;
+pub mod explain;
 pub mod fold;
 pub mod id;
 pub mod limits;

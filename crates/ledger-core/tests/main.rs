@@ -2,6 +2,7 @@
 
 mod budgets;
 mod dispatch;
+mod explain;
 mod grid;
 mod leases;
 mod life;
