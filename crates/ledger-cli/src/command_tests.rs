@@ -124,6 +124,7 @@ async fn refusals_have_their_exit_codes() {
     for line in [
         "task show t9 --data",
         "task history t9",
+        "task explain t9",
         "task cancel t9",
         "task unblock t9 --answer x",
         "task update t9 --priority 1",
@@ -141,6 +142,7 @@ async fn every_listing_prints_in_both_forms() {
     for line in [
         "task list",
         "task history t1",
+        "task explain t1",
         "agent list",
         "agent show a",
         "agent configure a --max-waiting 3",

@@ -28,6 +28,7 @@ pub mod demo;
 mod dlq;
 mod enqueue;
 mod exec;
+mod explain;
 mod failure;
 #[cfg(test)]
 mod fake;
@@ -197,6 +198,7 @@ mod tests {
             "x task list --all",
             "x task show t1 --data",
             "x task history t1",
+            "x task explain t1",
             "x task wait t1 --timeout 10s",
             "x task cancel t1 --reason no",
             "x task update t1 --priority 9 --reason hurry",

@@ -12,6 +12,7 @@ use ledgerd_client::v1::{
 use crate::actor::Actor;
 use crate::connect::connect;
 use crate::enqueue::Enqueue;
+use crate::explain::Explain;
 use crate::failure::Failure;
 use crate::output::{
     Facts, Format, Rows, cell, instant, moment, one_line, pairs, print, print_json, readable, state_cell,
@@ -32,6 +33,8 @@ pub enum TaskCommand {
     Show(Show),
     /// Show what happened to a task, oldest first
     History(History),
+    /// Say why a task is not running
+    Explain(Explain),
     /// Wait until a task is done, failed or cancelled
     Wait(Wait),
     /// Cancel a task
@@ -49,6 +52,7 @@ impl TaskCommand {
             Self::List(command) => command.run(global).await,
             Self::Show(command) => command.run(global).await,
             Self::History(command) => command.run(global).await,
+            Self::Explain(command) => command.run(global).await,
             Self::Wait(command) => wait::run(&command, global).await,
             Self::Cancel(command) => command.run(global).await,
             Self::Update(command) => command.run(global).await,

@@ -9,6 +9,7 @@ use tonic::{Request, Status};
 
 use crate::enqueue::{Enqueue, NewTask};
 use crate::error::Error;
+use crate::explain::Explanation;
 use crate::handle::{TaskHandle, TaskPages};
 use crate::v1::admin_service_client::AdminServiceClient;
 use crate::v1::task_service_client::TaskServiceClient;
@@ -182,6 +183,16 @@ impl Client {
         })
         .await?;
         Ok(response.events)
+    }
+
+    pub(crate) async fn explain(&self, task_id: &str) -> Result<Explanation, Error> {
+        let request = v1::ExplainTaskRequest { task_id: task_id.to_owned() };
+        let response = retry::call(|| {
+            let (mut tasks, request) = (self.tasks(), timed(request.clone(), CALL_TIMEOUT));
+            async move { tasks.explain_task(request).await }
+        })
+        .await?;
+        Ok(response.into())
     }
 
     pub(crate) async fn cancel(&self, request: v1::CancelTaskRequest) -> Result<v1::Task, Error> {

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::client::Client;
 use crate::error::{self, Error};
+use crate::explain::Explanation;
 use crate::{clock, retry, v1};
 
 /// The longest a daemon lets one call wait.
@@ -66,6 +67,15 @@ impl TaskHandle {
     /// As [`TaskHandle::get`].
     pub async fn history(&self) -> Result<Vec<v1::HistoryEvent>, Error> {
         self.client.history(&self.id).await
+    }
+
+    /// Why the task is where it is: what keeps it from running, in the order in which gates are passed.
+    ///
+    /// # Errors
+    ///
+    /// As [`TaskHandle::get`].
+    pub async fn explain(&self) -> Result<Explanation, Error> {
+        self.client.explain(&self.id).await
     }
 
     /// Cancels the task: at once when it waits; when it runs, its worker is asked to stop and the task returned is

@@ -40,6 +40,7 @@ mod client;
 mod clock;
 mod enqueue;
 mod error;
+mod explain;
 mod handle;
 pub mod limits;
 mod retry;
@@ -64,6 +65,7 @@ pub mod v1 {
 pub use client::{ADDRESS_VARIABLE, Client, DEFAULT_ADDRESS};
 pub use enqueue::{Enqueue, NewTask};
 pub use error::{Error, Violation};
+pub use explain::{Explanation, Gate};
 pub use handle::{Cancel, ResultOf, TaskHandle, TaskPages, Update, Wait};
 pub use tokio_util::sync::CancellationToken;
 pub use words::UnknownWord;

@@ -64,6 +64,7 @@ words! {
     BatchMode "BATCH_MODE_" Atomic;
     BreakerState "BREAKER_STATE_" HalfOpen;
     ReleaseCause "RELEASE_CAUSE_" Preempted;
+    GateKind "GATE_KIND_" Draining;
 }
 
 impl v1::TaskState {
@@ -123,6 +124,7 @@ mod tests {
         assert_eq!(v1::ErrorClass::all().count(), 6);
         assert_eq!(v1::StopCause::all().count(), 5);
         assert_eq!(v1::JitterKind::all().count(), 5);
+        assert_eq!(v1::GateKind::all().count(), 11);
     }
 
     #[test]

@@ -16,6 +16,7 @@ pub(super) use breaker::{agent_event, breaker, breaker_named, forced, trip_time}
 pub(super) use check::{At, Check};
 pub(super) use page::Page;
 pub(super) use task::{
-    actor, enqueued, event, new_task, note, request_key, span, task, task_filter, task_id, time, update,
+    actor, enqueued, event, new_task, note, request_key, span, state, task, task_filter, task_id, time,
+    update,
 };
 pub(super) use worker::{assignment, from_worker, hello, receipt, settlements, verdict, worker_id};

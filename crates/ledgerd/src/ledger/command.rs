@@ -1,6 +1,7 @@
 //! What the ledger can be told, and what it answers. Plain values in the ledger's own words; the wire has its own.
 
 use bytes::Bytes;
+use ledger_core::explain::Facts;
 use ledger_core::session::{Hello, Unsent};
 use ledger_core::settings::{AgentOverrides, Settings, Violation};
 use ledger_core::store::{Counts, Pause, StoreError, TaskData};
@@ -504,6 +505,8 @@ pub enum Command {
         /// Its request id.
         request: Option<RequestKey>,
     },
+    /// What explains where a task is.
+    Explain(TaskId),
     /// All agents.
     Agents,
     /// Open sessions.
@@ -527,6 +530,8 @@ pub enum Answer {
     Receipts(Vec<Receipt>),
     /// To Redrive and Discard, in its order; to a repeated call the tasks of the first.
     Each(Vec<(TaskId, Result<(), LedgerError>)>),
+    /// To Explain.
+    Facts(Box<Facts>),
     /// To Agents.
     Agents(Vec<AgentView>),
     /// To Workers.

@@ -30,6 +30,7 @@ pub(super) fn want(command: &Command, memory: &Memory, want: &mut Want) {
             request(key);
             want.tasks.push(*task);
         }
+        Command::Explain(task) => want.tasks.push(*task),
         Command::Hello(hello, ..) => {
             want.tasks.extend(hello.held.iter().chain(&hello.unreceipted).map(|(task, _)| *task));
             if let Some(worker) = memory.workers.get(&hello.worker) {
@@ -161,6 +162,7 @@ impl Batch<'_> {
             }
             Command::Redrive { tasks, how, request } => self.redrive(tasks, how, request.as_ref()).await,
             Command::Discard { tasks, note, request } => self.discard(tasks, note, request.as_ref()).await,
+            Command::Explain(task) => self.facts(*task).await,
             Command::Agents => Ok(Answer::Agents(self.memory.agent_views(self.now))),
             Command::Workers => Ok(Answer::Workers(self.memory.worker_views())),
             Command::Stats => Ok(Answer::Stats(Box::new(self.memory.stats(self.now)))),

@@ -7,6 +7,7 @@ use super::command::{
     Receipt, Redriving, RequestKey, Settlement, Stats, WorkerView,
 };
 use crate::clock::Clock;
+use ledger_core::explain::{Explanation, explain};
 use ledger_core::session::{Hello, Unsent};
 use ledger_core::settings::AgentOverrides;
 use ledger_core::store::Reader;
@@ -127,6 +128,23 @@ impl Handle {
         actor: Arc<str>,
     ) -> Result<(), LedgerError> {
         self.call(Command::Resume { agent, reason, actor }).await.map(drop)
+    }
+
+    /// Says why the task is where it is.
+    ///
+    /// The ledger gathers what it has in memory; the history is read, and the sentences are made, out of its way.
+    ///
+    /// # Errors
+    /// UnknownTask; Store when its history cannot be read; as [`Handle::agents`].
+    pub async fn explain(&self, task: TaskId) -> Result<Explanation, LedgerError> {
+        let Answer::Facts(mut facts) = self.call(Command::Explain(task)).await? else {
+            return Err(LedgerError::SessionEnded);
+        };
+        if facts.asks_history() {
+            let rows = self.reader().history(task).await.map_err(LedgerError::Store)?;
+            facts.hear(rows.into_iter().flatten().map(|row| row.record));
+        }
+        Ok(explain(&facts))
     }
 
     /// Waits until the task has ended, or `timeout` is over. Look at the task to know which.

@@ -50,6 +50,8 @@ pub(super) struct Memory {
     pub(super) paused: BTreeSet<AgentId>,
     /// Breakers that time alone may move.
     pub(super) restless: BTreeSet<(AgentId, Arc<str>)>,
+    /// The worker that left each agent last, and its last beat. Not stored: rows of sessions name no agents.
+    pub(super) last_seen: HashMap<AgentId, (Arc<str>, Timestamp)>,
 }
 
 /// Ten times an agent's: a hundred tokens, one a second.
@@ -78,6 +80,7 @@ impl Memory {
             draining: false,
             paused: BTreeSet::new(),
             restless: BTreeSet::new(),
+            last_seen: HashMap::new(),
         }
     }
 

@@ -12,6 +12,7 @@ mod breakers;
 mod claims;
 pub mod command;
 mod decide;
+mod explain;
 mod handle;
 mod letters;
 mod memory;

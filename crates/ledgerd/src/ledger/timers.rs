@@ -110,11 +110,7 @@ pub(super) fn next(
     };
     match (task.state, task.lease) {
         (State::Running, Some(lease)) => {
-            let length = match lease.acked_at {
-                Some(_) => settings.lease_duration(policy),
-                None => settings.ack_timeout(policy),
-            };
-            let until = lease.until.max(since.after(length)).max(beaten.map_or(lease.until, |b| b.until));
+            let until = lease_end(task, settings, beaten, since).unwrap_or(lease.until);
             at(until, Due::Event(Event::LeaseOver));
             if let Some(stop) = task.stop {
                 at(stop.until, Due::Event(Event::GraceOver));
@@ -162,6 +158,21 @@ pub(super) fn next(
         _ => {}
     }
     found
+}
+
+/// When the lease of a task ends, if it has one; before the ack, when the time for that ends.
+pub(super) fn lease_end(
+    task: &Task,
+    settings: &Settings,
+    beaten: Option<Beaten>,
+    since: Timestamp,
+) -> Option<Timestamp> {
+    let lease = task.lease?;
+    let length = match lease.acked_at {
+        Some(_) => settings.lease_duration(&task.spec.policy),
+        None => settings.ack_timeout(&task.spec.policy),
+    };
+    Some(lease.until.max(since.after(length)).max(beaten.map_or(lease.until, |beaten| beaten.until)))
 }
 
 #[cfg(test)]

@@ -316,11 +316,15 @@ impl Batch<'_> {
     pub(super) fn close(&mut self, id: SessionId, error: Option<LedgerError>) {
         self.changes.sessions.extend(self.memory.session_row(id, false));
         self.beaten_sessions.remove(&id);
-        if let Some(session) = self.memory.sessions.remove(&id)
-            && let Some(worker) = self.memory.workers.get_mut(&session.worker)
-            && worker.session == Some(id)
-        {
-            worker.session = None;
+        if let Some(session) = self.memory.sessions.remove(&id) {
+            for agent in &session.agents {
+                self.memory.last_seen.insert(*agent, (Arc::clone(&session.worker), session.beat_at));
+            }
+            if let Some(worker) = self.memory.workers.get_mut(&session.worker)
+                && worker.session == Some(id)
+            {
+                worker.session = None;
+            }
         }
         if let Some(error) = error {
             self.said.frames.push((id, ToWorker::End(error)));

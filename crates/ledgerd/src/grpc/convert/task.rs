@@ -352,7 +352,7 @@ fn count(count: u32) -> i32 {
 }
 
 /// A state's number, which is the same on the wire as in rows.
-pub(super) fn state(state: State) -> i32 {
+pub(in crate::grpc) fn state(state: State) -> i32 {
     i32::from(state.code())
 }
 
