@@ -10,6 +10,7 @@ mod delivery;
 mod drain;
 mod durability;
 mod exec;
+mod explain;
 mod leases;
 mod letters;
 mod orders;

@@ -1,5 +1,6 @@
 //! Runs the real binary in a folder of its own, and speaks to it through generated stubs alone.
 
+pub(crate) mod transcript;
 pub(crate) mod worker;
 
 use ledgerd_client::{Client, v1};

@@ -4,6 +4,7 @@ use super::command::{BatchMode, Enqueued, FromWorker, LedgerError, NewTask, Open
 use super::{Fatal, Handle, start};
 use crate::clock::Clock;
 use crate::store::{Committed, DynStore, Options, open};
+use ledger_core::explain::GateKind;
 use ledger_core::session::Hello;
 use ledger_core::store::{Ask, Changes, Fut, Known, Recovered, Store, StoreError, TaskData, Want};
 use ledger_core::{AgentId, Now, Outcome, Overrides, Record, State, Task, TaskId, Timestamp};
@@ -282,4 +283,16 @@ async fn a_command_that_is_overtaken_is_decided_anew_and_not_for_ever() {
     fixture.gate.overtakes.store(0, Relaxed);
     let stats = within(fixture.handle.stats()).await.expect("it goes on");
     assert_eq!(stats.counts[usize::from(State::Queued.code())], 1);
+}
+
+#[tokio::test]
+async fn a_ledger_that_drains_says_so() {
+    let fixture = Fixture::new("drains", false).await;
+    within(fixture.handle.enqueue(vec![task("a")], BatchMode::Atomic, None)).await.expect("stored");
+    within(fixture.handle.drain(Duration::from_secs(1))).await.expect("it drains");
+    let said = within(fixture.handle.explain(TaskId(1))).await.expect("it is explained");
+    let kinds: Vec<_> = said.gates.iter().map(|gate| gate.kind).collect();
+    assert_eq!(kinds, [GateKind::NoWorker, GateKind::Draining]);
+    let unknown = within(fixture.handle.explain(TaskId(2))).await;
+    assert!(matches!(unknown, Err(LedgerError::UnknownTask(TaskId(2)))), "{unknown:?}");
 }
