@@ -3,7 +3,7 @@
 use crate::support::worker::{Stream, complete, fail_as, hello, lease, outcome};
 use crate::support::*;
 use ledgerd_client::v1::GateKind::{
-    Behind, Blocked, Breaker, Budget, NoRoom, NoWorker, NotDue, Paused, TypeNotServed,
+    Behind, Blocked, Breaker, Budget, NoRoom, NoWorker, NotDue, Paused, Ramp, TypeNotServed,
 };
 use ledgerd_client::v1::{self, GateKind, TaskState};
 use ledgerd_client::{Client, Error, Explanation};
@@ -332,4 +332,59 @@ async fn explaining_changes_nothing() {
     }
     assert_eq!(get(&client, &id).await, before);
     assert_eq!(events(&client, &id).await, ["ENQUEUED"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_forced_breaker_and_a_tripped_one_of_a_type_show_who_and_why() {
+    let daemon = Daemon::start();
+    let client = daemon.client().await;
+    let per_type = v1::BreakerSettings { per_task_type: Some(true), ..Default::default() };
+    configure(&client, "a", v1::AgentSettings { breaker: Some(per_type), ..quick() }).await;
+    let _worker = Stream::open(&daemon, hello("w", "a", 2)).await;
+    let force = v1::ForceBreakerRequest {
+        agent: "a".into(),
+        task_type: "test".into(),
+        state: v1::BreakerState::ForcedOpen.into(),
+        actor: "ann".into(),
+        reason: "the model is being replaced".into(),
+        ..Default::default()
+    };
+    client.admin().force_breaker(force).await.expect("forced");
+    let id = enqueue(&client, task("a")).await;
+    in_state(&client, &id, TaskState::Blocked).await;
+    told("breaker-forced", &daemon, &id, &[Breaker]).await;
+    let trip = v1::TripBreakerRequest {
+        agent: "a".into(),
+        task_type: "test".into(),
+        duration: ms(3_600_000),
+        reason: "bad deploy".into(),
+        ..Default::default()
+    };
+    client.admin().trip_breaker(trip).await.expect("tripped");
+    told("breaker-tripped", &daemon, &id, &[Breaker]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ramp_shows_how_many_may_run() {
+    let daemon = Daemon::start();
+    let client = daemon.client().await;
+    let ramp =
+        v1::BreakerSettings { ramp_for: ms(600_000), success_threshold: Some(1), ..Default::default() };
+    configure(&client, "a", v1::AgentSettings { breaker: Some(ramp), ..quick() }).await;
+    let trip = v1::TripBreakerRequest {
+        agent: "a".into(),
+        duration: ms(10),
+        reason: "for the test".into(),
+        ..Default::default()
+    };
+    client.admin().trip_breaker(trip).await.expect("tripped");
+    enqueue(&client, task("a")).await;
+    let mut worker = Stream::open(&daemon, hello("w", "a", 10)).await;
+    worker.complete_next("up").await;
+    let running = [enqueue(&client, task("a")).await, enqueue(&client, task("a")).await];
+    for id in &running {
+        in_state(&client, id, TaskState::Running).await;
+    }
+    let id = enqueue(&client, task("a")).await;
+    told("ramp", &daemon, &id, &[Ramp]).await;
 }

@@ -5,8 +5,8 @@ use super::batch::Batch;
 use super::command::{Answer, LedgerError};
 use super::timers::lease_end;
 use breaker_core::Breaker;
-use ledger_core::explain::{AHEAD, BreakerFacts, BudgetFacts, Facts, Runner, WorkerFacts};
-use ledger_core::{Agent, Reason, State, Task, TaskId, Timestamp};
+use ledger_core::explain::{AHEAD, BreakerFacts, BudgetFacts, Facts, RampFacts, Runner, WorkerFacts};
+use ledger_core::{Agent, Guard, Reason, State, Task, TaskId, Timestamp};
 use std::cmp::Reverse;
 use std::sync::Arc;
 
@@ -18,6 +18,9 @@ impl Batch<'_> {
         let sessions = self.memory.sessions.values().filter(|session| session.agents.contains(&agent.id));
         let mut workers = WorkerFacts::of(sessions, &task.spec.task_type);
         workers.last_seen = self.memory.last_seen.get(&agent.id).cloned();
+        let key = agent.breakers.key(&task.spec.task_type);
+        let guard = agent.breakers.of(&key).filter(|_| agent.settings.breaker_enabled);
+        let usual = self.memory.usual(agent.id, &key);
         let retry = agent.settings.retry_for(&task.spec.policy);
         let mut facts = Facts {
             now: self.now,
@@ -27,8 +30,8 @@ impl Batch<'_> {
             runner: self.runner(&task, agent),
             budget: self.budget_facts(&task, agent),
             pause: agent.pause.clone(),
-            breaker: agent.settings.breaker_enabled.then(|| breaker_facts(&agent.breaker)),
-            ramp: None,
+            breaker: guard.map(|guard| breaker_facts(&guard.breaker, key)),
+            ramp: guard.and_then(|guard| self.ramp_facts(guard, usual)),
             workers,
             ahead: 0,
             draining: self.memory.draining,
@@ -60,6 +63,16 @@ impl Batch<'_> {
         })
     }
 
+    fn ramp_facts(&self, guard: &Guard, usual: u32) -> Option<RampFacts> {
+        let (breaker, now) = (&guard.breaker, self.now.at.since_epoch());
+        Some(RampFacts {
+            share: breaker.ramp_share(now),
+            limit: breaker.ramp_limit(usual, now),
+            running: u32::try_from(guard.running).unwrap_or(u32::MAX),
+            until: Timestamp::from_epoch(breaker.ramp_until()?),
+        })
+    }
+
     fn budget_facts(&self, task: &Task, agent: &Agent) -> BudgetFacts {
         let (now, shared) = (self.now, &self.memory.budget);
         let queue = self.memory.budget_queue.get(&task.spec.agent);
@@ -75,17 +88,17 @@ impl Batch<'_> {
     }
 }
 
-fn breaker_facts(breaker: &Breaker) -> BreakerFacts {
+fn breaker_facts(breaker: &Breaker, task_type: Arc<str>) -> BreakerFacts {
     let order = breaker.order();
     BreakerFacts {
         state: breaker.state(),
-        cause: breaker.last_transition().map(|transition| transition.cause),
+        cause: breaker.cause(),
         since: Timestamp::from_epoch(breaker.since()),
         until: breaker.next_deadline().map(Timestamp::from_epoch),
         probes: breaker.probes_in_flight(),
         permits: breaker.config().half_open_permits,
         actor: order.map(|order| order.actor.as_str().into()).unwrap_or_default(),
         reason: order.map(|order| order.reason.as_str().into()).unwrap_or_default(),
-        task_type: Arc::default(),
+        task_type,
     }
 }

@@ -224,7 +224,8 @@ impl Store for ModelStore {
         now: Now,
     ) -> Fut<'a, usize> {
         let types = types.map(Arc::from);
-        let ask = Ask { agent: task.spec.agent, types, limit: usize::MAX, gated: true };
+        let ask =
+            Ask { agent: task.spec.agent, types, limit: usize::MAX, gated: true, except: Arc::default() };
         let place = |task: &Task| (9 - task.priority, task.run_at, task.id);
         let ahead = self.due(&ask, now).iter().filter(|other| place(other) < place(task)).count().min(most);
         Box::pin(std::future::ready(Ok(ahead)))

@@ -89,7 +89,7 @@ impl Admin {
             if said.dry_run { Vec::new() } else { self.handle.redrive(picked.tasks, how, key).await? };
         let done =
             u32::try_from(results.iter().filter(|(_, result)| result.is_ok()).count()).unwrap_or(u32::MAX);
-        let next = start.map_or(now.wall(), |start| start.max(now.wall())).after(gap.saturating_mul(done));
+        let next = start.unwrap_or_else(|| now.wall()).max(now.wall()).after(gap.saturating_mul(done));
         Ok(wire::RedriveDeadLettersResponse {
             results: convert::dead_letter_results(results),
             matched: picked.matched,
