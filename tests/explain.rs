@@ -38,7 +38,8 @@ fn slow() -> v1::TaskPolicy {
 }
 
 fn in_seconds(seconds: u64) -> Option<prost_types::Timestamp> {
-    Some((SystemTime::now() + std::time::Duration::from_secs(seconds)).into())
+    let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs();
+    Some(prost_types::Timestamp { seconds: (now + seconds) as i64, nanos: 0 })
 }
 
 async fn pause(client: &Client, agent: &str, millis: Option<i64>) {

@@ -24,8 +24,14 @@ impl Case {
     }
 
     fn with(life: Life) -> Self {
-        let config =
-            Config { failure_threshold: 2, success_threshold: 2, open_jitter: 0.0, ..Config::default() };
+        // As the daemon has it: the leases of tasks are those of probes.
+        let config = Config {
+            failure_threshold: 2,
+            success_threshold: 2,
+            open_jitter: 0.0,
+            probe_timeout: None,
+            ..Config::default()
+        };
         Self { life, breaker: Breaker::new(config).expect("valid") }
     }
 
