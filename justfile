@@ -64,6 +64,11 @@ bench *args:
 outage-plot *args:
     cargo run --quiet --release --locked --package ledger-core --example outage -- {{ args }}
 
+# Puts a real daemon through an outage, killing it all the while; writes docs/outage, in about ten minutes
+outage *args:
+    -cargo run --quiet --release --locked -- bench outage {{ args }} > target/outage.json
+    cargo run --quiet --release --locked --package ledger-core --example outage -- --daemon target/outage.json
+
 # All of CI, cheap checks first; `.ci/run` does this on a bare machine
 ci: tree-check lint gen-check loom test
 

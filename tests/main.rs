@@ -15,6 +15,7 @@ mod leases;
 mod letters;
 mod orders;
 mod restarts;
+mod retention;
 mod retries;
 mod sdk;
 mod waiting;

@@ -57,6 +57,11 @@ impl Daemon {
     }
 
     pub(crate) fn start_at(folder: Arc<Folder>, listen: &str) -> Self {
+        Self::start_with(folder, listen, &[])
+    }
+
+    /// With more flags than every daemon of the tests has.
+    pub(crate) fn start_with(folder: Arc<Folder>, listen: &str, flags: &[&str]) -> Self {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -65,6 +70,7 @@ impl Daemon {
         let mut child = command()
             .args(["serve", "--listen", listen, "--http-listen", "off", "--data-dir"])
             .arg(folder.path().join("data"))
+            .args(flags)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)

@@ -10,6 +10,7 @@
 
 mod histogram;
 mod machine;
+mod outage;
 mod producer;
 mod report;
 mod worker;
@@ -47,7 +48,10 @@ const STOP: Duration = Duration::from_secs(10);
 
 /// `bench`.
 #[derive(Clone, Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// Load the daemon that listens there, instead of one of its own
     #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["data_dir", "store"])]
     target: Option<String>,
@@ -91,6 +95,17 @@ pub struct Args {
     /// Store of its own daemon
     #[arg(long, value_name = "URL")]
     store: Option<String>,
+}
+
+/// What else there is to measure.
+#[derive(Clone, Debug, clap::Subcommand)]
+enum Other {
+    /// Let the agents' backend fail, and see what retries do to it
+    ///
+    /// Agents with scripted workers share one backend, which fails for 30 s or has 40 % of its capacity for 20 s, while the
+    /// daemon is killed with SIGKILL every few seconds; then the same without breaker and budget. One JSON object on
+    /// standard output. Fails when a bound on load, goodput or tasks does not hold. Takes about eight minutes.
+    Outage(outage::Args),
 }
 
 /// What producers and workers share.
@@ -142,6 +157,9 @@ impl Run {
 
 impl Args {
     pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
+        if let Some(Other::Outage(args)) = self.other {
+            return args.run().await;
+        }
         if let Some(address) = self.target.clone() {
             let target = Global { address: address.clone(), ..global.clone() };
             let loaded = async { self.load(&connect(&target).await?, &address, None).await };

@@ -171,15 +171,26 @@ impl Daemon {
     /// # Errors
     /// When it does not listen within half a minute, with what it said.
     pub(crate) async fn start(data_dir: &Path, store: Option<&str>, guard: &Guard) -> Result<Self, Failure> {
+        Self::start_at("127.0.0.1:0", data_dir, store, guard).await
+    }
+
+    /// As [`start`](Self::start), at this address. The log of an earlier daemon in the data directory is continued.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub(crate) async fn start_at(
+        listen: &str,
+        data_dir: &Path,
+        store: Option<&str>,
+        guard: &Guard,
+    ) -> Result<Self, Failure> {
         let (log, said) = (data_dir.join("ledgerd.log"), data_dir.join("ledgerd.out"));
-        let files =
-            fs::create_dir_all(data_dir).and_then(|()| Ok((File::create(&said)?, File::create(&log)?)));
+        let append = |file: &Path| File::options().create(true).append(true).open(file);
+        let files = fs::create_dir_all(data_dir).and_then(|()| Ok((File::create(&said)?, append(&log)?)));
         let (stdout, stderr) =
             files.map_err(|error| cannot(&format!("write to {}", data_dir.display()), &error))?;
         let mut command = command()?;
-        command
-            .args(["serve", "--listen", "127.0.0.1:0", "--http-listen", "off", "--data-dir"])
-            .arg(data_dir);
+        command.args(["serve", "--listen", listen, "--http-listen", "off", "--data-dir"]).arg(data_dir);
         if let Some(store) = store {
             command.args(["--store", store]);
         }

@@ -88,3 +88,5 @@ pub const REQUEST_MEMORY: Duration = Duration::from_secs(24 * 3_600);
 pub const SALVAGED: usize = 3;
 /// Longest WaitTask.
 pub const WAIT: Duration = Duration::from_secs(60);
+/// Ended tasks, rows of workers or events that one commit removes.
+pub const REMOVED_AT_ONCE: usize = 250;

@@ -280,6 +280,8 @@ pub struct Changes {
     pub removed: Vec<TaskId>,
     /// Workers whose rows are to be removed.
     pub gone_workers: Vec<Arc<str>>,
+    /// The oldest events of agents go when they are of before this; so many at once as tasks.
+    pub events_before: Option<Timestamp>,
 }
 
 impl Changes {
@@ -304,6 +306,7 @@ impl Changes {
             && self.events.is_empty()
             && self.removed.is_empty()
             && self.gone_workers.is_empty()
+            && self.events_before.is_none()
     }
 }
 
@@ -555,6 +558,42 @@ pub struct LetterGroups {
     pub more: bool,
 }
 
+/// Which ended tasks leave the ledger: those that ended before a time; none: they all stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaving {
+    /// DONE and CANCELLED ones, and dead letters that were discarded: counted from then.
+    pub done: Option<Timestamp>,
+    /// FAILED ones.
+    pub failed: Option<Timestamp>,
+}
+
+impl Leaving {
+    /// Whether this task leaves.
+    #[must_use]
+    pub fn takes(&self, task: &Task) -> bool {
+        let before = match task.state {
+            State::Done | State::Cancelled => self.done,
+            State::Failed if task.discarded => self.done,
+            State::Failed => self.failed,
+            _ => None,
+        };
+        before.is_some_and(|before| task.updated_at < before)
+    }
+}
+
+/// How much is stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Dead letters that are not discarded.
+    pub dead_letters: u64,
+    /// Bytes of the database.
+    pub bytes: u64,
+    /// Of those, free for new rows.
+    pub free_bytes: u64,
+    /// Bytes of the write-ahead log.
+    pub log_bytes: u64,
+}
+
 /// The reading half of a store: committed rows only, any number of callers, never in the writer's way.
 pub trait Reader: Send + Sync {
     /// One task.
@@ -638,9 +677,17 @@ pub trait Reader: Send + Sync {
     /// That the store cannot be read.
     fn for_workers<'a>(&'a self, ids: &'a [(TaskId, bool)]) -> Fut<'a, Vec<(Arc<TaskData>, Notes)>>;
 
-    /// Dead letters that are not discarded, and bytes stored.
+    /// Looks at `look` tasks by number, those after `after`, and names the ones that leave; and the last one looked at,
+    /// none when that was the end.
     ///
     /// # Errors
     /// That the store cannot be read.
-    fn sizes(&self) -> Fut<'_, (u64, u64)>;
+    fn expired(&self, after: TaskId, leaving: Leaving, look: usize)
+    -> Fut<'_, (Vec<TaskId>, Option<TaskId>)>;
+
+    /// How much is stored.
+    ///
+    /// # Errors
+    /// That the store cannot be read.
+    fn sizes(&self) -> Fut<'_, Sizes>;
 }

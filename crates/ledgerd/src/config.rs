@@ -2,6 +2,7 @@
 //!
 //! Every value knows where it came from, and errors say so. Nothing downstream checks again.
 
+use crate::ledger::Retention;
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Keys with their defaults, in the order they are shown. Flags and variables are named after them.
-const KEYS: [(&str, &str); 7] = [
+const KEYS: [(&str, &str); 9] = [
     ("listen", "127.0.0.1:7420"),
     ("http_listen", "127.0.0.1:7421"),
     ("data_dir", "ledgerd-data"),
@@ -19,10 +20,17 @@ const KEYS: [(&str, &str); 7] = [
     ("log", "info"),
     ("log_format", "text"),
     ("drain_grace", "25s"),
+    ("retention_done", "7d"),
+    ("retention_failed", "90d"),
 ];
 
 /// The longest drain: whoever stops a daemon does not wait longer.
 const LONGEST_DRAIN: Duration = Duration::from_secs(3_600);
+
+/// Below this, who waits for a task might find it gone.
+const SHORTEST_RETENTION: Duration = Duration::from_secs(1);
+/// A hundred years.
+const LONGEST_RETENTION: Duration = Duration::from_secs(36_500 * 86_400);
 
 /// What the command line may set. Absent: the environment, the file, or the default.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -51,6 +59,12 @@ pub struct Flags {
     /// How long streams have to end when the daemon stops [default: 25s] [env: LEDGERD_DRAIN_GRACE]
     #[arg(long, value_name = "TIME")]
     pub drain_grace: Option<String>,
+    /// How long DONE and CANCELLED tasks are kept, with their results and keys, or `off` [default: 7d] [env: LEDGERD_RETENTION_DONE]
+    #[arg(long, value_name = "TIME|off")]
+    pub retention_done: Option<String>,
+    /// How long FAILED tasks are kept, or `off` [default: 90d] [env: LEDGERD_RETENTION_FAILED]
+    #[arg(long, value_name = "TIME|off")]
+    pub retention_failed: Option<String>,
 }
 
 impl Flags {
@@ -63,6 +77,8 @@ impl Flags {
             "log" => self.log.as_ref(),
             "log_format" => self.log_format.as_ref(),
             "drain_grace" => self.drain_grace.as_ref(),
+            "retention_done" => self.retention_done.as_ref(),
+            "retention_failed" => self.retention_failed.as_ref(),
             _ => None,
         }
     }
@@ -92,6 +108,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// How long streams have to end.
     pub drain_grace: Duration,
+    /// How long ended tasks are kept.
+    pub retention: Retention,
 }
 
 /// Values that cannot be used, one sentence each.
@@ -129,6 +147,8 @@ struct Loose {
     log: String,
     log_format: String,
     drain_grace: String,
+    retention_done: String,
+    retention_failed: String,
 }
 
 impl Loose {
@@ -140,7 +160,9 @@ impl Loose {
             "store" => self.store,
             "log" => self.log,
             "log_format" => self.log_format,
-            _ => self.drain_grace,
+            "drain_grace" => self.drain_grace,
+            "retention_done" => self.retention_done,
+            _ => self.retention_failed,
         }
     }
 }
@@ -230,7 +252,9 @@ impl Loaded {
                 .filter(|span| *span <= LONGEST_DRAIN)
                 .ok_or_else(|| "write a time up to 1h, for instance 25s or 500ms".to_owned())
         });
-        match (listen, http_listen, data_dir, store, log, log_format, drain_grace) {
+        let done = self.typed("retention_done", &mut errors, kept);
+        let failed = self.typed("retention_failed", &mut errors, kept);
+        match (listen, http_listen, data_dir, store, log, log_format, drain_grace, done, failed) {
             (
                 Some(listen),
                 Some(http_listen),
@@ -239,9 +263,12 @@ impl Loaded {
                 Some(log),
                 Some(log_format),
                 Some(drain_grace),
+                Some(done),
+                Some(failed),
             ) => {
                 let data_dir = store.unwrap_or(data_dir);
-                Ok(Config { listen, http_listen, data_dir, log, log_format, drain_grace })
+                let retention = Retention { done, failed };
+                Ok(Config { listen, http_listen, data_dir, log, log_format, drain_grace, retention })
             }
             _ => Err(ConfigErrors(errors)),
         }
@@ -325,6 +352,18 @@ fn store(text: &str) -> Result<Option<PathBuf>, String> {
     }
 }
 
+/// How long something is kept; none: for ever.
+fn kept(text: &str) -> Result<Option<Duration>, String> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let fits = |span: &Duration| (SHORTEST_RETENTION..=LONGEST_RETENTION).contains(span);
+    span(text)
+        .filter(fits)
+        .map(Some)
+        .ok_or_else(|| "write a time from 1s to 36500d, for instance 7d or 12h, or off".to_owned())
+}
+
 /// A number and its unit.
 fn span(text: &str) -> Option<Duration> {
     let unit = text.find(|c: char| !c.is_ascii_digit())?;
@@ -335,6 +374,7 @@ fn span(text: &str) -> Option<Duration> {
         "s" => Some(Duration::from_secs(number)),
         "m" => number.checked_mul(60).map(Duration::from_secs),
         "h" => number.checked_mul(3_600).map(Duration::from_secs),
+        "d" => number.checked_mul(86_400).map(Duration::from_secs),
         _ => None,
     }
 }
@@ -371,6 +411,8 @@ mod tests {
         );
         assert_eq!(config.drain_grace, Duration::from_secs(25));
         assert_eq!(config.data_dir, Path::new("ledgerd-data"));
+        let days = |days: u64| Some(Duration::from_secs(days * 86_400));
+        assert_eq!(config.retention, Retention { done: days(7), failed: days(90) });
     }
 
     #[test]
@@ -422,6 +464,9 @@ mod tests {
             ("DRAIN_GRACE", "25"),
             ("DRAIN_GRACE", "-1s"),
             ("DRAIN_GRACE", "2h"),
+            ("RETENTION_DONE", "999ms"),
+            ("RETENTION_DONE", "never"),
+            ("RETENTION_FAILED", "36501d"),
         ] {
             let name = format!("LEDGERD_{key}");
             let error = error(&Flags::default(), &[(&name, value)]);

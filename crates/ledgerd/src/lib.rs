@@ -117,6 +117,7 @@ pub async fn run(
     // Aborted when this function ends, however it does.
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(health.clone().watch(handle.clone()));
+    tasks.spawn(handle.clone().keep(config.retention));
     if let Some(listener) = http_listener {
         tasks.spawn(http::serve(listener, health.clone(), stop.clone()));
     }

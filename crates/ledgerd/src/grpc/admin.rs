@@ -95,10 +95,12 @@ impl Admin {
 
     async fn stats(&self) -> Result<wire::GetStatsResponse, LedgerError> {
         let stats = self.handle.stats().await?;
-        let (dead_letters, store_bytes) = self.handle.reader().sizes().await.map_err(LedgerError::Store)?;
+        let sizes = self.handle.reader().sizes().await.map_err(LedgerError::Store)?;
+        let retention = self.handle.retention();
+        let kept = |span: Option<std::time::Duration>| span.map(convert::span);
         Ok(wire::GetStatsResponse {
             counts: convert::counts(&stats.counts, State::ALL),
-            dead_letters,
+            dead_letters: sizes.dead_letters,
             sessions: stats.sessions,
             agents: stats.agents,
             transitions: stats.transitions,
@@ -106,10 +108,14 @@ impl Admin {
             commits: stats.commits,
             uptime: Some(convert::span(self.handle.clock().uptime())),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            store_bytes,
+            store_bytes: sizes.bytes,
+            store_free_bytes: sizes.free_bytes,
+            log_bytes: sizes.log_bytes,
+            retention_done: kept(retention.and_then(|retention| retention.done)),
+            retention_failed: kept(retention.and_then(|retention| retention.failed)),
+            removed_tasks: self.handle.removed(),
             cpu_time: Some(convert::span(process::cpu_time())),
             written_bytes: process::written_bytes(),
-            ..wire::GetStatsResponse::default()
         })
     }
 }

@@ -25,6 +25,13 @@ pub(super) struct Open {
     dirty: bool,
 }
 
+impl Open {
+    /// Whether it is as it was read.
+    pub(super) fn is_untouched(&self) -> bool {
+        !self.dirty && self.expected == self.task.version && self.was == Some(self.task.state)
+    }
+}
+
 /// A claim to be told to its session.
 #[derive(Debug)]
 pub(super) struct Claimed {

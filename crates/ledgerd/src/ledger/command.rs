@@ -4,6 +4,7 @@ use bytes::Bytes;
 use ledger_core::explain::Facts;
 use ledger_core::session::{Hello, Unsent};
 use ledger_core::settings::{AgentOverrides, Settings, Violation};
+pub(super) use ledger_core::store::Leaving;
 use ledger_core::store::{Counts, Pause, StoreError, TaskData};
 use ledger_core::{
     Outcome, Overrides, Reason, Refusal, SessionId, State, Stop, TaskError, TaskId, Timestamp,
@@ -517,6 +518,20 @@ pub enum Command {
     Drain(Duration),
     /// Answers when everything before it is committed.
     Flush,
+    /// Remove those of these tasks that leave.
+    Remove {
+        /// The tasks.
+        tasks: Vec<TaskId>,
+        /// Which leave.
+        leaving: Leaving,
+    },
+    /// Forget workers that are long gone, and old events of agents.
+    Forget {
+        /// Not seen since.
+        workers: Timestamp,
+        /// Of before; none: they all stay.
+        events: Option<Timestamp>,
+    },
 }
 
 /// What a command is answered with.
@@ -538,6 +553,8 @@ pub enum Answer {
     Workers(Vec<WorkerView>),
     /// To Stats.
     Stats(Box<Stats>),
+    /// To Remove and Forget: how many.
+    Removed(u64),
     /// To all others.
     Done,
 }

@@ -52,6 +52,7 @@ pub(super) fn want(command: &Command, memory: &Memory, want: &mut Want) {
             request(key);
             want.tasks.extend(tasks);
         }
+        Command::Remove { tasks, .. } => want.tasks.extend(tasks),
         _ => {}
     }
 }
@@ -173,6 +174,8 @@ impl Batch<'_> {
                 Ok(Answer::Done)
             }
             Command::Flush => Ok(Answer::Done),
+            Command::Remove { tasks, leaving } => Ok(Answer::Removed(self.remove(tasks, *leaving))),
+            Command::Forget { workers, events } => Ok(Answer::Removed(self.forget(*workers, *events))),
         }
     }
 

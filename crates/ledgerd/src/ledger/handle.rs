@@ -6,6 +6,7 @@ use super::command::{
     AgentView, Answer, BatchMode, BreakerOrder, Command, Enqueued, FromWorker, LedgerError, NewTask, Opened,
     Receipt, Redriving, RequestKey, Settlement, Stats, WorkerView,
 };
+use super::retention::Retention;
 use crate::clock::Clock;
 use ledger_core::explain::{Explanation, explain};
 use ledger_core::session::{Hello, Unsent};
@@ -13,7 +14,8 @@ use ledger_core::settings::AgentOverrides;
 use ledger_core::store::Reader;
 use ledger_core::{AgentId, SessionId, TaskId, Timestamp};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
@@ -42,6 +44,10 @@ pub(super) struct Shared {
     pub(super) names: RwLock<HashMap<Arc<str>, AgentId>>,
     /// Who waits for the end of which task.
     pub(super) waiters: Mutex<HashMap<TaskId, Vec<oneshot::Sender<()>>>>,
+    /// How long ended tasks are kept.
+    pub(super) retention: OnceLock<Retention>,
+    /// Tasks that retention removed since the start.
+    pub(super) removed: AtomicU64,
 }
 
 impl Handle {
@@ -362,7 +368,7 @@ impl Handle {
         answer.await.unwrap_or(Err(LedgerError::Draining))
     }
 
-    async fn frame_call(&self, command: Command) -> Result<Answer, LedgerError> {
+    pub(super) async fn frame_call(&self, command: Command) -> Result<Answer, LedgerError> {
         let (reply, answer) = oneshot::channel();
         self.frames.send(Order { command, reply: Some(reply) }).await.map_err(|_| LedgerError::Draining)?;
         answer.await.unwrap_or(Err(LedgerError::Draining))

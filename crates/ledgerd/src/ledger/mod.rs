@@ -17,12 +17,14 @@ mod handle;
 mod letters;
 mod memory;
 mod produce;
+mod retention;
 #[cfg(test)]
 mod tests;
 mod timers;
 mod work;
 
 pub use handle::Handle;
+pub use retention::Retention;
 
 use crate::clock::Clock;
 use crate::store::DynStore;
@@ -34,7 +36,8 @@ use ledger_core::store::{Reader, StoreError, Want};
 use ledger_core::{Now, SessionId, TaskId};
 use memory::Memory;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -78,8 +81,14 @@ pub async fn start(
     let recovered = store.recover(now).await?;
     memory.rebuild(recovered, now);
     let names = memory.names.clone();
-    let shared =
-        Arc::new(Shared { clock, reader, names: RwLock::new(names), waiters: Mutex::new(HashMap::new()) });
+    let shared = Arc::new(Shared {
+        clock,
+        reader,
+        names: RwLock::new(names),
+        waiters: Mutex::new(HashMap::new()),
+        retention: OnceLock::new(),
+        removed: AtomicU64::new(0),
+    });
     let (calls, call_lane) = mpsc::channel(CALLS);
     let (frames, frame_lane) = mpsc::channel(FRAMES);
     let handle = Handle { calls, frames, shared: Arc::clone(&shared) };
@@ -359,7 +368,9 @@ fn weight(command: &Command) -> (usize, usize) {
             let more = follow_ups.clone().map(|task| task.data.payload.len()).sum::<usize>();
             (items.len() + follow_ups.count(), bytes + more)
         }
-        Command::Redrive { tasks, .. } | Command::Discard { tasks, .. } => (tasks.len(), 0),
+        Command::Redrive { tasks, .. } | Command::Discard { tasks, .. } | Command::Remove { tasks, .. } => {
+            (tasks.len(), 0)
+        }
         _ => (1, 0),
     }
 }

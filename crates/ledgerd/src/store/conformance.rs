@@ -54,7 +54,47 @@ promises! {
     everything_reads_back_after_a_restart
     an_uncommitted_batch_leaves_nothing
     rows_beside_the_tasks_read_back
+    what_is_removed_is_gone_with_all_that_belongs_to_it
     folding_the_history_gives_the_state
+}
+
+async fn what_is_removed_is_gone_with_all_that_belongs_to_it(mut rig: Rig) {
+    let keyed = |key: &'static str| New { key, ..New::of("a") };
+    let [gone, stays, waits] = [
+        rig.enqueue(keyed("gone")).await,
+        rig.enqueue(keyed("stays")).await,
+        rig.enqueue(New::of("a")).await,
+    ];
+    for id in [gone, stays] {
+        rig.complete(id).await;
+    }
+    rig.commit().await;
+    let removed = vec![gone];
+    assert!(rig.get(gone).await.is_some());
+    assert!(rig.write(Changes { removed, ..Changes::default() }).await.is_empty());
+    rig.commit().await;
+    for reopened in [false, true] {
+        if reopened {
+            rig = rig.reopen().await;
+        }
+        assert_eq!(rig.get(gone).await, None);
+        assert_eq!(rig.get(stays).await.map(|task| task.state), Some(State::Done));
+        assert_eq!(rig.get(waits).await.map(|task| task.state), Some(State::Queued));
+        let keys = ["gone", "stays"].map(|key| (AGENT, Arc::from(key)));
+        let known = rig.known(Want { keys: keys.to_vec(), ..Want::default() }).await;
+        assert_eq!(known.keys.get(&keys[0]), None, "its key is free");
+        assert_eq!(known.keys.get(&keys[1]).map(|holder| holder.task), Some(stays));
+        assert_eq!(rig.history(stays).await.len(), 4);
+    }
+    let again = rig.enqueue(keyed("gone")).await;
+    rig.commit().await;
+    assert!(again > waits, "no number is given twice");
+    let now = rig.now;
+    let found = rig.store().recover(now).await.expect("it recovers");
+    let mut counts = [0; 8];
+    counts[usize::from(State::Done.code())] = 1;
+    counts[usize::from(State::Queued.code())] = 2;
+    assert_eq!(found.counts.get(&AGENT), Some(&counts));
 }
 
 async fn a_batch_reads_what_it_wrote(mut rig: Rig) {

@@ -23,6 +23,8 @@ struct Content {
     budgets: BTreeMap<Option<AgentId>, BudgetRow>,
     sessions: BTreeMap<Arc<str>, SessionRow>,
     last_task: u64,
+    /// Transitions made, those of removed tasks too.
+    seq: u64,
 }
 
 /// See the module.
@@ -99,6 +101,7 @@ impl ModelStore {
             self.open.last_task = self.open.last_task.max(changed.task.id.0);
             self.open.tasks.insert(changed.task.id, changed.task);
         }
+        self.open.seq += changes.history.iter().filter(|record| kept(&record.task)).count() as u64;
         self.open.history.extend(changes.history.into_iter().filter(|record| kept(&record.task)));
         for (id, data) in changes.data {
             if !data.key.is_empty() {
@@ -119,7 +122,13 @@ impl ModelStore {
                 self.open.keys.insert((agent, key), holder);
             }
         }
-        self.open.keys.retain(|_, holder| !changes.freed_keys.contains(&holder.task));
+        for id in &changes.removed {
+            let task = self.open.tasks.remove(id).expect("what is removed is there");
+            assert!(task.state.is_terminal(), "{id} is removed in {:?}", task.state);
+        }
+        self.open.history.retain(|record| !changes.removed.contains(&record.task));
+        let gone = |id: &TaskId| changes.freed_keys.contains(id) || changes.removed.contains(id);
+        self.open.keys.retain(|_, holder| !gone(&holder.task));
         self.open.requests.extend(changes.requests.into_iter().map(|row| (Arc::clone(&row.id), row)));
         self.open.agents.extend(changes.agents.into_iter().map(|row| (row.id, row)));
         self.open
@@ -127,6 +136,7 @@ impl ModelStore {
             .extend(changes.breakers.into_iter().map(|row| ((row.agent, Arc::clone(&row.task_type)), row)));
         self.open.budgets.extend(changes.budgets.into_iter().map(|row| (row.agent, row)));
         self.open.sessions.extend(changes.sessions.into_iter().map(|row| (Arc::clone(&row.worker), row)));
+        self.open.sessions.retain(|name, row| row.open || !changes.gone_workers.contains(name));
         refused
     }
 
@@ -160,7 +170,7 @@ impl Store for ModelStore {
             sessions: content.sessions.values().cloned().collect(),
             counts: self.counts(),
             last_session: content.sessions.values().map(|row| row.session.0).max().unwrap_or(0),
-            transitions: content.history.len() as u64,
+            transitions: content.seq,
             timed: content
                 .tasks
                 .values()
@@ -238,7 +248,7 @@ impl Store for ModelStore {
 
     fn commit(&mut self) -> Fut<'_, Self::Proof> {
         self.durable = self.open.clone();
-        let proof: Result<Committed, StoreError> = Ok(Committed::up_to(self.durable.history.len() as u64));
+        let proof: Result<Committed, StoreError> = Ok(Committed::up_to(self.durable.seq));
         Box::pin(std::future::ready(proof))
     }
 

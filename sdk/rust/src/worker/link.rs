@@ -16,8 +16,9 @@ use crate::{clock, v1};
 const WAITING_FRAMES: usize = 8;
 /// How long opening a stream may take, and how long Welcome may take after that.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// A stream that lived so long was a good one: the next failure is the first again.
-const GOOD: Duration = Duration::from_secs(5);
+/// A stream that lived so long was a good one: the next failure is the first again. Shorter than the longest wait, or a
+/// daemon that is killed every few seconds would find its workers waiting for most of its life.
+const GOOD: Duration = Duration::from_secs(1);
 /// Waits between streams: 0.1 s to 5 s, jittered.
 const BACKOFF: Backoff = retry::BACKOFF;
 

@@ -153,9 +153,14 @@ impl SqliteStore {
             .extend(changes.breakers.into_iter().map(|row| ((row.agent, Arc::clone(&row.task_type)), row)));
         staged.budgets.extend(changes.budgets.into_iter().map(|row| (row.agent.unwrap_or(AgentId(0)), row)));
         staged.events.append(&mut changes.events);
+        staged.gone_workers.append(&mut changes.gone_workers);
+        staged.events_before = staged.events_before.max(changes.events_before);
         for row in changes.sessions {
             self.tallies.meta.last_session = self.tallies.meta.last_session.max(row.session.0);
             staged.sessions.insert(Arc::clone(&row.worker), row);
+        }
+        for id in changes.removed {
+            self.stage_removal(id)?;
         }
         Ok(())
     }
@@ -193,6 +198,22 @@ impl SqliteStore {
             *live = if lives { *live + 1 } else { live.saturating_sub(1) };
             self.staged.blocks.insert(block);
         }
+        Ok(())
+    }
+
+    fn stage_removal(&mut self, id: TaskId) -> Result<(), StoreError> {
+        let Some(entry) = self.ready.entry(id).filter(|entry| entry.task.state.is_terminal() && !entry.dirty)
+        else {
+            return Err(StoreError::Statement(format!("removal of task {id}, which has not ended")));
+        };
+        let (agent, state) = (entry.task.spec.agent, entry.task.state.code());
+        let count = &mut self.tallies.counts.entry(agent).or_default()[usize::from(state)];
+        *count = count.saturating_sub(1);
+        self.staged.counts.insert((agent, state));
+        self.staged.freed.insert(id);
+        self.staged.removed.push(id);
+        self.fresh.forget(id);
+        self.ready.forget(id);
         Ok(())
     }
 

@@ -106,10 +106,13 @@ pub enum OpenError {
 pub async fn open(dir: &Path, options: Options) -> Result<(SqliteStore, Arc<SqliteReader>), OpenError> {
     let lock = lock(dir)?;
     let path = dir.join(DATABASE);
-    for suffix in ["", "-wal", "-shm"] {
+    let side = |suffix| {
         let mut name = path.clone().into_os_string();
         name.push(suffix);
-        check(Path::new(&name))?;
+        PathBuf::from(name)
+    };
+    for suffix in ["", "-wal", "-shm"] {
+        check(&side(suffix))?;
     }
     create(dir, &path)?;
 
@@ -127,7 +130,7 @@ pub async fn open(dir: &Path, options: Options) -> Result<(SqliteStore, Arc<Sqli
     // The migration's own connection settings ended with it: what follows is prepared anew, on the final schema.
     let fresh = Arc::new(Fresh::new(options.fresh_bytes));
     let reading = settings(&path).read_only(true).pragma("query_only", "ON");
-    let reader = Arc::new(SqliteReader::open(reading, Arc::clone(&fresh)));
+    let reader = Arc::new(SqliteReader::open(reading, Arc::clone(&fresh), side("-wal")));
     Ok((SqliteStore::new(conn, checkpoints, fresh, lock), reader))
 }
 

@@ -13,8 +13,8 @@ use super::{Fresh, failed, text};
 use bytes::Bytes;
 use ledger_core::limits::LETTERS_LOOKED_AT;
 use ledger_core::store::{
-    AgentEvent, DeadLetter, DeadLetterFilter, Fut, HistoryView, LetterGroup, LetterGroups, Notes, Page,
-    Reader, StoreError, TaskData, TaskFilter, TaskView,
+    AgentEvent, DeadLetter, DeadLetterFilter, Fut, HistoryView, Leaving, LetterGroup, LetterGroups, Notes,
+    Page, Reader, Sizes, StoreError, TaskData, TaskFilter, TaskView,
 };
 use ledger_core::{AgentId, State, TaskId, Timestamp};
 use sqlx::pool::PoolConnection;
@@ -22,6 +22,7 @@ use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
 use sqlx::{Row, Sqlite};
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Rows that one call for a list looks at.
@@ -105,7 +106,12 @@ const NOTES: &str = concat!(
     " FROM json_each(?) AS wanted CROSS JOIN task_notes AS n ON n.task_id = wanted.value"
 );
 const SIZES: &str = "SELECT (SELECT COUNT(*) FROM dead_letter_queue WHERE discarded_at IS NULL), \
-    (SELECT page_count FROM pragma_page_count) * (SELECT page_size FROM pragma_page_size)";
+    (SELECT page_count FROM pragma_page_count) * (SELECT page_size FROM pragma_page_size), \
+    (SELECT freelist_count FROM pragma_freelist_count) * (SELECT page_size FROM pragma_page_size)";
+/// How many were looked at, the last of them, and those that leave: DONE is 5, FAILED 6, CANCELLED 7.
+const EXPIRED: &str = "SELECT COUNT(*), COALESCE(MAX(id), 0), COALESCE(json_group_array(id) FILTER (WHERE \
+        updated_at < CASE WHEN state IN (5, 7) OR state = 6 AND discarded THEN ?3 WHEN state = 6 THEN ?4 END), '[]') \
+    FROM (SELECT id, state, updated_at, discarded FROM tasks WHERE id > ?1 ORDER BY id LIMIT ?2)";
 /// What fits a filter, ?1 to ?7.
 macro_rules! letter_fits {
     () => {
@@ -150,7 +156,8 @@ const QUICK_CHECK: &str = "PRAGMA quick_check(1)";
 
 /// Every statement here, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 18] = [
+pub(super) const STATEMENTS: [&str; 19] = [
+    EXPIRED,
     NEWEST,
     NEWEST_OF_AGENT,
     NEWEST_LIVE,
@@ -176,18 +183,20 @@ pub(super) const STATEMENTS: [&str; 18] = [
 pub struct SqliteReader {
     pool: SqlitePool,
     fresh: Arc<Fresh>,
+    /// The write-ahead log.
+    log: PathBuf,
 }
 
 impl SqliteReader {
     /// Connections are made when they are first needed.
-    pub(super) fn open(options: SqliteConnectOptions, fresh: Arc<Fresh>) -> Self {
+    pub(super) fn open(options: SqliteConnectOptions, fresh: Arc<Fresh>, log: PathBuf) -> Self {
         let pool = SqlitePoolOptions::new()
             .max_connections(CONNECTIONS)
             .max_lifetime(None)
             .idle_timeout(None)
             .test_before_acquire(false)
             .connect_lazy_with(options);
-        Self { pool, fresh }
+        Self { pool, fresh, log }
     }
 
     /// Looks through the whole file for damage; slow, so it runs after the ledger serves.
@@ -510,11 +519,34 @@ impl Reader for SqliteReader {
         })
     }
 
-    fn sizes(&self) -> Fut<'_, (u64, u64)> {
+    fn expired(
+        &self,
+        after: TaskId,
+        leaving: Leaving,
+        look: usize,
+    ) -> Fut<'_, (Vec<TaskId>, Option<TaskId>)> {
+        Box::pin(async move {
+            let query = sqlx::query(EXPIRED)
+                .bind(after.0.cast_signed())
+                .bind(look as i64)
+                .bind(leaving.done.map(Timestamp::millis))
+                .bind(leaving.failed.map(Timestamp::millis));
+            let row = query.fetch_one(&self.pool).await.map_err(|error| failed(&error))?;
+            let mut row = Columns::of(&row);
+            let (looked, last) = (row.number()?, row.number()?);
+            let found = super::text::task_ids(row.text()?)?;
+            Ok((found, (looked == look as u64).then_some(TaskId(last))))
+        })
+    }
+
+    fn sizes(&self) -> Fut<'_, Sizes> {
         Box::pin(async move {
             let row = sqlx::query(SIZES).fetch_one(&self.pool).await.map_err(|error| failed(&error))?;
             let mut row = Columns::of(&row);
-            Ok((row.number()?, row.number()?))
+            let (dead_letters, bytes, free_bytes) = (row.number()?, row.number()?, row.number()?);
+            // Not there between a checkpoint in good order and the next write.
+            let log_bytes = tokio::fs::metadata(&self.log).await.map_or(0, |found| found.len());
+            Ok(Sizes { dead_letters, bytes, free_bytes, log_bytes })
         })
     }
 }

@@ -5,7 +5,8 @@ use super::{OpenError, Options, open, read, recover, write};
 use crate::store::rig::{AGENT, Folder, Kind, New, Rig, START, everything, failure, notes};
 use bytes::Bytes;
 use ledger_core::store::{
-    Changed, Changes, DeadLetterFilter, Notes, ProgressNote, Reader, RequestRow, StoreError, TaskFilter, Want,
+    Changed, Changes, DeadLetterFilter, Leaving, Notes, ProgressNote, Reader, RequestRow, StoreError,
+    TaskFilter, Want,
 };
 use ledger_core::{AgentId, Class, Event, Reason, State, TaskId, Timestamp};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
@@ -420,9 +421,9 @@ async fn dead_letters_come_and_go_with_the_state() {
         }
         assert_eq!(found, expected, "{filter:?}");
     }
-    let (letters, bytes) = reader.sizes().await.expect("it reads");
-    assert_eq!(letters, 4);
-    assert!(bytes >= 4_096);
+    let sizes = reader.sizes().await.expect("it reads");
+    assert_eq!(sizes.dead_letters, 4);
+    assert!(sizes.bytes >= 4_096 && sizes.log_bytes >= 4_096, "{sizes:?}");
 }
 
 #[tokio::test]
@@ -494,4 +495,81 @@ async fn a_log_that_grew_too_long_starts_over_between_batches() {
         before,
         "written from its start, and never truncated"
     );
+}
+
+#[tokio::test]
+async fn those_that_leave_are_found_by_state_and_time() {
+    let mut rig = Rig::sqlite().await;
+    let ids = rig.enqueue_all((0..7).map(|_| New::of("a"))).await;
+    let [done, cancelled, failed, discarded, young, waits, runs] = ids[..] else { panic!("seven") };
+    rig.complete(done).await;
+    rig.apply(cancelled, Event::Cancel { note: "".into() }).await;
+    for id in [failed, discarded] {
+        let fence = rig.run(id).await;
+        rig.end(id, fence, failure(Class::Permanent)).await;
+    }
+    rig.apply(discarded, Event::Discard { note: "".into() }).await;
+    rig.run(runs).await;
+    rig.wait(Duration::from_secs(1));
+    rig.complete(young).await;
+    rig.commit().await;
+    let (early, late) = (Some(rig.now.at), Some(rig.now.at.after(Duration::from_secs(1))));
+    for (done_before, failed_before, expected) in [
+        (None, None, vec![]),
+        (early, None, vec![done, cancelled, discarded]),
+        (None, early, vec![failed]),
+        (late, late, vec![done, cancelled, failed, discarded, young]),
+    ] {
+        let leaving = Leaving { done: done_before, failed: failed_before };
+        for look in [1, 2, 3, 7, 8] {
+            let (mut found, mut after) = (Vec::new(), Some(TaskId(0)));
+            while let Some(from) = after {
+                let reader = rig.reader().expect("SQLite has one");
+                let (some, next) = reader.expired(from, leaving, look).await.expect("it looks");
+                found.extend(some);
+                after = next;
+            }
+            assert_eq!(found, expected, "{look} at once");
+        }
+        for id in [done, cancelled, failed, discarded, young, waits, runs] {
+            let task = rig.get(id).await.expect("it is there");
+            assert_eq!(leaving.takes(&task), expected.contains(&id), "ledger and store agree on {id}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_removed_task_leaves_no_row() {
+    let mut rig = Rig::sqlite().await;
+    let ids = rig.enqueue_all((0..3).map(|_| New { key: "k", ..New::of("a") }).take(1)).await;
+    let fence = rig.run(ids[0]).await;
+    rig.end(ids[0], fence, failure(Class::Permanent)).await;
+    let notes = vec![(ids[0], notes(true, true))];
+    let results = vec![(ids[0], Bytes::from_static(b"r"))];
+    let salvage = vec![(ids[0], 1, Bytes::from_static(b"s"))];
+    rig.write(Changes { notes, results, salvage, ..Changes::default() }).await;
+    rig.commit().await;
+    let tables = [
+        "tasks",
+        "task_specs",
+        "task_history",
+        "results",
+        "salvage",
+        "task_notes",
+        "dead_letter_queue",
+        "idempotency_keys",
+    ];
+    let mut conn = raw(rig.folder()).await;
+    for (removed, rows) in [(false, true), (true, false)] {
+        if removed {
+            assert!(rig.get(ids[0]).await.is_some());
+            rig.write(Changes { removed: ids.clone(), ..Changes::default() }).await;
+            rig.commit().await;
+        }
+        for table in tables {
+            let query = AssertSqlSafe(format!("SELECT COUNT(*) FROM {table}"));
+            let count: i64 = sqlx::query_scalar(query).fetch_one(&mut conn).await.expect("it counts");
+            assert_eq!(count > 0, rows, "{count} rows in {table}");
+        }
+    }
 }

@@ -5,12 +5,19 @@
 
 use breaker_core::Window;
 use ledger_core::store::{Pause, StoreError};
-use ledger_core::{AgentOverrides, Class, Fact, Overrides, TaskError, Timestamp};
+use ledger_core::{AgentOverrides, Class, Fact, Overrides, TaskError, TaskId, Timestamp};
 use retry_core::Jitter;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// A JSON list of task numbers, read back.
+pub(super) fn task_ids(text: &str) -> Result<Vec<TaskId>, StoreError> {
+    let numbers: Vec<u64> =
+        serde_json::from_str(text).map_err(|error| StoreError::Corrupt(format!("task numbers: {error}")))?;
+    Ok(numbers.into_iter().map(TaskId).collect())
+}
 
 #[derive(Serialize, Deserialize)]
 struct ErrorText<'a> {

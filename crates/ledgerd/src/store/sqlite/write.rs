@@ -8,11 +8,11 @@ use super::insert::{MOST, Table};
 use super::text;
 use crate::store::ready::{Entry, Ready};
 use bytes::Bytes;
-use ledger_core::limits::{REQUEST_MEMORY, SALVAGED};
+use ledger_core::limits::{REMOVED_AT_ONCE, REQUEST_MEMORY, SALVAGED};
 use ledger_core::store::{
     AgentEvent, AgentRow, BreakerRow, BudgetRow, Counts, DeadLetter, Notes, RequestRow, SessionRow, TaskData,
 };
-use ledger_core::{AgentId, Record, State, Task, TaskId};
+use ledger_core::{AgentId, Record, State, Task, TaskId, Timestamp};
 use sqlx::Arguments;
 use sqlx::sqlite::SqliteArguments;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -49,6 +49,9 @@ pub(super) struct Staged {
     pub(super) budgets: BTreeMap<AgentId, BudgetRow>,
     pub(super) sessions: BTreeMap<Arc<str>, SessionRow>,
     pub(super) events: Vec<AgentEvent>,
+    pub(super) removed: Vec<TaskId>,
+    pub(super) gone_workers: Vec<Arc<str>>,
+    pub(super) events_before: Option<Timestamp>,
     /// Task, agent before.
     pub(super) moved: Vec<(TaskId, AgentId)>,
     pub(super) payloads: Vec<(Bytes, Vec<TaskId>)>,
@@ -144,9 +147,40 @@ const PRUNE_SALVAGE: &str = "DELETE FROM salvage \
 const PURGE_REQUESTS: &str = "DELETE FROM requests WHERE seq IN ( \
     SELECT seq FROM (SELECT seq, at FROM requests ORDER BY seq LIMIT ?) WHERE at < ?)";
 
+/// Along the chain from the newest row of each.
+const REMOVE_HISTORY: &str = "DELETE FROM task_history WHERE seq IN ( \
+    WITH RECURSIVE chain (seq) AS ( \
+        SELECT t.history FROM json_each(?) AS gone CROSS JOIN tasks AS t ON t.id = gone.value \
+        UNION ALL \
+        SELECT h.prev FROM chain CROSS JOIN task_history AS h ON h.seq = chain.seq WHERE h.prev IS NOT NULL) \
+    SELECT seq FROM chain)";
+/// All else that belongs to a task, keyed by its number.
+const REMOVE: [&str; 6] = [
+    "DELETE FROM task_specs WHERE id IN (SELECT value FROM json_each(?))",
+    "DELETE FROM tasks WHERE id IN (SELECT value FROM json_each(?))",
+    "DELETE FROM results WHERE task_id IN (SELECT value FROM json_each(?))",
+    "DELETE FROM salvage WHERE task_id IN (SELECT value FROM json_each(?))",
+    "DELETE FROM task_notes WHERE task_id IN (SELECT value FROM json_each(?))",
+    "DELETE FROM dead_letter_queue WHERE task_id IN (SELECT value FROM json_each(?))",
+];
+const GONE_WORKERS: &str =
+    "DELETE FROM sessions WHERE worker IN (SELECT value FROM json_each(?)) AND open = 0";
+/// Looks at the oldest rows alone, as above.
+const OLD_EVENTS: &str = "DELETE FROM agent_events WHERE seq IN ( \
+    SELECT seq FROM (SELECT seq, at FROM agent_events ORDER BY seq LIMIT ?) WHERE at < ?)";
+
 /// Every statement that is no insert, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 9] = [
+pub(super) const STATEMENTS: [&str; 18] = [
+    REMOVE_HISTORY,
+    REMOVE[0],
+    REMOVE[1],
+    REMOVE[2],
+    REMOVE[3],
+    REMOVE[4],
+    REMOVE[5],
+    GONE_WORKERS,
+    OLD_EVENTS,
     META,
     FREE_KEYS,
     REDRIVEN,
@@ -177,6 +211,9 @@ impl Staged {
             && self.events.is_empty()
             && self.moved.is_empty()
             && self.payloads.is_empty()
+            && self.removed.is_empty()
+            && self.gone_workers.is_empty()
+            && self.events_before.is_none()
     }
 
     fn blob_bytes(&self) -> usize {
@@ -255,6 +292,26 @@ impl<'a> Plan<'a> {
             let before = self.ready.now().at.before(REQUEST_MEMORY).millis();
             self.step(PURGE_REQUESTS, 2, 3, Bind::Purge { before, most });
         }
+        if !staged.removed.is_empty() {
+            let removed = ids(staged.removed.iter());
+            for (tag, statement) in (11..).zip(std::iter::once(REMOVE_HISTORY).chain(REMOVE)) {
+                self.step(statement, 1, tag, Bind::Json(removed.clone()));
+            }
+        }
+        if !staged.gone_workers.is_empty() {
+            self.step(
+                GONE_WORKERS,
+                1,
+                18,
+                Bind::Json(text::written(
+                    &staged.gone_workers.iter().map(|name| &**name).collect::<Vec<_>>(),
+                )),
+            );
+        }
+        if let Some(before) = staged.events_before {
+            let (most, before) = (REMOVED_AT_ONCE as i64, before.millis());
+            self.step(OLD_EVENTS, 2, 19, Bind::Purge { before, most });
+        }
         let empty: Vec<_> = staged.blocks.iter().filter(|block| self.tallies.live(**block) == 0).collect();
         if !empty.is_empty() {
             self.step(EMPTY_BLOCKS, 1, 7, Bind::Json(text::written(&empty)));
@@ -326,7 +383,8 @@ impl<'a> Plan<'a> {
     /// A guess of the bytes that the commit adds to the write-ahead log.
     pub(super) fn bytes(&self) -> u64 {
         let variables: usize = self.steps.iter().map(|step| step.variables).sum();
-        (16 * 1_024 + 12 * variables + self.staged.blob_bytes()) as u64
+        let removed = 1_024 * self.staged.removed.len();
+        (16 * 1_024 + 12 * variables + removed + self.staged.blob_bytes()) as u64
     }
 
     /// Binds what `step` takes. `last`: nothing follows in the same hop, so trailing NULLs need no binding.
