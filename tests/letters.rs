@@ -331,3 +331,69 @@ async fn a_filtered_discard_hides_with_who_and_why() {
         listed.iter().all(|letter| letter.task_id == kept[0] || letter.discard_reason == "ada: not worth it")
     );
 }
+
+/// What the program printed on standard output, its remarks, and its exit code.
+fn ledgerd(daemon: &Daemon, args: &[&str]) -> (String, String, i32) {
+    let output = command()
+        .args(["--address", &daemon.address])
+        .args(args)
+        .stdin(std::process::Stdio::null())
+        .output()
+        .expect("the program runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    (text(output.stdout), text(output.stderr), output.status.code().unwrap_or(-1))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_groups_counts_asks_and_redrives() {
+    let daemon = Daemon::start();
+    let old = letters(&daemon, "a", "x", "no such file 17", 1_200).await;
+    letters(&daemon, "a", "y", "out of paper", 3).await;
+    let (groups, _, code) = ledgerd(&daemon, &["dlq", "group"]);
+    let lines: Vec<_> = groups.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
+    assert_eq!((code, lines.len()), (0, 3), "{groups}");
+    assert_eq!(lines[1][..4], ["1200", "a", "x", "PERMANENT"], "{groups}");
+    let print = lines[1][4];
+
+    for (args, expected) in [
+        (vec!["dlq", "redrive"], "name ids, or a filter"),
+        (vec!["dlq", "redrive", &old[0], "--type", "x"], "not both"),
+        (vec!["dlq", "redrive", &old[0], "--dry-run"], "these are ids"),
+        (vec!["dlq", "redrive", "--type", "x"], "1200 dead letters fit; --yes to redrive them"),
+        (vec!["dlq", "discard", "--type", "x", "--note", "n"], "--yes to discard them"),
+        (vec!["dlq", "redrive", &old[0], "--payload", "{oops"], "not JSON"),
+    ] {
+        let (stdout, stderr, code) = ledgerd(&daemon, &args);
+        assert_eq!((stdout.as_str(), code), ("", 2), "{args:?}: {stderr}");
+        assert!(stderr.contains(expected), "{args:?}: {stderr}");
+    }
+    let filter = ["--fingerprint", print];
+    let run = |verb: &str, rest: &[&str]| {
+        let args: Vec<_> = ["dlq", verb].into_iter().chain(filter).chain(rest.iter().copied()).collect();
+        ledgerd(&daemon, &args)
+    };
+    assert_eq!(run("redrive", &["--dry-run"]), ("1200 fit\n".into(), String::new(), 0));
+    let (told, stderr, code) =
+        run("redrive", &["--yes", "--rate", "100", "--priority", "9", "--note", "the file is back"]);
+    assert_eq!((code, told.lines().count()), (0, 1_200), "{stderr}");
+    assert!(told.lines().all(|line| line.ends_with(" QUEUED")), "{told}");
+    assert_eq!(run("redrive", &["--yes"]), (String::new(), "no dead letter fits\n".into(), 0));
+
+    // At 100 a second the last of 1,200 is due twelve seconds after the first, over the calls' edge too.
+    let client = daemon.client().await;
+    let due = async |id: &str| {
+        let request = v1::GetTaskRequest { task_id: id.into(), ..Default::default() };
+        let task = client.tasks().get_task(request).await.expect("known").into_inner().task;
+        let task = task.expect("a task");
+        assert_eq!((task.state(), task.priority), (TaskState::Queued, 9));
+        let at = task.run_at.expect("it has a time");
+        at.seconds * 1_000 + i64::from(at.nanos) / 1_000_000
+    };
+    let spread = due(&old[1_199]).await - due(&old[0]).await;
+    assert!((11_900..=12_100).contains(&spread), "{spread} ms");
+
+    let (told, stderr, code) =
+        ledgerd(&daemon, &["dlq", "discard", "--type", "y", "--yes", "--note", "recycled"]);
+    assert_eq!((code, told.lines().count()), (0, 3), "{stderr}");
+    assert_eq!(ledgerd(&daemon, &["dlq", "list"]), (String::new(), "no dead letters\n".into(), 0));
+}

@@ -14,8 +14,8 @@ pub(crate) struct Actor {
 
 impl Actor {
     /// The name given, or the login name and the host.
-    pub(crate) fn name(self) -> String {
-        self.actor.unwrap_or_else(|| login(std::env::var("USER").ok(), &host()))
+    pub(crate) fn name(&self) -> String {
+        self.actor.clone().unwrap_or_else(|| login(std::env::var("USER").ok(), &host()))
     }
 }
 

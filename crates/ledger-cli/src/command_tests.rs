@@ -156,7 +156,9 @@ async fn every_listing_prints_in_both_forms() {
         "dlq list",
         "dlq show t1",
         "dlq redrive t1",
-        "dlq discard t1 --reason old",
+        "dlq discard t1 --note old",
+        "dlq group --agent a",
+        "dlq redrive --agent a --dry-run",
         "worker list",
         "stats",
     ] {

@@ -1,42 +1,43 @@
 //! `ledgerd dlq`: dead letters, the records of FAILED tasks.
 
+mod mend;
+
 use clap::{Args, Subcommand};
+use jiff::Timestamp;
 use ledgerd_client::v1::{
-    DeadLetter, DeadLetterResult, DiscardDeadLettersRequest, DiscardDeadLettersResponse,
-    GetDeadLetterRequest, ListDeadLettersRequest, ListDeadLettersResponse, RedriveDeadLettersRequest,
-    RedriveDeadLettersResponse,
+    DeadLetter, DeadLetterFilter, DeadLetterGroup, GetDeadLetterRequest, GroupDeadLettersRequest,
+    ListDeadLettersRequest, ListDeadLettersResponse,
 };
-use tonic::Code;
 
 use crate::Global;
 use crate::connect::connect;
-use crate::failure::{Exit, Failure, exit_of};
-use crate::output::{Facts, Format, Rows, cell, instant, one_line, print, print_json, remark};
+use crate::failure::Failure;
+use crate::output::{Facts, Format, Rows, cell, instant, print, print_json, remark};
 use crate::task::{Extent, show_error};
 use crate::time::{Direction, When, now, to_wire};
-
-/// Ids in one call, the ledger's limit.
-const CALL_IDS: usize = 1_000;
+use mend::{Discard, Redrive};
 
 /// Commands on dead letters.
 #[derive(Debug, Subcommand)]
 pub enum DlqCommand {
     /// List dead letters, newest first
     List(List),
+    /// Count dead letters that are alike, largest group first
+    Group(Group),
     /// Show one dead letter
     Show {
         /// Id of the task
         id: String,
     },
-    /// Put tasks back into the queue: same id, same history
-    Redrive(Redrive),
-    /// Mark dead letters as not to be redriven
+    /// Put tasks back into the queue, by id or by filter: same id, same history
+    Redrive(Box<Redrive>),
+    /// Mark dead letters as not to be redriven, by id or by filter
     Discard(Discard),
 }
 
-/// Filters of `dlq list`.
-#[derive(Debug, Args)]
-pub struct List {
+/// Which dead letters.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct Which {
     /// Only of this agent
     #[arg(long)]
     agent: Option<String>,
@@ -46,7 +47,7 @@ pub struct List {
     /// Only with this reason: PERMANENT, RETRIES_EXHAUSTED, DEADLINE, BUDGET, POISON, UNDELIVERABLE, QUEUE_TIMEOUT
     #[arg(long)]
     reason: Option<String>,
-    /// Only with this fingerprint, as `dlq show` prints it
+    /// Only with this fingerprint, as `dlq group` prints it
     #[arg(long)]
     fingerprint: Option<String>,
     /// Only failed at this time or later: 2026-01-31T09:00, or 1h for an hour ago
@@ -55,6 +56,36 @@ pub struct List {
     /// Only failed before this time
     #[arg(long, value_name = "TIME", value_parser = When::parse, allow_hyphen_values = true)]
     until: Option<When>,
+}
+
+impl Which {
+    fn is_empty(&self) -> bool {
+        self.agent.is_none()
+            && self.task_type.is_none()
+            && self.reason.is_none()
+            && self.fingerprint.is_none()
+            && self.since.is_none()
+            && self.until.is_none()
+    }
+
+    fn wire(&self, now: Timestamp) -> DeadLetterFilter {
+        let instant = |when: When| to_wire(when.resolve(now, Direction::Back));
+        DeadLetterFilter {
+            agent: self.agent.clone().unwrap_or_default(),
+            task_type: self.task_type.clone().unwrap_or_default(),
+            reason: self.reason.clone().unwrap_or_default().to_uppercase(),
+            fingerprint: self.fingerprint.clone().unwrap_or_default(),
+            failed_after: self.since.map(instant),
+            failed_before: self.until.map(instant),
+        }
+    }
+}
+
+/// `dlq list`.
+#[derive(Debug, Args)]
+pub struct List {
+    #[command(flatten)]
+    which: Which,
     /// Discarded ones too
     #[arg(long)]
     discarded: bool,
@@ -62,38 +93,21 @@ pub struct List {
     extent: Extent,
 }
 
-/// `dlq redrive`.
+/// `dlq group`.
 #[derive(Debug, Args)]
-pub struct Redrive {
-    /// Ids of tasks
-    #[arg(value_name = "ID", required = true)]
-    ids: Vec<String>,
-    /// New deadline; else the old one, unless it is past
-    #[arg(long, value_name = "TIME|DUR", value_parser = When::parse, allow_hyphen_values = true)]
-    deadline: Option<When>,
-    /// Makes a repeated call harmless
-    #[arg(long, value_name = "ID", default_value = "")]
-    request_id: String,
-}
-
-/// `dlq discard`.
-#[derive(Debug, Args)]
-pub struct Discard {
-    /// Ids of tasks
-    #[arg(value_name = "ID", required = true)]
-    ids: Vec<String>,
-    /// Why, for the audit trail
-    #[arg(long)]
-    reason: String,
-    /// Makes a repeated call harmless
-    #[arg(long, value_name = "ID", default_value = "")]
-    request_id: String,
+pub struct Group {
+    #[command(flatten)]
+    which: Which,
+    /// At most this many groups, 1 to 1,000
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    limit: i32,
 }
 
 impl DlqCommand {
     pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
         match self {
             Self::List(command) => command.run(global).await,
+            Self::Group(command) => command.run(global).await,
             Self::Show { id } => {
                 let request = GetDeadLetterRequest { task_id: id };
                 let response = connect(global).await?.admin().get_dead_letter(request).await?.into_inner();
@@ -110,15 +124,14 @@ impl DlqCommand {
 
 impl List {
     async fn run(self, global: &Global) -> Result<(), Failure> {
-        let now = now();
-        let instant = |when: When| to_wire(when.resolve(now, Direction::Back));
+        let filter = self.which.wire(now());
         let mut request = ListDeadLettersRequest {
-            agent: self.agent.unwrap_or_default(),
-            task_type: self.task_type.unwrap_or_default(),
-            reason: self.reason.unwrap_or_default().to_uppercase(),
-            fingerprint: self.fingerprint.unwrap_or_default(),
-            failed_after: self.since.map(instant),
-            failed_before: self.until.map(instant),
+            agent: filter.agent,
+            task_type: filter.task_type,
+            reason: filter.reason,
+            fingerprint: filter.fingerprint,
+            failed_after: filter.failed_after,
+            failed_before: filter.failed_before,
             include_discarded: self.discarded,
             ..ListDeadLettersRequest::default()
         };
@@ -141,78 +154,44 @@ impl List {
     }
 }
 
-impl Redrive {
+impl Group {
     async fn run(self, global: &Global) -> Result<(), Failure> {
-        let deadline = self.deadline.map(|when| to_wire(when.resolve(now(), Direction::Ahead)));
-        let client = connect(global).await?;
-        let mut merged = RedriveDeadLettersResponse::default();
-        for (number, ids) in self.ids.chunks(CALL_IDS).enumerate() {
-            let task_ids = ids.to_vec();
-            let request_id = part_id(&self.request_id, number);
-            let request = RedriveDeadLettersRequest {
-                task_ids,
-                deadline,
-                request_id,
-                ..RedriveDeadLettersRequest::default()
-            };
-            merged.results.extend(client.admin().redrive_dead_letters(request).await?.into_inner().results);
-        }
+        let filter = Some(self.which.wire(now())).filter(|_| !self.which.is_empty());
+        let request = GroupDeadLettersRequest { filter, limit: self.limit };
+        let response = connect(global).await?.admin().group_dead_letters(request).await?.into_inner();
         match global.output {
-            Format::Json => print_json("RedriveDeadLettersResponse", &merged)?,
-            Format::Table => print(&told(&merged.results, "QUEUED"))?,
+            Format::Json => print_json("GroupDeadLettersResponse", &response),
+            Format::Table => {
+                groups(&response.groups).print("no dead letters")?;
+                let shown = response.groups.len() as u64;
+                if shown < response.total_groups {
+                    remark(&format!("{shown} of {} groups; --limit shows more", response.total_groups));
+                }
+                if response.more {
+                    remark(&format!("only the newest {} dead letters were looked at", response.dead_letters));
+                }
+                Ok(())
+            }
         }
-        verdict(&merged.results)
     }
 }
 
-impl Discard {
-    async fn run(self, global: &Global) -> Result<(), Failure> {
-        let client = connect(global).await?;
-        let mut merged = DiscardDeadLettersResponse::default();
-        for (number, ids) in self.ids.chunks(CALL_IDS).enumerate() {
-            let request = DiscardDeadLettersRequest {
-                task_ids: ids.to_vec(),
-                reason: self.reason.clone(),
-                request_id: part_id(&self.request_id, number),
-                ..DiscardDeadLettersRequest::default()
-            };
-            merged.results.extend(client.admin().discard_dead_letters(request).await?.into_inner().results);
-        }
-        match global.output {
-            Format::Json => print_json("DiscardDeadLettersResponse", &merged)?,
-            Format::Table => print(&told(&merged.results, "discarded"))?,
-        }
-        verdict(&merged.results)
+fn groups(groups: &[DeadLetterGroup]) -> Rows {
+    let mut rows = Rows::new(["COUNT", "AGENT", "TYPE", "REASON", "FINGERPRINT", "LAST", "SAMPLE", "ERROR"]);
+    for group in groups {
+        let error = group.sample_error.as_ref().map(show_error).unwrap_or_default();
+        rows.push([
+            cell(group.count),
+            cell(&group.agent),
+            cell(&group.task_type),
+            cell(&group.reason),
+            cell(&group.fingerprint),
+            cell(instant(group.last_fail_time.as_ref())),
+            cell(&group.sample_task_id),
+            cell(shorten(&error, 60)),
+        ]);
     }
-}
-
-/// Each call of one command line needs an id of its own.
-fn part_id(request_id: &str, number: usize) -> String {
-    match (request_id, number) {
-        ("", _) | (_, 0) => request_id.into(),
-        (id, number) => format!("{id}/{number}"),
-    }
-}
-
-fn told(results: &[DeadLetterResult], done: &str) -> String {
-    let done = results.iter().filter(|result| result.error.is_none()).map(|result| (&result.task_id, done));
-    done.fold(String::new(), |text, (id, done)| format!("{text}{id} {done}\n"))
-}
-
-/// Tells each refusal; when all are of one kind, the exit code is of that kind.
-fn verdict(results: &[DeadLetterResult]) -> Result<(), Failure> {
-    let refused = || results.iter().filter_map(|result| Some((&result.task_id, result.error.as_ref()?)));
-    for (id, error) in refused() {
-        remark(&format!("{id}: {} ({})", one_line(&error.message), one_line(&error.reason)));
-    }
-    let count = refused().count();
-    let Some((_, first)) = refused().next() else { return Ok(()) };
-    let exit = if count == results.len() && refused().all(|(_, error)| error.code == first.code) {
-        exit_of(Code::from_i32(first.code))
-    } else {
-        Exit::Failure
-    };
-    Err(Failure::new(exit, format!("{count} of {} refused", results.len())))
+    rows
 }
 
 fn rows(letters: &[DeadLetter]) -> Rows {
@@ -262,15 +241,9 @@ fn describe(letter: &DeadLetter) -> String {
 
 #[cfg(test)]
 mod tests {
-    use ledgerd_client::v1::{ItemError, TaskError};
+    use ledgerd_client::v1::TaskError;
 
     use super::*;
-
-    fn result(id: &str, code: Option<Code>) -> DeadLetterResult {
-        let error =
-            code.map(|code| ItemError { code: code.into(), reason: "WHY".into(), ..ItemError::default() });
-        DeadLetterResult { task_id: id.into(), error }
-    }
 
     #[test]
     fn dead_letters_read_as_rows() {
@@ -293,22 +266,5 @@ mod tests {
         assert_eq!(heading, "ID  AGENT   TYPE    REASON  ATTEMPT  FAILED  ERROR");
         assert!(row.starts_with("t9  claude  review  POISON  3                UNKNOWN EXIT_1: xxx"), "{row}");
         assert!(row.ends_with("x…\n"), "{row}");
-    }
-
-    #[test]
-    fn refusals_decide_the_exit_code() {
-        assert_eq!(verdict(&[result("t1", None)]), Ok(()));
-        let exit = |results: &[DeadLetterResult]| match verdict(results) {
-            Err(Failure::Said(exit, _)) => exit,
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(exit(&[result("t1", Some(Code::NotFound))]), Exit::NotFound);
-        assert_eq!(exit(&[result("t1", Some(Code::NotFound)), result("t2", None)]), Exit::Failure);
-        assert_eq!(told(&[result("t1", None), result("t2", Some(Code::NotFound))], "QUEUED"), "t1 QUEUED\n");
-    }
-
-    #[test]
-    fn each_call_has_a_request_id_of_its_own() {
-        assert_eq!((part_id("", 3), part_id("r", 0), part_id("r", 2)), ("".into(), "r".into(), "r/2".into()));
     }
 }

@@ -132,18 +132,8 @@ impl Enqueue {
 
     fn into_task(self) -> Result<NewTask, Failure> {
         let now = now();
-        let payload = self.payload.as_deref().map(read_payload).transpose()?.unwrap_or_default();
-        if !self.raw && !payload.is_empty() {
-            serde_json::from_slice::<IgnoredAny>(&payload).map_err(|error| {
-                Failure::usage(format!("the payload is not JSON: {error}; --raw sends it as it is"))
-            })?;
-        }
-        if payload.len() > PAYLOAD_LIMIT {
-            return Err(Failure::usage(format!(
-                "the payload has {} bytes and may have {PAYLOAD_LIMIT}; store it elsewhere and send its address",
-                payload.len()
-            )));
-        }
+        let payload =
+            self.payload.as_deref().map(|given| payload(given, self.raw)).transpose()?.unwrap_or_default();
         let delay =
             self.delay.and_then(|span| jiff::SignedDuration::try_from(span.0).ok()).map(When::Distance);
         let instant = |when: When| to_wire(when.resolve(now, Direction::Ahead));
@@ -161,6 +151,23 @@ impl Enqueue {
             ..NewTask::default()
         })
     }
+}
+
+/// The payload that a flag names: itself, `@FILE` or `-`; checked as far as that can be done here.
+pub(crate) fn payload(given: &str, raw: bool) -> Result<Bytes, Failure> {
+    let payload = read_payload(given)?;
+    if !raw && !payload.is_empty() {
+        serde_json::from_slice::<IgnoredAny>(&payload).map_err(|error| {
+            Failure::usage(format!("the payload is not JSON: {error}; --raw sends it as it is"))
+        })?;
+    }
+    if payload.len() > PAYLOAD_LIMIT {
+        return Err(Failure::usage(format!(
+            "the payload has {} bytes and may have {PAYLOAD_LIMIT}; store it elsewhere and send its address",
+            payload.len()
+        )));
+    }
+    Ok(payload)
 }
 
 fn read_payload(given: &str) -> Result<Bytes, Failure> {
