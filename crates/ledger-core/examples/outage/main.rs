@@ -1,8 +1,9 @@
 //! What an outage does to load and goodput under several retry policies: tables and plots.
 //!
-//! `just outage-plot` runs the simulation of `world` and writes `docs/outage/simulation.md` with its plots. The page holds
-//! no number that was typed in.
+//! `just outage-plot` runs the simulation of `world` and writes `docs/outage/simulation.md` with its plots. `--daemon
+//! FILE` draws what `ledgerd bench outage` has measured instead. Neither page holds a number that was typed in.
 
+mod daemon;
 mod page;
 mod plot;
 mod world;
@@ -47,6 +48,7 @@ struct Runs {
 struct Args {
     seeds: u64,
     out: PathBuf,
+    daemon: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -60,13 +62,14 @@ fn main() -> ExitCode {
 }
 
 fn arguments(mut words: impl Iterator<Item = String>) -> Result<Args, Box<dyn Error>> {
-    let mut args = Args { seeds: 5, out: "docs/outage".into() };
+    let mut args = Args { seeds: 5, out: "docs/outage".into(), daemon: None };
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
         match word.as_str() {
             "--seeds" => args.seeds = value()?.parse().map_err(|_| "--seeds is a number")?,
             "--out" => args.out = value()?.into(),
-            _ => return Err(format!("{word} is none of --seeds N, --out DIR").into()),
+            "--daemon" => args.daemon = Some(value()?.into()),
+            _ => return Err(format!("{word} is none of --seeds N, --out DIR, --daemon FILE").into()),
         }
     }
     if args.seeds == 0 { Err("--seeds is at least 1".into()) } else { Ok(args) }
@@ -74,6 +77,9 @@ fn arguments(mut words: impl Iterator<Item = String>) -> Result<Args, Box<dyn Er
 
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     fs::create_dir_all(&args.out)?;
+    if let Some(file) = &args.daemon {
+        return daemon::write(file, &args.out);
+    }
     let runs = simulate(args.seeds);
     plot::over_time(&args.out, &runs)?;
     plot::over_agents(&args.out, &runs)?;
