@@ -11,6 +11,7 @@ mod drain;
 mod durability;
 mod exec;
 mod explain;
+mod guide;
 mod leases;
 mod letters;
 mod orders;

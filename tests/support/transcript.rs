@@ -34,7 +34,7 @@ pub(crate) fn check(name: &str, daemon: &Daemon, args: &[&str], tasks: &[&str]) 
 }
 
 /// With placeholders for what differs from run to run.
-fn masked(text: &str, tasks: &[&str]) -> String {
+pub(crate) fn masked(text: &str, tasks: &[&str]) -> String {
     let is_word = |c: char| c.is_alphanumeric() || matches!(c, '.' | ':' | '+' | '-');
     let (mut out, mut rest, mut before) = (String::new(), text, "");
     while let Some(first) = rest.chars().next() {

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use ledgerd_client::v1::ErrorClass;
+use ledgerd_client::v1::{ErrorClass, NewTask};
 use ledgerd_client::{CancellationToken, TaskError};
 
 use crate::checkpoint::CheckpointFile;
 use crate::child::{self, Cause, DETAIL_LIMIT, Ended, Run};
 use crate::guard::Guard;
 use crate::output::{one_line, remark};
+use crate::reply::ReplyFile;
 use crate::tail::{Tail, text_head, text_tail};
 use crate::template::{Facts, Template};
 use crate::time::show_duration;
@@ -71,6 +72,13 @@ pub(crate) struct Signals {
     pub(crate) draining: CancellationToken,
 }
 
+/// What a success gives.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) result: Bytes,
+    pub(crate) follow_ups: Vec<NewTask>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stopped {
     Asked,
@@ -87,12 +95,13 @@ impl Plan {
         attempt: Attempt,
         signals: &Signals,
         share: impl Fn(Bytes),
-    ) -> Result<Bytes, TaskError> {
+    ) -> Result<Done, TaskError> {
         let args =
             self.template.fill(&attempt.facts()).map_err(|why| TaskError::fatal(why).code("BAD_PAYLOAD"))?;
         let earlier = attempt.checkpoint.as_deref();
         let mut file = CheckpointFile::prepare(self.checkpoint_name.as_deref(), earlier)?;
-        let env = attempt.env(file.as_ref().map(CheckpointFile::path));
+        let reply = ReplyFile::prepare()?;
+        let env = attempt.env(file.as_ref().map(CheckpointFile::path), reply.path());
         let run = Run { program: self.program.as_os_str(), args, env, stdin: attempt.payload.clone() };
         let ended = {
             let run = child::run(run, &self.guard, self.stop(signals), self.grace);
@@ -107,7 +116,11 @@ impl Plan {
         };
         pass_on(&attempt.task_id, file.as_mut(), &share);
         match ended.stopped {
-            None => self.codes.outcome(ended),
+            None => {
+                let outcome = self.codes.outcome(ended);
+                concluded(&reply, outcome, &attempt.agent)
+                    .unwrap_or_else(|why| Err(TaskError::fatal(why).code("BAD_REPLY")))
+            }
             // Whatever its code: a program that was told to stop and exits with 0 has shut down well, not done its work.
             Some(Stopped::Asked) => Err(TaskError::cancelled()),
             Some(Stopped::Timeout) => {
@@ -142,6 +155,22 @@ impl Plan {
     }
 }
 
+/// The outcome, with what the program replied beside it. The error is a sentence about a reply that says nothing.
+fn concluded(
+    reply: &ReplyFile,
+    outcome: Result<Bytes, TaskError>,
+    agent: &str,
+) -> Result<Result<Done, TaskError>, String> {
+    let reply = reply.read()?;
+    if let Some(block) = reply.block() {
+        return Ok(Err(block));
+    }
+    Ok(match outcome {
+        Ok(result) => Ok(Done { result, follow_ups: reply.follow_ups(agent)? }),
+        Err(error) => Err(reply.refine(error)?),
+    })
+}
+
 fn pass_on(task_id: &str, file: Option<&mut CheckpointFile>, share: &impl Fn(Bytes)) {
     match file.map(CheckpointFile::news) {
         Some(Ok(Some(checkpoint))) => share(checkpoint),
@@ -164,7 +193,7 @@ impl Attempt {
         }
     }
 
-    fn env(&self, checkpoint: Option<&Path>) -> Vec<(&'static str, Option<String>)> {
+    fn env(&self, checkpoint: Option<&Path>, reply: &Path) -> Vec<(&'static str, Option<String>)> {
         let given = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
         // What does not apply is taken out: a worker that runs within a traced task must not hand its own on.
         vec![
@@ -177,6 +206,7 @@ impl Attempt {
             ("LEDGERD_PRIORITY", Some(self.priority.to_string())),
             ("LEDGERD_DEADLINE", self.deadline.clone()),
             ("LEDGERD_CHECKPOINT", checkpoint.map(|path| path.display().to_string())),
+            ("LEDGERD_REPLY", Some(reply.display().to_string())),
             ("LEDGERD_QUESTION", given(&self.question).filter(|_| !self.answer.is_empty())),
             ("LEDGERD_ANSWER", given(&self.answer)),
             ("TRACEPARENT", given(&self.traceparent)),
@@ -250,9 +280,12 @@ fn start_failure(error: &std::io::Error) -> TaskError {
 }
 
 /// How an attempt ended, in a line for who watches the worker.
-pub(crate) fn line(attempt: &Attempt, outcome: &Result<Bytes, TaskError>, took: Duration) -> String {
+pub(crate) fn line(attempt: &Attempt, outcome: &Result<Done, TaskError>, took: Duration) -> String {
     let what = match outcome {
-        Ok(result) => format!("done, {} bytes", result.len()),
+        Ok(done) if done.follow_ups.is_empty() => format!("done, {} bytes", done.result.len()),
+        Ok(done) => {
+            format!("done, {} bytes and {} tasks to follow", done.result.len(), done.follow_ups.len())
+        }
         Err(error) => one_line(&error.to_string()),
     };
     let took = show_duration(Duration::from_millis(u64::try_from(took.as_millis()).unwrap_or(u64::MAX)));

@@ -38,7 +38,9 @@ fn task() -> Attempt {
 
 async fn run(plan: &Plan, task: Attempt) -> Result<String, String> {
     let outcome = timeout(LONG, plan.run(task, &Signals::default(), |_| {})).await.expect("it ends");
-    outcome.map(|result| String::from_utf8(result.into()).expect("text")).map_err(|error| error.to_string())
+    outcome
+        .map(|done| String::from_utf8(done.result.into()).expect("text"))
+        .map_err(|error| error.to_string())
 }
 
 #[tokio::test]
@@ -179,14 +181,42 @@ async fn a_drain_lets_the_program_finish() {
     let signals = Signals::default();
     signals.draining.cancel();
     let outcome = timeout(LONG, plan.run(task(), &signals, |_| {})).await.expect("it ends");
-    assert_eq!(outcome.expect("done"), "done\n");
+    assert_eq!(outcome.expect("done").result, "done\n");
     within(ready).await;
 }
 
 #[test]
 fn the_line_of_an_attempt_is_one_line() {
     let took = Duration::from_millis(1_250);
-    assert_eq!(line(&task(), &Ok("123".into()), took), "t1k3 attempt 2 after 1s250ms: done, 3 bytes");
+    assert_eq!(
+        line(&task(), &Ok(Done { result: "123".into(), follow_ups: vec![] }), took),
+        "t1k3 attempt 2 after 1s250ms: done, 3 bytes"
+    );
     let text = line(&task(), &Err(TaskError::fatal("a\nb\u{1b}")), took);
     assert!(text.contains("a b\\u{1b}") && !text.contains('\n'), "{text}");
+}
+
+#[tokio::test]
+async fn a_reply_asks_hints_and_names_what_follows() {
+    let reply =
+        |json: &str, code: u8| plan(&format!("printf '%s' '{json}' > \"$LEDGERD_REPLY\"; exit {code}"));
+    for (json, code, said) in [
+        (r#"{"question":"which?"}"#, 0, "waits: which?"),
+        (r#"{"question":"which?","block_for":"1h"}"#, 75, "waits"),
+        (r#"{"retry_after":"30s","class":"overloaded","code":"429"}"#, 75, "OVERLOADED"),
+        (r#"{"class":"nothing"}"#, 1, "which is none"),
+        (r#"{"follow_up":[]}"#, 0, "not understood"),
+        (r#"{"follow_ups":[{"payload":1}]}"#, 0, "follow_ups[0]"),
+        ("{", 0, "not understood"),
+    ] {
+        let error = run(&reply(json, code), task()).await.expect_err(json);
+        assert!(error.to_lowercase().contains(&said.to_lowercase()), "{json}: {error}");
+    }
+    let json =
+        r#"{"follow_ups":[{"task_type":"x","payload":[1, 2]},{"agent":"b","task_type":"y","key":"k"}]}"#;
+    let done = reply(json, 0).run(task(), &Signals::default(), |_| {}).await.expect("done");
+    let followed: Vec<_> =
+        done.follow_ups.iter().map(|task| (&*task.agent, &*task.task_type, &task.payload[..])).collect();
+    assert_eq!(followed, [("claude", "x", &b"[1, 2]"[..]), ("b", "y", b"")]);
+    assert_eq!(run(&reply("", 0), task()).await, Ok(String::new()));
 }

@@ -13,6 +13,7 @@ mod machine;
 mod outage;
 mod producer;
 mod report;
+mod waiting;
 mod worker;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,6 +40,8 @@ use producer::Produced;
 use report::{Outcome, Report};
 use worker::Worked;
 
+/// The type of all tasks, and the one that workers take.
+const TASK_TYPE: &str = "bench";
 /// A drain in which nothing ends for so long will not end.
 const STUCK: Duration = Duration::from_secs(30);
 /// How often the end of the drain is looked for.
@@ -106,6 +109,12 @@ enum Other {
     /// daemon is killed with SIGKILL every few seconds; then the same without breaker and budget. One JSON object on
     /// standard output. Fails when a bound on load, goodput or tasks does not hold. Takes about eight minutes.
     Outage(outage::Args),
+    /// Let many tasks wait that cannot run, and see what that does to those that can
+    ///
+    /// Tasks of an agent whose breaker is open, of one that is paused, and of a type nobody serves. One JSON object on
+    /// standard output. Fails when a healthy agent's time from enqueue to start, at p99, is over 1.5 times what it is
+    /// without them. Takes about two minutes.
+    Waiting(waiting::Args),
 }
 
 /// What producers and workers share.
@@ -157,12 +166,18 @@ impl Run {
 
 impl Args {
     pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
-        if let Some(Other::Outage(args)) = self.other {
-            return args.run().await;
+        match self.other {
+            Some(Other::Outage(args)) => return args.run().await,
+            Some(Other::Waiting(args)) => return args.run().await,
+            None => {}
         }
         if let Some(address) = self.target.clone() {
             let target = Global { address: address.clone(), ..global.clone() };
-            let loaded = async { self.load(&connect(&target).await?, &address, None).await };
+            let loaded = async {
+                let client = connect(&target).await?;
+                refuse_leftovers(&client, &self.agent, "--agent names another for the run").await?;
+                self.load(&client, &address, None).await
+            };
             return loaded.await.map_err(|failure| failure.at(&address))?.say();
         }
         let folder = tempfile::Builder::new()
@@ -179,6 +194,7 @@ impl Args {
         let loaded = async {
             let own = Global { address: address.clone(), ..global.clone() };
             let client = connect(&own).await?;
+            refuse_leftovers(&client, &self.agent, "--agent names another for the run").await?;
             self.load(&client, &address, Some(id)).await
         };
         let loaded = tokio::select! {
@@ -193,7 +209,6 @@ impl Args {
     async fn load(self, client: &Client, address: &str, process: Option<u32>) -> Result<Report, Failure> {
         let args = self.clone();
         let run = Arc::new(Run::new(self));
-        refuse_leftovers(client, &args.agent, "--agent names another for the run").await?;
         let before = stats(client).await?;
         let (spent_before, own_before) = (Spent::of(process, &before), Spent::read(std::process::id()));
         let mut workers = JoinSet::new();

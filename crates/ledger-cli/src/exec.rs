@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use clap::Args;
-use ledgerd_client::{Context, Worker};
+use ledgerd_client::{Context, TaskError, Worker};
 use tokio::time::Instant;
 
 use crate::Global;
@@ -144,7 +144,7 @@ impl Exec {
     }
 }
 
-async fn attempt(plan: &Plan, payload: Bytes, context: Context) -> Result<Bytes, ledgerd_client::TaskError> {
+async fn attempt(plan: &Plan, payload: Bytes, context: Context) -> Result<Bytes, TaskError> {
     let deadline = context.time_left().and_then(|left| now().checked_add(left).ok());
     let attempt = Attempt {
         task_id: context.task_id().into(),
@@ -171,7 +171,14 @@ async fn attempt(plan: &Plan, payload: Bytes, context: Context) -> Result<Bytes,
     };
     let outcome = plan.run(attempt.clone(), &signals, share).await;
     remark(&line(&attempt, &outcome, start.elapsed()));
-    outcome
+    let done = outcome?;
+    for task in done.follow_ups {
+        // Too many, or one that cannot be: the task has failed, rather than that some follow and some do not.
+        context
+            .follow_up(task.into())
+            .map_err(|error| TaskError::fatal(error.to_string()).code("BAD_REPLY"))?;
+    }
+    Ok(done.result)
 }
 
 #[cfg(test)]

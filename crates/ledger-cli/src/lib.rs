@@ -38,6 +38,7 @@ mod line;
 mod output;
 mod policy;
 mod program;
+mod reply;
 mod stats;
 mod tail;
 mod task;

@@ -102,7 +102,7 @@ fn new_task(run: &Run) -> NewTask {
     payload[..8].copy_from_slice(&run.clock().to_be_bytes());
     NewTask {
         agent: run.args.agent.clone(),
-        task_type: "bench".into(),
+        task_type: super::TASK_TYPE.into(),
         payload: Bytes::from(payload),
         ..NewTask::default()
     }

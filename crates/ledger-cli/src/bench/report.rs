@@ -108,6 +108,16 @@ impl Percentiles {
 }
 
 impl Report {
+    /// From enqueue to start in ms, p50 and p99.
+    pub(super) fn starts(&self) -> (Option<f64>, Option<f64>) {
+        (self.enqueue_to_start_ms.p50, self.enqueue_to_start_ms.p99)
+    }
+
+    /// Lifecycles a second.
+    pub(super) fn rate(&self) -> f64 {
+        self.lifecycles_per_s
+    }
+
     pub(super) fn new(seen: Outcome) -> Self {
         let args = &seen.args;
         let tasks = seen.produced.tasks;

@@ -63,6 +63,7 @@ impl Stream {
             worker_id: format!("bench/{}/{index}", run.id),
             incarnation: run.id,
             agents: vec![run.args.agent.clone()],
+            task_types: vec![super::TASK_TYPE.into()],
             capacity: run.args.capacity,
             sdk: concat!("bench/", env!("CARGO_PKG_VERSION")).into(),
             protocol_version: 1,

@@ -36,11 +36,15 @@ impl TaskError {
 
     /// As [`TaskError::retryable`], and the other side wants to be asked again after `delay` at the earliest.
     pub fn retry_after(delay: Duration, message: impl Into<String>) -> Self {
-        let mut error = Self::retryable(message);
-        if let Kind::Fail { retry_after, .. } = &mut error.0 {
+        Self::retryable(message).hint(delay)
+    }
+
+    /// Adds to a failure when the other side wants to be asked again at the earliest; does nothing to the other kinds.
+    pub fn hint(mut self, delay: Duration) -> Self {
+        if let Kind::Fail { retry_after, .. } = &mut self.0 {
             *retry_after = Some(delay);
         }
-        error
+        self
     }
 
     /// Something took too long: class `Timeout`. Retried at twice the price from the retry budget.
