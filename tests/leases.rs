@@ -36,6 +36,24 @@ async fn expired_lease_is_assigned_again() {
 }
 
 #[tokio::test]
+async fn a_beat_before_the_ack_does_not_outlast_it() {
+    let daemon = Daemon::start();
+    let client = daemon.client().await;
+    let policy =
+        v1::TaskPolicy { ack_timeout: ms(3_600_000), lease_duration: ms(1_000), ..Default::default() };
+    configure(&client, "a", v1::AgentSettings { policy: Some(policy), ..quick() }).await;
+    let id = enqueue(&client, task("a")).await;
+    let mut worker = Stream::open(&daemon, hello("w", "a", 1)).await;
+    let held = worker.assignment().await;
+    worker.beat(vec![lease(&held)]).await;
+    worker.heartbeat_ack().await;
+    worker.ack(lease(&held)).await;
+    // An hour was the time for the ack; the lease is a second.
+    let lost = async || events(&client, &id).await.contains(&"LOST".to_owned()).then_some(());
+    eventually("the lease runs out", lost).await;
+}
+
+#[tokio::test]
 async fn an_unacked_delivery_goes_back_to_the_queue_and_costs_nothing() {
     let daemon = Daemon::start();
     let client = daemon.client().await;

@@ -19,5 +19,6 @@ mod restarts;
 mod retention;
 mod retries;
 mod sdk;
+mod timers;
 mod waiting;
 mod wire;

@@ -15,6 +15,9 @@ const SLACK_MS: i64 = 2_000;
 pub struct Clock {
     wall: Timestamp,
     started: Instant,
+    /// How far a test has set the wall clock, in ms.
+    #[cfg(test)]
+    set: &'static std::sync::atomic::AtomicI64,
 }
 
 impl Clock {
@@ -22,7 +25,26 @@ impl Clock {
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "the one place that reads clocks")]
     pub fn start() -> Self {
-        Self { wall: wall(), started: Instant::now() }
+        Self {
+            wall: wall(),
+            started: Instant::now(),
+            #[cfg(test)]
+            set: Box::leak(Box::default()),
+        }
+    }
+
+    /// Sets the wall clock by so much more, as an operator would.
+    #[cfg(test)]
+    pub(crate) fn set_wall_by(&self, millis: i64) {
+        self.set.fetch_add(millis, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    fn wall_now(&self) -> Timestamp {
+        let wall = wall();
+        #[cfg(test)]
+        let wall =
+            Timestamp::from_millis(wall.millis() + self.set.load(std::sync::atomic::Ordering::Relaxed));
+        wall
     }
 
     /// The time.
@@ -31,7 +53,7 @@ impl Clock {
         let at = self.wall.after(Duration::from_millis(
             u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         ));
-        let skew = wall().millis().saturating_sub(at.millis());
+        let skew = self.wall_now().millis().saturating_sub(at.millis());
         Now { at, skew: if skew.abs() > SLACK_MS { skew } else { 0 } }
     }
 

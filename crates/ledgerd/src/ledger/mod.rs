@@ -50,6 +50,8 @@ const CALLS: usize = 8_192;
 const FRAMES: usize = 4_096;
 /// A timer that fires so much too late tells that the process stood still.
 const PAUSE: Duration = Duration::from_secs(2);
+/// How long the wall clock is believed while something waits for a time.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(60);
 /// How often a command is decided when others are faster with its tasks.
 const TRIES: usize = 8;
 /// How long to wait before trying again what time brought and the store refused.
@@ -163,7 +165,8 @@ impl Loop {
     fn wake(&self) -> Option<ledger_core::Timestamp> {
         let now = self.shared.clock.now();
         let first = [self.memory.timers.next(), self.store.next_due(now), self.memory.next_look(now)];
-        let first = first.into_iter().flatten().min()?;
+        // Nobody tells when the wall clock is set, so what waits for a time is looked at once a minute.
+        let first = first.into_iter().flatten().min()?.min(now.at.after(LOOK_AT_CLOCK));
         Some(self.not_before.map_or(first, |patience| first.max(patience)))
     }
 

@@ -221,7 +221,10 @@ impl Batch<'_> {
         let before = self.memory.beaten.get(&id).copied();
         let progress_at =
             if progressed { now } else { before.map_or(lease.progress_at, |before| before.progress_at) };
-        self.memory.beaten.insert(id, Beaten { until: lease.until, progress_at });
+        // Before the ack the lease is the time for that, which may be the longer one: it must not outlast the ack.
+        if lease.acked_at.is_some() {
+            self.memory.beaten.insert(id, Beaten { until: lease.until, progress_at });
+        }
         match task.stop {
             Some(stop) => Verdict::Stop(stop, stop.until.since(now)),
             None => Verdict::Extended,
