@@ -48,10 +48,9 @@ async fn each_kind_of_timer_is_exact_beside_a_hundred_thousand_that_wait() {
     }
     let policy = |policy: v1::TaskPolicy| v1::AgentSettings { policy: Some(policy), ..quick() };
     let short = v1::TaskPolicy { max_retries: Some(0), ..Default::default() };
-    configure(&client, "ack", policy(v1::TaskPolicy { ack_timeout: ms(300), ..short.clone() })).await;
-    configure(&client, "lease", policy(v1::TaskPolicy { lease_duration: ms(1_000), ..short.clone() })).await;
-    configure(&client, "attempt", policy(v1::TaskPolicy { attempt_timeout: ms(1_000), ..short.clone() }))
-        .await;
+    configure(&client, "ack", policy(v1::TaskPolicy { ack_timeout: ms(300), ..short })).await;
+    configure(&client, "lease", policy(v1::TaskPolicy { lease_duration: ms(1_000), ..short })).await;
+    configure(&client, "attempt", policy(v1::TaskPolicy { attempt_timeout: ms(1_000), ..short })).await;
     configure(&client, "queue", policy(v1::TaskPolicy { queue_timeout: ms(1_000), ..short })).await;
     let start = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_millis() as i64;
     let later = start + 1_500;
