@@ -60,6 +60,10 @@ demo *args:
 bench *args:
     cargo run --quiet --release --locked -- bench {{ args }}
 
+# Measures a healthy agent beside many tasks that cannot run
+waiting *args:
+    cargo run --quiet --release --locked -- bench waiting {{ args }}
+
 # Simulates an outage under several retry policies; writes docs/outage
 outage-plot *args:
     cargo run --quiet --release --locked --package ledger-core --example outage -- {{ args }}

@@ -147,3 +147,61 @@ async fn healthcheck_says_whether_the_daemon_serves() {
     let gone = command().args(["healthcheck", "--address", &address]).status().expect("it runs");
     assert!(!gone.success());
 }
+
+#[tokio::test]
+async fn what_happens_to_an_agent_is_listed_with_who_and_why() {
+    let daemon = Daemon::start();
+    let client = daemon.client().await;
+    configure(&client, "a", quick()).await;
+    configure(&client, "other", quick()).await;
+    let pause = |duration| v1::PauseAgentRequest {
+        agent: "a".into(),
+        reason: "new licence".into(),
+        actor: "ann".into(),
+        duration,
+    };
+    client.admin().pause_agent(pause(None)).await.expect("it is there");
+    let resume =
+        v1::ResumeAgentRequest { agent: "a".into(), reason: "installed".into(), actor: "ben".into() };
+    client.admin().resume_agent(resume.clone()).await.expect("it is there");
+    client.admin().resume_agent(resume).await.expect("resumed already: nothing happens");
+    client.admin().pause_agent(pause(ms(1_000))).await.expect("it is there");
+    let list = async |client: &ledgerd_client::Client, agent: &str, size: i32| {
+        let (mut found, mut token) = (Vec::new(), String::new());
+        loop {
+            let request =
+                v1::ListAgentEventsRequest { agent: agent.into(), page_size: size, page_token: token };
+            let page = client.admin().list_agent_events(request).await.expect("listed").into_inner();
+            found.extend(page.events);
+            token = page.next_page_token;
+            if token.is_empty() {
+                return found;
+            }
+        }
+    };
+    let found = eventually("the pause ends by itself", async || {
+        Some(list(&client, "a", 0).await).filter(|found| found.len() == 5)
+    })
+    .await;
+    let told: Vec<_> =
+        found.iter().map(|event| (&*event.event, &*event.actor, event.until.is_some())).collect();
+    assert_eq!(
+        told,
+        [
+            ("RESUMED", "", false),
+            ("PAUSED", "ann", true),
+            ("RESUMED", "ben", false),
+            ("PAUSED", "ann", false),
+            ("CONFIGURED", "", false)
+        ]
+    );
+    assert!(found[4].reason.contains("max_delay") || found[4].reason.contains("delay"), "{:?}", found[4]);
+    assert!(found.is_sorted_by(|a, b| a.seq > b.seq), "newest first");
+    assert_eq!(list(&client, "a", 2).await, found, "in pages too");
+    assert_eq!(list(&client, "", 0).await.len(), 6, "of all agents");
+    let daemon = daemon.kill_and_restart();
+    assert_eq!(list(&daemon.client().await, "a", 0).await, found, "kept over a kill");
+    let nobody = v1::ListAgentEventsRequest { agent: "nobody".into(), ..Default::default() };
+    let refused = daemon.client().await.admin().list_agent_events(nobody).await.expect_err("unknown");
+    assert_eq!(refused.code(), tonic::Code::NotFound);
+}

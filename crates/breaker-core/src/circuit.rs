@@ -262,7 +262,7 @@ impl Circuit {
             breaker.tick(now, draw);
             breaker.try_acquire(now)
         })?;
-        Ok(Call { circuit: self, permit: Some(permit), running: false })
+        Ok(Call { circuit: self, permit: Some(permit), began: now, running: false })
     }
 }
 
@@ -282,6 +282,7 @@ fn some_errors<T, E>(result: &Result<T, E>, counts: impl FnOnce(&E) -> bool) -> 
 struct Call<'a> {
     circuit: &'a Circuit,
     permit: Option<Permit>,
+    began: Duration,
     running: bool,
 }
 
@@ -297,7 +298,10 @@ impl Call<'_> {
         let Some(permit) = self.permit.take() else { return };
         let Circuit { shared, rim } = self.circuit;
         if shared.record_fast(permit, sample).is_none() {
-            shared.record(permit, sample, (rim.now)(), (rim.draw)());
+            // Before the lock is taken: both are the caller's code, and may be slow.
+            let (now, draw) = ((rim.now)(), (rim.draw)());
+            let took = now.saturating_sub(self.began);
+            shared.slow_path().record_timed(permit, sample, took, now, draw);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One breaker for many threads.
 //!
 //! Not another machine: every decision is [`Breaker`]'s. This file only answers the two common
-//! cases without taking the lock: closed with a clean run, and open with time left.
+//! cases without taking the lock: closed with a clean run and no window, and open with time left.
 //!
 //! Invariants:
 //!
@@ -277,7 +277,8 @@ impl Hot {
         let old = self.word.load(Relaxed);
         let kind = match breaker.state {
             _ if breaker.epoch >= EPOCHS => SLOW,
-            State::Closed if breaker.run == 0 => CLEAN,
+            // A window has to hear of every call.
+            State::Closed if breaker.run == 0 && breaker.config().window.is_none() => CLEAN,
             State::Open => OPEN,
             _ => SLOW,
         };

@@ -182,6 +182,42 @@ mod rim {
         use std::panic::{AssertUnwindSafe, catch_unwind};
 
         #[test]
+        fn a_circuit_with_a_window_counts_successes_too() {
+            let window = Some(breaker_core::Window::Count { size: 8, min_calls: 4 });
+            let rate =
+                breaker_core::Config { window, failure_rate: 0.5, failure_threshold: 8_000, ..config() };
+            let circuit = Circuit::with_rim(Breaker::new(rate).expect("valid"), stepped().1);
+            let call = |good: bool| circuit.call(|| if good { Ok(()) } else { Err(()) });
+            for good in [true, true, true, true, true, false, false, false] {
+                let _ = call(good);
+            }
+            assert_eq!(circuit.breaker().state(), State::Closed, "three of eight");
+            let _ = call(false);
+            assert_eq!(circuit.breaker().state(), State::Open, "four of eight");
+        }
+
+        #[test]
+        fn a_circuit_times_its_calls() {
+            let (clock, rim) = stepped();
+            let window = Some(breaker_core::Window::Count { size: 8, min_calls: 4 });
+            let slow = breaker_core::Config { window, slow_after: Some(secs(2)), slow_rate: 1.0, ..config() };
+            let circuit = Circuit::with_rim(Breaker::new(slow).expect("valid"), rim);
+            let call = |takes| circuit.call(|| Ok::<_, ()>(clock.fetch_add(takes, SeqCst)));
+            for takes in [1, 2, 2, 2] {
+                call(takes).expect("closed");
+            }
+            assert_eq!(circuit.breaker().state(), State::Closed, "one of four was quick");
+            for _ in 0..5 {
+                let _ = call(2);
+            }
+            assert_eq!(
+                circuit.breaker().state(),
+                State::Open,
+                "all of the last eight were slow, and succeeded"
+            );
+        }
+
+        #[test]
         fn sync_callable_runs_through_the_breaker() {
             let (clock, circuit) = circuit();
             assert_eq!(circuit.call(|| Ok::<_, ()>(7)), Ok(7));

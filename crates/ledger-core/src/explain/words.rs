@@ -323,6 +323,11 @@ fn cause_of(cause: breaker_core::Cause) -> &'static str {
         breaker_core::Cause::ProbeFailed => "a probe failed",
         breaker_core::Cause::OpenElapsed => "its open time is over",
         breaker_core::Cause::Inconclusive => "its probes came to no verdict",
+        breaker_core::Cause::FailureRate => "too large a part of calls failed",
+        breaker_core::Cause::SlowRate => "too large a part of calls was slow",
+        breaker_core::Cause::ServerHint => "the other side said when to come back",
+        breaker_core::Cause::ProbeTimedOut => "a probe took too long",
+        breaker_core::Cause::Tripped => "it was tripped",
         other => other.as_str(),
     }
 }

@@ -46,6 +46,7 @@ promises! {
     a_task_is_offered_when_its_time_has_come
     calendar_tasks_go_by_the_wall_clock
     gated_tasks_are_offered_only_when_asked_for
+    types_that_are_left_out_are_not_offered
     those_that_come_before_a_task_are_counted
     many_changes_of_one_task_are_one
     a_key_is_held_until_it_is_freed
@@ -56,6 +57,22 @@ promises! {
     rows_beside_the_tasks_read_back
     what_is_removed_is_gone_with_all_that_belongs_to_it
     folding_the_history_gives_the_state
+}
+
+async fn types_that_are_left_out_are_not_offered(mut rig: Rig) {
+    let [a, b, c] =
+        [rig.enqueue(New::of("a")).await, rig.enqueue(New::of("b")).await, rig.enqueue(New::of("c")).await];
+    rig.commit().await;
+    let names = |names: &[&str]| -> Arc<[Arc<str>]> { names.iter().map(|name| Arc::from(*name)).collect() };
+    let ask = |types: Option<&[&str]>, except: &[&str]| Ask {
+        types: types.map(names),
+        except: names(except),
+        ..everything()
+    };
+    assert_eq!(rig.offer(ask(None, &["b"])).await, [a, c]);
+    assert_eq!(rig.offer(ask(None, &["a", "b", "c", "d"])).await, []);
+    assert_eq!(rig.offer(ask(Some(&["a", "b"]), &["a"])).await, [b]);
+    assert_eq!(rig.offer(ask(Some(&["a"]), &["a"])).await, []);
 }
 
 async fn what_is_removed_is_gone_with_all_that_belongs_to_it(mut rig: Rig) {
