@@ -38,7 +38,7 @@ async fn a_second_signal_ends_it_at_once() {
     let mut daemon = Daemon::start();
     let _worker = Stream::open(&daemon, hello("w", "a", 1)).await;
     daemon.signal("TERM");
-    eventually("the drain began", async || daemon.log().contains("drain").then_some(())).await;
+    eventually("the drain began", async || daemon.log().contains("draining").then_some(())).await;
     daemon.signal("TERM");
     let status = daemon.ended().await;
     assert_ne!(status.code(), Some(0));

@@ -191,7 +191,7 @@ async fn an_open_breaker_shows_when_it_probes() {
 async fn a_half_open_breaker_shows_its_probes_in_flight() {
     let daemon = Daemon::start();
     let client = daemon.client().await;
-    configure(&client, "a", failing(300)).await;
+    configure(&client, "a", failing(1_500)).await;
     let first = enqueue(&client, task("a")).await;
     let mut worker = Stream::open(&daemon, hello("w", "a", 9)).await;
     for _ in 0..5 {
@@ -200,6 +200,10 @@ async fn a_half_open_breaker_shows_its_probes_in_flight() {
     let mut ids = vec![first];
     for _ in 0..2 {
         ids.push(enqueue(&client, task("a")).await);
+    }
+    // All of them while it is open: what becomes due beside a probe only waits.
+    for id in &ids {
+        in_state(&client, id, TaskState::Blocked).await;
     }
     for _ in 0..2 {
         let probe = worker.assignment().await;

@@ -328,3 +328,17 @@ async fn a_goodbye_releases_what_is_held_at_once() {
     let task = in_state(&client, &id, TaskState::Queued).await;
     assert_eq!((task.reason.as_str(), task.idle_deliveries), ("DRAIN", 0));
 }
+
+#[tokio::test]
+async fn a_queue_timeout_that_is_set_later_holds_for_what_waits() {
+    let daemon = Daemon::start();
+    let client = daemon.client().await;
+    let ids = [enqueue(&client, task("a")).await, enqueue(&client, task("a")).await];
+    let other = enqueue(&client, task("other")).await;
+    let policy = v1::TaskPolicy { queue_timeout: ms(1_000), ..Default::default() };
+    configure(&client, "a", v1::AgentSettings { policy: Some(policy), ..Default::default() }).await;
+    for id in ids {
+        assert_eq!(in_state(&client, &id, TaskState::Failed).await.reason, "QUEUE_TIMEOUT");
+    }
+    assert_eq!(get(&client, &other).await.state(), TaskState::Queued);
+}

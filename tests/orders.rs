@@ -371,6 +371,7 @@ async fn orders_and_settings_that_make_no_sense_are_refused_by_name() {
     let request = v1::ConfigureAgentRequest {
         agent: "a".into(),
         settings: Some(v1::AgentSettings { breaker: Some(bad), ..Default::default() }),
+        ..Default::default()
     };
     let mut found = fields(client.admin().configure_agent(request).await.expect_err("refused"));
     found.sort();

@@ -207,7 +207,8 @@ pub(crate) async fn history(client: &Client, id: &str) -> Vec<v1::HistoryEvent> 
 
 /// Changes an agent's settings.
 pub(crate) async fn configure(client: &Client, agent: &str, settings: v1::AgentSettings) {
-    let request = v1::ConfigureAgentRequest { agent: agent.to_owned(), settings: Some(settings) };
+    let request =
+        v1::ConfigureAgentRequest { agent: agent.to_owned(), settings: Some(settings), ..Default::default() };
     client.admin().configure_agent(request).await.expect("the settings are valid");
 }
 

@@ -2,7 +2,7 @@
 
 mod support;
 
-use breaker_core::{Breaker, Config, RejectCause, Sample, State, Tally};
+use breaker_core::{Breaker, Config, RejectCause, Sample, State, Tally, Window};
 use support::{call, closed, config, half_open_with, open_with, secs};
 
 fn with_permits(half_open_permits: u32) -> Config {
@@ -133,4 +133,41 @@ fn clock_going_back_does_not_lengthen_an_open_period() {
     assert_eq!(breaker.retry_after(secs(100)), Some(secs(60)));
     assert_eq!(breaker.try_acquire(secs(100)).expect_err("open").retry_after, Some(secs(60)));
     assert!(breaker.try_acquire(secs(160)).is_ok());
+}
+
+fn windowed(window: Window) -> Breaker {
+    let config = Config { window: Some(window), failure_rate: 0.5, failure_threshold: 8_000, ..config() };
+    Breaker::new(config).expect("valid")
+}
+
+#[test]
+fn a_window_of_a_hundred_forgets_ten_thousand_successes() {
+    let mut breaker = windowed(Window::Count { size: 100, min_calls: 100 });
+    for _ in 0..10_000 {
+        call(&mut breaker, Sample::Success, secs(1));
+    }
+    let failures = (1..).find(|_| {
+        call(&mut breaker, Sample::Failure, secs(1));
+        breaker.state() == State::Open
+    });
+    assert_eq!(failures, Some(50), "half of the last hundred");
+}
+
+#[test]
+fn a_time_window_is_fed() {
+    let mut breaker = windowed(Window::Time { bucket: secs(1), min_calls: 10 });
+    for _ in 0..5 {
+        call(&mut breaker, Sample::Success, secs(1));
+        call(&mut breaker, Sample::Failure, secs(1));
+    }
+    assert_eq!(breaker.state(), State::Open);
+}
+
+#[cfg(feature = "sync")]
+#[test]
+fn the_lock_is_not_held_during_a_call() {
+    let circuit = breaker_core::Circuit::new(config()).expect("valid");
+    // It would never return.
+    let inner = circuit.call(|| circuit.call(|| Ok::<_, ()>(circuit.breaker().lock().state())).map_err(drop));
+    assert_eq!(inner.map_err(drop), Ok(State::Closed));
 }

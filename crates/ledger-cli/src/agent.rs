@@ -108,6 +108,11 @@ pub struct Configure {
     breaker: BreakerArgs,
     #[command(flatten)]
     budget: BudgetArgs,
+    /// Why, for the audit trail
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
+    #[command(flatten)]
+    actor: Actor,
 }
 
 #[derive(Debug, Default, Args)]
@@ -312,7 +317,7 @@ fn event_rows(events: &[AgentEvent]) -> Rows {
 
 impl Configure {
     fn into_request(self) -> ConfigureAgentRequest {
-        let Self { agent, max_waiting, policy, breaker, budget } = self;
+        let Self { agent, max_waiting, policy, breaker, budget, actor, reason } = self;
         let is_on = |switch: Option<Switch>| switch.map(|switch| switch == Switch::On);
         let breaker = BreakerSettings {
             failure_threshold: breaker.failure_threshold,
@@ -345,7 +350,7 @@ impl Configure {
             budget: (budget != BudgetSettings::default()).then_some(budget),
             max_waiting,
         };
-        ConfigureAgentRequest { agent, settings: Some(settings) }
+        ConfigureAgentRequest { agent, settings: Some(settings), actor: actor.name(), reason }
     }
 }
 

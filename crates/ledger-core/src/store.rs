@@ -425,6 +425,12 @@ pub trait Store: Send {
     /// Nothing was written.
     fn gated(&mut self, agent: AgentId) -> Fut<'_, Vec<Task>>;
 
+    /// Tasks of this agent that have not ended. Rare: looks at all of them.
+    ///
+    /// # Errors
+    /// Nothing was written.
+    fn live(&mut self, agent: AgentId) -> Fut<'_, Vec<Task>>;
+
     /// How many due tasks of its agent come before this one in the usual order, those that the agent's breaker holds back
     /// included; of these types, none: all. Counts to `most` and looks at no more than `most` types. Knows what was
     /// written, in this batch or before.

@@ -56,7 +56,11 @@ pub(super) async fn configure(client: &Client) -> Result<(), Failure> {
             }),
             ..AgentSettings::default()
         };
-        let request = ConfigureAgentRequest { agent: program.name().into(), settings: Some(settings) };
+        let request = ConfigureAgentRequest {
+            agent: program.name().into(),
+            settings: Some(settings),
+            ..ConfigureAgentRequest::default()
+        };
         client.admin().configure_agent(request).await?;
     }
     Ok(())

@@ -64,6 +64,20 @@ impl Admin {
         Ok(wire::PauseAgentResponse { agent: Some(convert::agent(&view)) })
     }
 
+    async fn configure(
+        &self,
+        said: wire::ConfigureAgentRequest,
+    ) -> Result<wire::ConfigureAgentResponse, LedgerError> {
+        let change = convert::agent_settings(&said.agent, said.settings)?;
+        let mut check = Check::default();
+        let reason = convert::note(&mut check, "reason", said.reason);
+        let actor = convert::actor(&mut check, said.actor);
+        check.done(())?;
+        self.handle.configure(said.agent.as_str().into(), change, actor, reason).await?;
+        let view = self.view(&said.agent).await?;
+        Ok(wire::ConfigureAgentResponse { agent: Some(convert::agent(&view)) })
+    }
+
     async fn resume(&self, said: wire::ResumeAgentRequest) -> Result<wire::ResumeAgentResponse, LedgerError> {
         let mut check = Check::default();
         check.agent(At::Root, "agent", &said.agent);
@@ -150,10 +164,7 @@ impl AdminService for Admin {
         request: Request<wire::ConfigureAgentRequest>,
     ) -> Result<Response<wire::ConfigureAgentResponse>, Status> {
         let said = request.into_inner();
-        let change = convert::agent_settings(&said.agent, said.settings).map_err(|error| status(&error))?;
-        self.handle.configure(said.agent.as_str().into(), change).await.map_err(|error| status(&error))?;
-        let view = self.view(&said.agent).await.map_err(|error| status(&error))?;
-        Ok(small(wire::ConfigureAgentResponse { agent: Some(convert::agent(&view)) }))
+        self.configure(said).await.map(small).map_err(|error| status(&error))
     }
 
     async fn pause_agent(

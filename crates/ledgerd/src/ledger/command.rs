@@ -474,7 +474,16 @@ pub enum Command {
     /// Outcomes outside of a session.
     Settle(Arc<str>, Vec<Settlement>),
     /// Change settings of an agent, which may be new.
-    Configure(Arc<str>, Box<AgentOverrides>),
+    Configure {
+        /// The agent.
+        agent: Arc<str>,
+        /// What is set.
+        change: Box<AgentOverrides>,
+        /// Who.
+        actor: Arc<str>,
+        /// Why.
+        reason: Arc<str>,
+    },
     /// Tell a breaker what to do.
     OrderBreaker {
         /// The agent.

@@ -8,7 +8,7 @@ use super::produce::{decode, encode};
 use crate::store::settings_text;
 use bytes::Bytes;
 use ledger_core::store::{AgentEventKind, Pause, RequestRow, Want};
-use ledger_core::{AgentId, Caller, Event, Now, Settings, TaskId};
+use ledger_core::{AgentId, AgentOverrides, Caller, Event, Now, Overrides, Settings, TaskId};
 use std::sync::Arc;
 
 /// Adds what `command` names to what is read for the batch.
@@ -132,31 +132,8 @@ impl Batch<'_> {
                 }
                 Ok(Answer::Receipts(receipts))
             }
-            Command::Configure(name, change) => {
-                // Judged before the agent is made, so that a refused call leaves no agent behind.
-                let known = self.memory.names.get(name).and_then(|id| self.memory.agents.get(id));
-                let given = known.map(|agent| agent.settings.given).unwrap_or_default();
-                Settings::of(change.or(given)).map_err(LedgerError::Invalid)?;
-                let id = self.agent(name)?;
-                let now = self.now;
-                let mut keys = Vec::new();
-                if let Some(agent) = self.memory.agents.get_mut(&id) {
-                    let per_type = agent.breakers.per_type();
-                    agent.configure(**change, now).map_err(LedgerError::Invalid)?;
-                    if !agent.settings.breaker_enabled || agent.breakers.per_type() != per_type {
-                        self.ungate.insert((id, None));
-                    }
-                    keys.extend(agent.breakers.iter().map(|(key, _)| Arc::clone(key)));
-                }
-                self.configured.insert(id);
-                for key in keys {
-                    self.breaker_changed(id, &key);
-                }
-                let (actor, reason) = ("".into(), settings_text(change).into());
-                let by = Some(By { actor: &actor, reason: &reason });
-                self.happened(id, &actor, AgentEventKind::Configured, by, None);
-                self.budget_changed(id);
-                Ok(Answer::Done)
+            Command::Configure { agent, change, actor, reason } => {
+                self.configure(agent, change, By { actor, reason }).await
             }
             Command::OrderBreaker { agent, task_type, order, actor, reason } => {
                 self.order_breaker(agent, task_type, order, (actor, reason))
@@ -177,6 +154,50 @@ impl Batch<'_> {
             Command::Remove { tasks, leaving } => Ok(Answer::Removed(self.remove(tasks, *leaving))),
             Command::Forget { workers, events } => Ok(Answer::Removed(self.forget(*workers, *events))),
         }
+    }
+
+    /// Changes settings of an agent, and makes one that is new.
+    async fn configure(
+        &mut self,
+        name: &Arc<str>,
+        change: &AgentOverrides,
+        by: By<'_>,
+    ) -> Result<Answer, LedgerError> {
+        // Judged before the agent is made, so that a refused call leaves no agent behind.
+        let known = self.memory.names.get(name).and_then(|id| self.memory.agents.get(id));
+        let given = known.map(|agent| agent.settings.given).unwrap_or_default();
+        Settings::of(change.or(given)).map_err(LedgerError::Invalid)?;
+        let id = self.agent(name)?;
+        let now = self.now;
+        let mut keys = Vec::new();
+        if let Some(agent) = self.memory.agents.get_mut(&id) {
+            let per_type = agent.breakers.per_type();
+            agent.configure(*change, now).map_err(LedgerError::Invalid)?;
+            if !agent.settings.breaker_enabled || agent.breakers.per_type() != per_type {
+                self.ungate.insert((id, None));
+            }
+            keys.extend(agent.breakers.iter().map(|(key, _)| Arc::clone(key)));
+        }
+        self.configured.insert(id);
+        for key in keys {
+            self.breaker_changed(id, &key);
+        }
+        if change.policy != Overrides::NONE {
+            // What time does to its tasks may be another thing at another time now.
+            for task in self.store.live(id).await.map_err(LedgerError::Store)? {
+                let task = self.open.get(&task.id).map_or(&task, |open| &open.task);
+                self.memory.watch(task, now);
+            }
+        }
+        let set = settings_text(change);
+        let reason = match &**by.reason {
+            "" => set.into(),
+            reason => format!("{reason}: {set}").into(),
+        };
+        let by = Some(By { actor: by.actor, reason: &reason });
+        self.happened(id, &"".into(), AgentEventKind::Configured, by, None);
+        self.budget_changed(id);
+        Ok(Answer::Done)
     }
 
     pub(super) fn remembered(&self, request: Option<&RequestKey>) -> Result<Option<Bytes>, LedgerError> {

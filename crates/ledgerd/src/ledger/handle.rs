@@ -256,8 +256,14 @@ impl Handle {
     ///
     /// # Errors
     /// Invalid with every rule that is broken.
-    pub async fn configure(&self, agent: Arc<str>, change: AgentOverrides) -> Result<(), LedgerError> {
-        self.call(Command::Configure(agent, Box::new(change))).await.map(drop)
+    pub async fn configure(
+        &self,
+        agent: Arc<str>,
+        change: AgentOverrides,
+        actor: Arc<str>,
+        reason: Arc<str>,
+    ) -> Result<(), LedgerError> {
+        self.call(Command::Configure { agent, change: Box::new(change), actor, reason }).await.map(drop)
     }
 
     /// Tells a breaker what to do; `task_type` is empty for the agent's own.

@@ -62,6 +62,9 @@ impl Store for GatedStore {
     ) -> Fut<'a, usize> {
         self.inner.ahead(task, types, most, now)
     }
+    fn live(&mut self, agent: AgentId) -> Fut<'_, Vec<Task>> {
+        self.inner.live(agent)
+    }
     fn write(&mut self, changes: Changes) -> Fut<'_, Vec<TaskId>> {
         let overtaken = |left: u32| left.checked_sub(1);
         if let Some(first) = changes.tasks.first().map(|changed| changed.task.id)

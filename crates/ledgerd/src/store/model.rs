@@ -226,6 +226,12 @@ impl Store for ModelStore {
         Box::pin(std::future::ready(Ok(found)))
     }
 
+    fn live(&mut self, agent: AgentId) -> Fut<'_, Vec<Task>> {
+        let of = |task: &&Task| task.spec.agent == agent && !task.state.is_terminal();
+        let live = self.open.tasks.values().filter(of).cloned().collect();
+        Box::pin(std::future::ready(Ok(live)))
+    }
+
     fn ahead<'a>(
         &'a mut self,
         task: &'a Task,

@@ -227,6 +227,12 @@ impl Ready {
         sets.iter().flat_map(|sets| &sets.gated).map(|(_, _, id)| self.tasks[id].task.clone()).collect()
     }
 
+    /// Tasks of the agent that have not ended.
+    pub(super) fn live(&self, agent: AgentId) -> Vec<Task> {
+        let of = |task: &&Task| task.spec.agent == agent && !task.state.is_terminal();
+        self.tasks.values().map(|entry| &entry.task).filter(of).cloned().collect()
+    }
+
     /// When the next waiting task becomes due, strictly after `now`.
     pub(super) fn next_due(&self, now: Now) -> Option<Timestamp> {
         let after = |set: &BTreeSet<(Timestamp, TaskId)>, at: Timestamp| {

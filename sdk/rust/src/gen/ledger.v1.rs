@@ -1479,7 +1479,7 @@ pub struct AgentEvent {
     /// Who, when a person did it.
     #[prost(string, tag = "10")]
     pub actor: ::prost::alloc::string::String,
-    /// Why, in their words; for CONFIGURED what was set.
+    /// Why, in their words; for CONFIGURED what was set comes after that.
     #[prost(string, tag = "11")]
     pub reason: ::prost::alloc::string::String,
     /// When it ends by itself, where it does.
@@ -1562,6 +1562,12 @@ pub struct ConfigureAgentRequest {
     /// Settings to change.
     #[prost(message, optional, tag = "2")]
     pub settings: ::core::option::Option<AgentSettings>,
+    /// Who, at most 128 bytes.
+    #[prost(string, tag = "3")]
+    pub actor: ::prost::alloc::string::String,
+    /// Why, at most 1 KiB.
+    #[prost(string, tag = "4")]
+    pub reason: ::prost::alloc::string::String,
 }
 /// ConfigureAgentResponse is the agent after the commit.
 #[derive(Clone, PartialEq, ::prost::Message)]

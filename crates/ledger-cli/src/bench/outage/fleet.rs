@@ -35,7 +35,11 @@ pub(super) async fn configure(client: &Client, args: &Args, policy: Policy) -> R
             budget: Some(BudgetSettings { enabled, ..BudgetSettings::default() }),
             ..AgentSettings::default()
         };
-        let request = ConfigureAgentRequest { agent: agent(index), settings: Some(settings) };
+        let request = ConfigureAgentRequest {
+            agent: agent(index),
+            settings: Some(settings),
+            ..ConfigureAgentRequest::default()
+        };
         client.admin().configure_agent(request).await?;
     }
     Ok(())

@@ -329,6 +329,11 @@ impl Store for SqliteStore {
         Box::pin(std::future::ready(Ok(self.ready.gated(agent))))
     }
 
+    fn live(&mut self, agent: AgentId) -> Fut<'_, Vec<Task>> {
+        let live = self.usable().map(|()| self.ready.live(agent));
+        Box::pin(std::future::ready(live))
+    }
+
     fn ahead<'a>(
         &'a mut self,
         task: &'a Task,
