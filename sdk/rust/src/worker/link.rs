@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A stream that lived so long was a good one: the next failure is the first again. Shorter than the longest wait, or a
 /// daemon that is killed every few seconds would find its workers waiting for most of its life.
 const GOOD: Duration = Duration::from_secs(1);
-/// Waits between streams: 0.1 s to 5 s, jittered.
+/// Waits between streams: 0.1 s to 5 s, jittered; no longer than from beat to beat once that is known.
 const BACKOFF: Backoff = retry::BACKOFF;
 
 type Opening = Pin<Box<dyn Future<Output = Result<Response<Streaming<v1::WorkResponse>>, Status>> + Send>>;
@@ -43,6 +43,7 @@ enum State {
 pub(crate) struct Link {
     state: State,
     failures: u32,
+    backoff: Backoff,
     opened: Instant,
     heard: Instant,
     silence: Duration,
@@ -55,6 +56,7 @@ impl Link {
         Self {
             state: State::Resting(now),
             failures: 0,
+            backoff: BACKOFF,
             opened: now,
             heard: now,
             silence: PATIENCE,
@@ -79,9 +81,11 @@ impl Link {
         sender
     }
 
-    /// Welcome came: the daemon promises a frame every `idle`.
-    pub(crate) fn welcomed(&mut self, idle: Duration) {
+    /// Welcome came: the daemon promises a frame every `idle`, and wants a beat every `beat`. A daemon that comes back gives
+    /// each lease its whole length again, so who knocks as often as it would beat loses none.
+    pub(crate) fn welcomed(&mut self, idle: Duration, beat: Duration) {
         self.silence = idle * 2 + Duration::from_secs(5);
+        self.backoff.longest = BACKOFF.longest.min(beat).max(BACKOFF.first);
     }
 
     /// The daemon is going away: leaves the stream after `wait` and some more by chance, so that not all workers come
@@ -139,11 +143,32 @@ impl Link {
         let now = Instant::now();
         let was_good = matches!(self.state, State::Open(_)) && self.opened.elapsed() >= GOOD;
         self.failures = if was_good { 1 } else { self.failures.saturating_add(1) };
-        let rest = now + BACKOFF.delay(self.failures, clock::draw());
+        let rest = now + self.backoff.delay(self.failures, clock::draw());
         self.state = State::Resting(self.leave_at.map_or(rest, |leave| leave.max(rest)));
     }
 }
 
 pub(crate) fn request(frame: v1::work_request::Frame) -> v1::WorkRequest {
     v1::WorkRequest { frame: Some(frame) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_was_welcomed_knocks_as_often_as_it_would_beat() {
+        let mut link = Link::new(Instant::now());
+        let rests = |link: &mut Link| {
+            link.failures = 20;
+            link.close();
+            let State::Resting(until) = link.state else { panic!("it rests") };
+            until - Instant::now()
+        };
+        assert!(rests(&mut link) > Duration::from_secs(2), "half of five seconds at least");
+        link.welcomed(Duration::from_secs(1), Duration::from_millis(333));
+        assert!(rests(&mut link) <= Duration::from_millis(333));
+        link.welcomed(Duration::from_secs(15), Duration::from_secs(20));
+        assert!(rests(&mut link) <= Duration::from_secs(5), "never longer than before");
+    }
 }

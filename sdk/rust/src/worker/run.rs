@@ -174,7 +174,7 @@ impl Loop {
                 (self.welcomed, self.served) = (true, true);
                 self.max_result_bytes = limit(welcome.max_result_bytes, limits::MAX_RESULT_BYTES);
                 self.max_checkpoint_bytes = limit(welcome.max_checkpoint_bytes, limits::MAX_CHECKPOINT_BYTES);
-                self.link.welcomed(span(welcome.idle_interval));
+                self.link.welcomed(span(welcome.idle_interval), span(welcome.heartbeat_interval));
                 self.book.welcome(&welcome, now);
                 self.on_verdicts(&welcome.leases, now);
                 if !matches!(self.phase, Phase::Serving) {
