@@ -267,7 +267,9 @@ pub(crate) fn describe_settings(settings: &BreakerSettings, facts: &mut Facts) {
     facts.push("open max", span(settings.open_max.as_ref()));
     facts.push("open jitter", text(settings.open_jitter));
     facts.push("half-open permits", text(settings.half_open_permits));
-    facts.push("half-open max", span(settings.half_open_max.as_ref()));
+    // Zero is the wire's word for none, and facts without a value are not shown.
+    let longest = settings.half_open_max.as_ref().filter(|max| (max.seconds, max.nanos) != (0, 0));
+    facts.push("half-open max", span(longest));
     match &settings.window {
         Some(Window::CountWindow(window)) => {
             facts.push("judged over", format!("{} calls, from {} on", window.size, window.min_calls));

@@ -54,8 +54,15 @@ impl Handle {
     /// Removes what retention lets go of, again and again. Ends only with the ledger.
     pub async fn keep(self, retention: Retention) {
         self.shared.retention.get_or_init(|| retention);
+        let mut forgot = None;
         loop {
-            match self.walk(retention).await {
+            let now = self.clock().uptime();
+            // Seldom, however short the retention: it commits whether or not there is something to forget.
+            let forget = forgot.is_none_or(|before| now.saturating_sub(before) >= SELDOM);
+            if forget {
+                forgot = Some(now);
+            }
+            match self.walk(retention, forget).await {
                 Ok(0) => {}
                 Ok(tasks) => tracing::info!(tasks, "removed what retention does not keep"),
                 Err(LedgerError::Draining) => return,
@@ -78,10 +85,12 @@ impl Handle {
     }
 
     /// Looks at every task once; how many were removed.
-    async fn walk(&self, retention: Retention) -> Result<u64, LedgerError> {
-        let now = self.clock().now().at;
-        let before = now.before(WORKERS);
-        self.remove(Command::Forget { workers: before, events: retention.leaving(now).failed }).await?;
+    async fn walk(&self, retention: Retention, forget: bool) -> Result<u64, LedgerError> {
+        if forget {
+            let now = self.clock().now().at;
+            let (workers, events) = (now.before(WORKERS), retention.leaving(now).failed);
+            self.remove(Command::Forget { workers, events }).await?;
+        }
         if retention == (Retention { done: None, failed: None }) {
             return Ok(0);
         }

@@ -387,3 +387,37 @@ async fn when_the_wall_clock_is_set_only_times_that_users_named_move() {
     let times: Vec<_> = rows.iter().map(|row| row.record.at).collect();
     assert!(times.is_sorted(), "no row is of before the one before it: {times:?}");
 }
+
+#[tokio::test]
+async fn workers_that_are_long_gone_are_forgotten_and_no_others() {
+    let fixture = Fixture::new("forget", false).await;
+    let handle = &fixture.handle;
+    handle.enqueue(vec![task("a")], BatchMode::Atomic, None).await.expect("stored");
+    let mut open = Vec::new();
+    for worker in ["gone", "holds", "here"] {
+        let hello = Hello { worker: worker.into(), agents: vec!["b".into()], ..hello() };
+        let hello = if worker == "holds" { Hello { agents: vec!["a".into()], ..hello } } else { hello };
+        let opened = handle.hello(hello).await.expect("welcome");
+        if worker == "holds" {
+            handle.frame(opened.session, FromWorker::Acks(vec![(TaskId(1), 1)])).await.expect("taken");
+        }
+        if worker != "here" {
+            handle.frame(opened.session, FromWorker::Closed).await.expect("taken");
+        }
+        open.push(opened);
+    }
+    let far = Timestamp::from_millis(handle.clock().now().at.millis() + 1_000);
+    let forget = |workers| super::command::Command::Forget { workers, events: Some(far) };
+    let count = async |workers| match within(handle.frame_call(forget(workers))).await.expect("it commits") {
+        super::command::Answer::Removed(count) => count,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(count(Timestamp::EPOCH).await, 0, "nobody has been gone for so long");
+    assert_eq!(count(far).await, 1, "one is connected, one holds a task");
+    assert_eq!(count(far).await, 0);
+    // A lower incarnation of one that is remembered is refused; of one that is forgotten it is not.
+    let lower =
+        |worker: &str| Hello { worker: worker.into(), incarnation: 0, agents: vec!["b".into()], ..hello() };
+    assert!(matches!(handle.hello(lower("holds")).await, Err(LedgerError::WorkerSuperseded(_))));
+    assert!(handle.hello(lower("gone")).await.is_ok());
+}
