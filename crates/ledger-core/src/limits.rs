@@ -88,5 +88,7 @@ pub const REQUEST_MEMORY: Duration = Duration::from_secs(24 * 3_600);
 pub const SALVAGED: usize = 3;
 /// Longest WaitTask.
 pub const WAIT: Duration = Duration::from_secs(60);
-/// Ended tasks, rows of workers or events that one commit removes.
-pub const REMOVED_AT_ONCE: usize = 250;
+/// Ended tasks that one commit removes: few, since whoever calls meanwhile waits for it.
+pub const REMOVED_AT_ONCE: usize = 50;
+/// Rows of workers, and events of agents, that one commit removes.
+pub const FORGOTTEN_AT_ONCE: usize = 1_000;

@@ -280,7 +280,7 @@ pub struct Changes {
     pub removed: Vec<TaskId>,
     /// Workers whose rows are to be removed.
     pub gone_workers: Vec<Arc<str>>,
-    /// The oldest events of agents go when they are of before this; so many at once as tasks.
+    /// The oldest events of agents go when they are of before this; a bounded number at once.
     pub events_before: Option<Timestamp>,
 }
 

@@ -7,7 +7,7 @@
 use super::batch::Batch;
 use super::command::{Answer, Command, Leaving, LedgerError};
 use super::handle::Handle;
-use ledger_core::limits::REMOVED_AT_ONCE;
+use ledger_core::limits::{FORGOTTEN_AT_ONCE, REMOVED_AT_ONCE};
 use ledger_core::{TaskId, Timestamp};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -152,7 +152,7 @@ impl Batch<'_> {
         let gone = self.memory.workers.iter().filter(|(_, worker)| {
             worker.session.is_none() && worker.tasks.is_empty() && worker.beat_at < workers
         });
-        let gone: Vec<_> = gone.take(REMOVED_AT_ONCE).map(|(name, _)| Arc::clone(name)).collect();
+        let gone: Vec<_> = gone.take(FORGOTTEN_AT_ONCE).map(|(name, _)| Arc::clone(name)).collect();
         for name in &gone {
             self.memory.workers.remove(name);
         }

@@ -8,7 +8,7 @@ use super::insert::{MOST, Table};
 use super::text;
 use crate::store::ready::{Entry, Ready};
 use bytes::Bytes;
-use ledger_core::limits::{REMOVED_AT_ONCE, REQUEST_MEMORY, SALVAGED};
+use ledger_core::limits::{FORGOTTEN_AT_ONCE, REQUEST_MEMORY, SALVAGED};
 use ledger_core::store::{
     AgentEvent, AgentRow, BreakerRow, BudgetRow, Counts, DeadLetter, Notes, RequestRow, SessionRow, TaskData,
 };
@@ -309,7 +309,7 @@ impl<'a> Plan<'a> {
             );
         }
         if let Some(before) = staged.events_before {
-            let (most, before) = (REMOVED_AT_ONCE as i64, before.millis());
+            let (most, before) = (FORGOTTEN_AT_ONCE as i64, before.millis());
             self.step(OLD_EVENTS, 2, 19, Bind::Purge { before, most });
         }
         let empty: Vec<_> = staged.blocks.iter().filter(|block| self.tallies.live(**block) == 0).collect();
