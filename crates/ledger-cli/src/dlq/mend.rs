@@ -7,7 +7,6 @@ use std::io::{BufRead, IsTerminal, Write};
 
 use clap::Args;
 use jiff::Timestamp;
-use ledgerd_client::Client;
 use ledgerd_client::v1::{
     DeadLetterFilter, DeadLetterResult, DiscardDeadLettersRequest, DiscardDeadLettersResponse,
     RedriveDeadLettersRequest, RedriveDeadLettersResponse,
@@ -137,14 +136,76 @@ impl Chosen {
     }
 }
 
+/// One call.
+struct Step {
+    task_ids: Vec<String>,
+    filter: Option<DeadLetterFilter>,
+    dry_run: bool,
+    request_id: String,
+}
+
+/// What one call, or all of them, came to.
+#[derive(Default)]
+struct Sum {
+    results: Vec<DeadLetterResult>,
+    matched: u64,
+    more: bool,
+    next_start_time: Option<prost_types::Timestamp>,
+}
+
+impl Chosen {
+    /// Calls until all that is chosen is done, or nothing more can be. Whether that was a count alone comes with the sum.
+    async fn each(
+        &self,
+        deed: &str,
+        now: Timestamp,
+        mut call: impl AsyncFnMut(Step) -> Result<Sum, Failure>,
+    ) -> Result<(Sum, bool), Failure> {
+        let step = |task_ids, filter: &Option<DeadLetterFilter>, number| Step {
+            task_ids,
+            filter: filter.clone(),
+            dry_run: false,
+            request_id: part_id(&self.request_id, number),
+        };
+        let mut sum = Sum::default();
+        match self.rest(now)? {
+            Rest::Ids(pieces) => {
+                for (number, ids) in pieces.into_iter().enumerate() {
+                    let answer = call(step(ids, &None, number)).await?;
+                    sum.results.extend(answer.results);
+                    sum.next_start_time = answer.next_start_time;
+                }
+            }
+            Rest::Filter(filter) => {
+                let filter = Some(filter);
+                let counted = call(Step { dry_run: true, ..step(Vec::new(), &filter, 0) }).await?;
+                if self.dry_run || counted.matched == 0 {
+                    return Ok((counted, true));
+                }
+                self.confirm(deed, counted.matched, counted.more)?;
+                sum.matched = counted.matched;
+                for number in 0.. {
+                    let answer = call(step(Vec::new(), &filter, number)).await?;
+                    let done = answer.results.iter().any(|result| result.error.is_none());
+                    sum.results.extend(answer.results);
+                    (sum.more, sum.next_start_time) = (answer.more, answer.next_start_time);
+                    // What is refused fits again, for ever.
+                    if !(answer.more && done) {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok((sum, false))
+    }
+}
+
 impl Redrive {
     pub(super) async fn run(self, global: &Global) -> Result<(), Failure> {
         let now = now();
         let ahead = |when: When| to_wire(when.resolve(now, Direction::Ahead));
-        let rest = self.chosen.rest(now)?;
-        let mut request = RedriveDeadLettersRequest {
+        let base = RedriveDeadLettersRequest {
             deadline: self.deadline.map(ahead),
-            start_time: self.start.map(ahead),
             rate_per_second: self.rate,
             priority: self.priority,
             payload: self.payload.as_deref().map(|given| payload(given, self.raw)).transpose()?,
@@ -153,114 +214,71 @@ impl Redrive {
             actor: self.chosen.actor.name(),
             ..RedriveDeadLettersRequest::default()
         };
+        let mut start_time = self.start.map(ahead);
+        // Refused before there is a connection.
+        self.chosen.rest(now)?;
         let client = connect(global).await?;
-        let mut merged = RedriveDeadLettersResponse::default();
-        let mut pieces = match rest {
-            Rest::Filter(filter) => {
-                request.filter = Some(filter);
-                let counted =
-                    redrive(&client, RedriveDeadLettersRequest { dry_run: true, ..request.clone() }).await?;
-                if self.chosen.dry_run || counted.matched == 0 {
-                    return told_count(
-                        global,
-                        "RedriveDeadLettersResponse",
-                        &counted,
-                        (counted.matched, counted.more),
-                    );
-                }
-                self.chosen.confirm("redrive", counted.matched, counted.more)?;
-                merged.matched = counted.matched;
-                None
+        let call = async |step: Step| {
+            let Step { task_ids, filter, dry_run, request_id } = step;
+            let request = RedriveDeadLettersRequest {
+                task_ids,
+                filter,
+                dry_run,
+                request_id,
+                start_time,
+                ..base.clone()
+            };
+            let answer = client.admin().redrive_dead_letters(request).await?.into_inner();
+            if !dry_run {
+                start_time = answer.next_start_time.or(start_time);
             }
-            Rest::Ids(pieces) => Some(pieces.into_iter()),
+            let RedriveDeadLettersResponse { results, matched, more, next_start_time } = answer;
+            Ok(Sum { results, matched, more, next_start_time })
         };
-        for number in 0.. {
-            if let Some(pieces) = &mut pieces {
-                let Some(ids) = pieces.next() else { break };
-                request.task_ids = ids;
-            }
-            request.request_id = part_id(&self.chosen.request_id, number);
-            let answer = redrive(&client, request.clone()).await?;
-            let done = answer.results.iter().any(|result| result.error.is_none());
-            request.start_time = answer.next_start_time.or(request.start_time);
-            merged.results.extend(answer.results);
-            merged.next_start_time = answer.next_start_time;
-            merged.more = pieces.is_none() && answer.more;
-            if pieces.is_none() && !(answer.more && done) {
-                break;
-            }
+        let (sum, counted) = self.chosen.each("redrive", now, call).await?;
+        let Sum { results, matched, more, next_start_time } = sum;
+        let answer = RedriveDeadLettersResponse { results, matched, more, next_start_time };
+        if counted {
+            return told_count(global, "RedriveDeadLettersResponse", &answer, (matched, more));
         }
         match global.output {
-            Format::Json => print_json("RedriveDeadLettersResponse", &merged)?,
-            Format::Table => print(&told(&merged.results, "QUEUED"))?,
+            Format::Json => print_json("RedriveDeadLettersResponse", &answer)?,
+            Format::Table => print(&told(&answer.results, "QUEUED"))?,
         }
-        verdict(&merged.results)
+        verdict(&answer.results)
     }
-}
-
-async fn redrive(
-    client: &Client,
-    request: RedriveDeadLettersRequest,
-) -> Result<RedriveDeadLettersResponse, Failure> {
-    Ok(client.admin().redrive_dead_letters(request).await?.into_inner())
 }
 
 impl Discard {
     pub(super) async fn run(self, global: &Global) -> Result<(), Failure> {
-        let rest = self.chosen.rest(now())?;
-        let mut request = DiscardDeadLettersRequest {
+        let now = now();
+        let base = DiscardDeadLettersRequest {
             reason: self.note.clone(),
             actor: self.chosen.actor.name(),
             ..DiscardDeadLettersRequest::default()
         };
+        // Refused before there is a connection.
+        self.chosen.rest(now)?;
         let client = connect(global).await?;
-        let mut merged = DiscardDeadLettersResponse::default();
-        let mut pieces = match rest {
-            Rest::Filter(filter) => {
-                request.filter = Some(filter);
-                let counted =
-                    discard(&client, DiscardDeadLettersRequest { dry_run: true, ..request.clone() }).await?;
-                if self.chosen.dry_run || counted.matched == 0 {
-                    return told_count(
-                        global,
-                        "DiscardDeadLettersResponse",
-                        &counted,
-                        (counted.matched, counted.more),
-                    );
-                }
-                self.chosen.confirm("discard", counted.matched, counted.more)?;
-                merged.matched = counted.matched;
-                None
-            }
-            Rest::Ids(pieces) => Some(pieces.into_iter()),
+        let call = async |step: Step| {
+            let Step { task_ids, filter, dry_run, request_id } = step;
+            let request = DiscardDeadLettersRequest { task_ids, filter, dry_run, request_id, ..base.clone() };
+            let answer = client.admin().discard_dead_letters(request).await?.into_inner();
+            let DiscardDeadLettersResponse { results, matched, more } = answer;
+            Ok(Sum { results, matched, more, next_start_time: None })
         };
-        for number in 0.. {
-            if let Some(pieces) = &mut pieces {
-                let Some(ids) = pieces.next() else { break };
-                request.task_ids = ids;
-            }
-            request.request_id = part_id(&self.chosen.request_id, number);
-            let answer = discard(&client, request.clone()).await?;
-            let done = answer.results.iter().any(|result| result.error.is_none());
-            merged.results.extend(answer.results);
-            merged.more = pieces.is_none() && answer.more;
-            if pieces.is_none() && !(answer.more && done) {
-                break;
-            }
+        let (sum, counted) = self.chosen.each("discard", now, call).await?;
+        let Sum { results, matched, more, .. } = sum;
+        let answer = DiscardDeadLettersResponse { results, matched, more };
+        if counted {
+            return told_count(global, "DiscardDeadLettersResponse", &answer, (matched, more));
         }
         match global.output {
-            Format::Json => print_json("DiscardDeadLettersResponse", &merged)?,
-            Format::Table => print(&told(&merged.results, "discarded"))?,
+            Format::Json => print_json("DiscardDeadLettersResponse", &answer)?,
+            Format::Table => print(&told(&answer.results, "discarded"))?,
         }
-        verdict(&merged.results)
+        verdict(&answer.results)
     }
-}
-
-async fn discard(
-    client: &Client,
-    request: DiscardDeadLettersRequest,
-) -> Result<DiscardDeadLettersResponse, Failure> {
-    Ok(client.admin().discard_dead_letters(request).await?.into_inner())
 }
 
 fn told_count(

@@ -119,7 +119,9 @@ impl Batch<'_> {
             want.keys.extend(before.into_iter().chain([agent]).map(|of| (of, Arc::clone(&key))));
         }
         let holders = self.store.begin(&want).await.map_err(LedgerError::Store)?.keys;
-        for (place, holder) in holders {
+        // The store has not heard yet of what this batch removes.
+        let stays = |holder: &KeyHolder| !self.changes.removed.contains(&holder.task);
+        for (place, holder) in holders.into_iter().filter(|(_, holder)| stays(holder)) {
             self.known.keys.entry(place).or_insert(holder);
         }
         Ok(data)
