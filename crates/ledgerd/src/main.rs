@@ -11,6 +11,10 @@ use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+/// Batches allocate on one thread and free on another, which the C library's allocator is slow at.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A durable task ledger that streams assignments to fleets of agent workers
 #[derive(Debug, Parser)]
 #[command(name = "ledgerd", version, propagate_version = true)]

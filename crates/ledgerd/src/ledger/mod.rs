@@ -39,6 +39,7 @@ use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Duration;
+use tokio::runtime::RuntimeFlavor;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -95,7 +96,14 @@ pub async fn start(
     let (frames, frame_lane) = mpsc::channel(FRAMES);
     let handle = Handle { calls, frames, shared: Arc::clone(&shared) };
     let ledger = Loop { store, memory, shared, stop, calls: call_lane, frames: frame_lane, not_before: None };
-    Ok((handle, tokio::spawn(ledger.run())))
+    let runtime = tokio::runtime::Handle::current();
+    let running = match runtime.runtime_flavor() {
+        // There is no other thread that could drive the clock of a test.
+        RuntimeFlavor::CurrentThread => tokio::spawn(ledger.run()),
+        // A commit keeps its thread until the disk has it: a thread of its own, beside those that serve.
+        _ => tokio::task::spawn_blocking(move || runtime.block_on(ledger.run())),
+    };
+    Ok((handle, running))
 }
 
 struct Loop {

@@ -1,139 +1,194 @@
-//! Values to the arguments of a statement, in the order of the table's columns.
+//! Values to the parameters of a statement, in the order of the table's columns.
 //!
-//! The other way is `rows`.
+//! Nothing is copied but by SQLite itself. The other way is `rows`.
 
 use super::insert::Table;
 use super::text;
 use super::write::Row;
 use crate::store::ready::Entry;
-use ledger_core::store::{AgentEvent, AgentEventKind, BreakerRow, DeadLetter, Notes, TaskData};
+use ledger_core::store::{
+    AgentEvent, AgentEventKind, AgentRow, BreakerRow, BudgetRow, DeadLetter, Notes, SessionRow, TaskData,
+};
 use ledger_core::{Overrides, Spec, TaskId, Timestamp};
-use sqlx::Arguments;
-use sqlx::sqlite::SqliteArguments;
-use std::sync::Arc;
+use rusqlite::{Statement, ToSql};
+
+/// The parameters of a prepared statement, bound one after the other; run again and again.
+pub(super) struct Args<'s, 'c> {
+    statement: &'s mut Statement<'c>,
+    bound: usize,
+    /// The first that could not be bound.
+    error: Option<rusqlite::Error>,
+}
+
+impl<'s, 'c> Args<'s, 'c> {
+    pub(super) const fn of(statement: &'s mut Statement<'c>) -> Self {
+        Self { statement, bound: 0, error: None }
+    }
+
+    /// One value more.
+    pub(super) fn add(&mut self, value: impl ToSql) {
+        self.bound += 1;
+        if let Err(error) = self.statement.raw_bind_parameter(self.bound, value) {
+            self.error.get_or_insert(error);
+        }
+    }
+
+    /// Runs the statement with what was bound, and begins anew with its first parameter.
+    pub(super) fn run(&mut self) -> rusqlite::Result<()> {
+        self.bound = 0;
+        match self.error.take() {
+            Some(error) => Err(error),
+            None => self.statement.raw_execute().map(drop),
+        }
+    }
+}
 
 /// A row of `task_specs`.
-pub(super) fn spec(args: &mut SqliteArguments, id: TaskId, spec: &Spec, data: &TaskData) {
-    let filled = |text: &String| (!text.is_empty()).then(|| text.clone());
-    add(args, id.0.cast_signed());
-    add(args, i64::from(spec.agent.0));
-    add(args, Arc::clone(&spec.task_type));
-    add(args, spec.created_at.millis());
-    add(args, data.payload.to_vec());
-    add(args, (!data.labels.is_empty()).then(|| text::labels(&data.labels)));
-    add(args, (spec.policy != Overrides::NONE).then(|| text::policy(&spec.policy)));
-    add(args, filled(&data.traceparent));
-    add(args, filled(&data.tracestate));
-    add(args, filled(&data.key));
-    add(args, data.digest.cast_signed());
-    add(args, spec.frees_key);
-    add(args, data.parent.map(|parent| parent.0.cast_signed()));
+pub(super) fn spec(args: &mut Args<'_, '_>, id: TaskId, spec: &Spec, data: &TaskData) {
+    args.add(id.0.cast_signed());
+    args.add(i64::from(spec.agent.0));
+    args.add(&*spec.task_type);
+    args.add(spec.created_at.millis());
+    args.add(&data.payload[..]);
+    args.add((!data.labels.is_empty()).then(|| text::labels(&data.labels)));
+    args.add((spec.policy != Overrides::NONE).then(|| text::policy(&spec.policy)));
+    args.add(filled(&data.traceparent));
+    args.add(filled(&data.tracestate));
+    args.add(filled(&data.key));
+    args.add(data.digest.cast_signed());
+    args.add(spec.frees_key);
+    args.add(data.parent.map(|parent| parent.0.cast_signed()));
 }
 
 /// A row of `tasks`, as long as `table` says.
-pub(super) fn task(args: &mut SqliteArguments, entry: &Entry, table: Table) {
+pub(super) fn task(args: &mut Args<'_, '_>, entry: &Entry, table: Table) {
     let task = &entry.task;
     let id = task.id;
-    add(args, id.0.cast_signed());
-    add(args, i64::from(task.state.code()));
-    add(args, i64::from(task.reason.code()));
-    add(args, i64::from(task.priority));
-    add(args, task.run_at.millis());
-    add(args, task.calendar);
-    add(args, task.deadline.map(Timestamp::millis));
-    add(args, task.queued_at.millis());
-    add(args, task.updated_at.millis());
-    add(args, task.version.cast_signed());
-    add(args, task.fence.cast_signed());
-    add(args, i64::from(task.delivery));
-    add(args, i64::from(task.attempt));
-    add(args, i64::from(task.idle_deliveries));
-    add(args, entry.history.cast_signed());
+    args.add(id.0.cast_signed());
+    args.add(i64::from(task.state.code()));
+    args.add(i64::from(task.reason.code()));
+    args.add(i64::from(task.priority));
+    args.add(task.run_at.millis());
+    args.add(task.calendar);
+    args.add(task.deadline.map(Timestamp::millis));
+    args.add(task.queued_at.millis());
+    args.add(task.updated_at.millis());
+    args.add(task.version.cast_signed());
+    args.add(task.fence.cast_signed());
+    args.add(i64::from(task.delivery));
+    args.add(i64::from(task.attempt));
+    args.add(i64::from(task.idle_deliveries));
+    args.add(entry.history.cast_signed());
     if table == Table::TasksPlain {
         return;
     }
     let holder = task.holder.as_ref();
-    add(args, holder.map(|holder| Arc::clone(&holder.worker)));
-    add(args, holder.map(|holder| holder.incarnation.cast_signed()));
-    add(args, holder.map(|holder| holder.session.0.cast_signed()));
-    add(args, task.lease.map(|lease| lease.until.millis()));
-    add(args, task.lease.and_then(|lease| lease.acked_at).map(Timestamp::millis));
-    add(args, task.lease.map(|lease| lease.progress_at.millis()));
-    add(args, task.sample.map(|sample| sample.permit.epoch.cast_signed()));
-    add(
-        args,
+    args.add(holder.map(|holder| &*holder.worker));
+    args.add(holder.map(|holder| holder.incarnation.cast_signed()));
+    args.add(holder.map(|holder| holder.session.0.cast_signed()));
+    args.add(task.lease.map(|lease| lease.until.millis()));
+    args.add(task.lease.and_then(|lease| lease.acked_at).map(Timestamp::millis));
+    args.add(task.lease.map(|lease| lease.progress_at.millis()));
+    args.add(task.sample.map(|sample| sample.permit.epoch.cast_signed()));
+    args.add(
         task.sample.map(|sample| if sample.permit.probe { i64::from(sample.permit.slot) + 1 } else { 0 }),
     );
-    add(args, task.sample.map(|sample| sample.told));
+    args.add(task.sample.map(|sample| sample.told));
     if table == Table::TasksHeld {
         return;
     }
-    add(args, i64::from(task.retry_count));
-    add(args, i64::from(task.losses));
-    add(args, i64::from(task.preemptions));
-    add(args, i64::from(task.redrives));
-    add(args, i64::from(task.probe_failures));
-    add(args, i64::from(task.tokens));
-    add(args, i64::from(task.previous_delay));
-    add(args, task.stop.map(|stop| i64::from(stop.cause.code())));
-    add(args, task.stop.map(|stop| stop.until.millis()));
-    add(args, task.discarded);
-    add(args, i64::from(task.loss_weight));
-    add(args, task.lost_at.map(Timestamp::millis));
-    add(args, i64::from(task.free_releases));
-    add(args, i64::from(task.blocks));
+    args.add(i64::from(task.retry_count));
+    args.add(i64::from(task.losses));
+    args.add(i64::from(task.preemptions));
+    args.add(i64::from(task.redrives));
+    args.add(i64::from(task.probe_failures));
+    args.add(i64::from(task.tokens));
+    args.add(i64::from(task.previous_delay));
+    args.add(task.stop.map(|stop| i64::from(stop.cause.code())));
+    args.add(task.stop.map(|stop| stop.until.millis()));
+    args.add(task.discarded);
+    args.add(i64::from(task.loss_weight));
+    args.add(task.lost_at.map(Timestamp::millis));
+    args.add(i64::from(task.free_releases));
+    args.add(i64::from(task.blocks));
 }
 
 /// A row of `task_history`.
-pub(super) fn history(args: &mut SqliteArguments, row: &Row) {
+pub(super) fn history(args: &mut Args<'_, '_>, row: &Row) {
     let record = &row.record;
-    add(args, row.seq.cast_signed());
-    add(args, record.task.0.cast_signed());
-    add(args, record.version.cast_signed());
-    add(args, row.prev.map(u64::cast_signed));
-    add(args, i64::from(record.kind.code()));
-    add(args, record.from.map(|state| i64::from(state.code())));
-    add(args, i64::from(record.to.code()));
-    add(args, i64::from(record.reason.code()));
-    add(args, record.at.millis());
-    add(args, record.fence.cast_signed());
-    add(args, i64::from(record.attempt));
-    add(args, record.worker.clone());
-    add(args, record.until.map(Timestamp::millis));
-    add(args, record.digest.map(u64::cast_signed));
-    add(args, record.error.as_deref().map(text::error));
-    add(args, (!record.facts.is_empty()).then(|| text::facts(&record.facts)));
+    args.add(row.seq.cast_signed());
+    args.add(record.task.0.cast_signed());
+    args.add(record.version.cast_signed());
+    args.add(row.prev.map(u64::cast_signed));
+    args.add(i64::from(record.kind.code()));
+    args.add(record.from.map(|state| i64::from(state.code())));
+    args.add(i64::from(record.to.code()));
+    args.add(i64::from(record.reason.code()));
+    args.add(record.at.millis());
+    args.add(record.fence.cast_signed());
+    args.add(i64::from(record.attempt));
+    args.add(record.worker.as_deref());
+    args.add(record.until.map(Timestamp::millis));
+    args.add(record.digest.map(u64::cast_signed));
+    args.add(record.error.as_deref().map(text::error));
+    args.add((!record.facts.is_empty()).then(|| text::facts(&record.facts)));
 }
 
 /// A row of `task_notes`.
-pub(super) fn notes(args: &mut SqliteArguments, (task, notes): &(TaskId, Notes)) {
-    add(args, task.0.cast_signed());
-    add(args, notes.error.as_deref().map(text::error));
-    add(args, notes.checkpoint.as_deref().map(<[u8]>::to_vec));
-    add(args, notes.progress.as_ref().map(|progress| progress.fraction));
-    add(args, notes.progress.as_ref().map(|progress| progress.note.clone()));
-    add(args, notes.progress.as_ref().map(|progress| progress.at.millis()));
-    add(args, notes.question.clone());
-    add(args, notes.answer.clone());
+pub(super) fn notes(args: &mut Args<'_, '_>, (task, notes): &(TaskId, Notes)) {
+    args.add(task.0.cast_signed());
+    args.add(notes.error.as_deref().map(text::error));
+    args.add(notes.checkpoint.as_deref());
+    args.add(notes.progress.as_ref().map(|progress| progress.fraction));
+    args.add(notes.progress.as_ref().map(|progress| progress.note.as_str()));
+    args.add(notes.progress.as_ref().map(|progress| progress.at.millis()));
+    args.add(notes.question.as_deref());
+    args.add(notes.answer.as_deref());
 }
 
 /// A row of `dead_letter_queue`.
-pub(super) fn letter(args: &mut SqliteArguments, letter: &DeadLetter) {
-    add(args, letter.task.0.cast_signed());
-    add(args, i64::from(letter.agent.0));
-    add(args, Arc::clone(&letter.task_type));
-    add(args, i64::from(letter.reason.code()));
-    add(args, letter.error.as_deref().map(text::error));
-    add(args, letter.fingerprint.cast_signed());
-    add(args, letter.failed_at.millis());
-    add(args, i64::from(letter.attempt));
-    add(args, i64::from(letter.redrives));
-    add(args, letter.discarded.as_ref().map(|(at, _)| at.millis()));
-    add(args, letter.discarded.as_ref().map(|(_, why)| Arc::clone(why)));
+pub(super) fn letter(args: &mut Args<'_, '_>, letter: &DeadLetter) {
+    args.add(letter.task.0.cast_signed());
+    args.add(i64::from(letter.agent.0));
+    args.add(&*letter.task_type);
+    args.add(i64::from(letter.reason.code()));
+    args.add(letter.error.as_deref().map(text::error));
+    args.add(letter.fingerprint.cast_signed());
+    args.add(letter.failed_at.millis());
+    args.add(i64::from(letter.attempt));
+    args.add(i64::from(letter.redrives));
+    args.add(letter.discarded.as_ref().map(|(at, _)| at.millis()));
+    args.add(letter.discarded.as_ref().map(|(_, why)| &**why));
+}
+
+/// A row of `agents`.
+pub(super) fn agent(args: &mut Args<'_, '_>, row: &AgentRow) {
+    args.add(row.id.0);
+    args.add(&*row.name);
+    args.add(text::agent(&row.given));
+    args.add(row.created_at.millis());
+    args.add(row.pause.as_ref().map(text::pause));
+}
+
+/// A row of `budgets`.
+pub(super) fn budget(args: &mut Args<'_, '_>, row: &BudgetRow) {
+    args.add(row.agent.map_or(0, |agent| agent.0));
+    args.add(row.level.millitokens.cast_signed());
+    args.add(row.level.updated_at.cast_signed());
+}
+
+/// A row of `sessions`.
+pub(super) fn session(args: &mut Args<'_, '_>, row: &SessionRow) {
+    args.add(&*row.worker);
+    args.add(row.incarnation.cast_signed());
+    args.add(row.session.0.cast_signed());
+    args.add(row.connected_at.millis());
+    args.add(row.beat_at.millis());
+    args.add(row.open);
 }
 
 /// A row of `breakers`.
-pub(super) fn breaker(args: &mut SqliteArguments, row: &BreakerRow) {
+pub(super) fn breaker(args: &mut Args<'_, '_>, row: &BreakerRow) {
     let snapshot = &row.snapshot;
     let stats = &snapshot.stats;
     let seen = [
@@ -146,46 +201,46 @@ pub(super) fn breaker(args: &mut SqliteArguments, row: &BreakerRow) {
         stats.transitions,
     ];
     let span = |span| i64::try_from(text::nanos(span)).unwrap_or(i64::MAX);
-    add(args, i64::from(row.agent.0));
-    add(args, Arc::clone(&row.task_type));
-    add(args, i64::from(snapshot.version));
-    add(args, snapshot.state.as_str());
-    add(args, snapshot.epoch.cast_signed());
-    add(args, i64::from(snapshot.run));
-    add(args, i64::from(snapshot.successes));
-    add(args, i64::from(snapshot.reopens));
-    add(args, span(snapshot.since));
-    add(args, snapshot.until.map(span));
-    add(args, snapshot.cause.map(breaker_core::Cause::as_str));
-    add(args, snapshot.ramp_until.map(span));
+    args.add(i64::from(row.agent.0));
+    args.add(&*row.task_type);
+    args.add(i64::from(snapshot.version));
+    args.add(snapshot.state.as_str());
+    args.add(snapshot.epoch.cast_signed());
+    args.add(i64::from(snapshot.run));
+    args.add(i64::from(snapshot.successes));
+    args.add(i64::from(snapshot.reopens));
+    args.add(span(snapshot.since));
+    args.add(snapshot.until.map(span));
+    args.add(snapshot.cause.map(breaker_core::Cause::as_str));
+    args.add(snapshot.ramp_until.map(span));
     let probes: Vec<_> =
         snapshot.probes.iter().map(|probe| (probe.slot, probe.lease_until.map(span))).collect();
-    add(args, text::written(&probes));
-    add(args, snapshot.window.clone());
-    add(args, snapshot.digest.cast_signed());
-    add(args, snapshot.order.as_ref().map(|order| order.actor.clone()));
-    add(args, snapshot.order.as_ref().map(|order| order.reason.clone()));
-    add(args, text::written(&seen));
-    add(args, row.last_probe.map(|task| task.0.cast_signed()));
+    args.add(text::written(&probes));
+    args.add(&snapshot.window[..]);
+    args.add(snapshot.digest.cast_signed());
+    args.add(snapshot.order.as_ref().map(|order| order.actor.as_str()));
+    args.add(snapshot.order.as_ref().map(|order| order.reason.as_str()));
+    args.add(text::written(&seen));
+    args.add(row.last_probe.map(|task| task.0.cast_signed()));
 }
 
 /// A row of `agent_events`.
-pub(super) fn event(args: &mut SqliteArguments, event: &AgentEvent) {
+pub(super) fn event(args: &mut Args<'_, '_>, event: &AgentEvent) {
     let moved = match event.kind {
         AgentEventKind::Breaker(transition) => Some(transition),
         _ => None,
     };
-    add(args, i64::from(event.agent.0));
-    add(args, Arc::clone(&event.task_type));
-    add(args, event.at.millis());
-    add(args, event_code(event.kind));
-    add(args, moved.map(|moved| moved.from.as_str()));
-    add(args, moved.map(|moved| moved.to.as_str()));
-    add(args, moved.map(|moved| moved.cause.as_str()));
-    add(args, moved.map(|moved| moved.epoch.cast_signed()));
-    add(args, Arc::clone(&event.actor));
-    add(args, Arc::clone(&event.reason));
-    add(args, event.until.map(Timestamp::millis));
+    args.add(i64::from(event.agent.0));
+    args.add(&*event.task_type);
+    args.add(event.at.millis());
+    args.add(event_code(event.kind));
+    args.add(moved.map(|moved| moved.from.as_str()));
+    args.add(moved.map(|moved| moved.to.as_str()));
+    args.add(moved.map(|moved| moved.cause.as_str()));
+    args.add(moved.map(|moved| moved.epoch.cast_signed()));
+    args.add(&*event.actor);
+    args.add(&*event.reason);
+    args.add(event.until.map(Timestamp::millis));
 }
 
 /// The stored number of what happened to an agent. Never changes.
@@ -199,10 +254,7 @@ pub(super) const fn event_code(kind: AgentEventKind) -> i64 {
     }
 }
 
-/// One value more.
-pub(super) fn add<'q, T>(args: &mut SqliteArguments, value: T)
-where
-    T: sqlx::Encode<'q, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>,
-{
-    args.add(value).expect("encoding a number, text or blob cannot fail");
+/// None for an empty text.
+fn filled(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
 }

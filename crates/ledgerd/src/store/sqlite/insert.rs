@@ -1,27 +1,18 @@
-//! The tables' insert statements, for the few numbers of rows that they are prepared for.
-//!
-//! Rows are written many at a time, for each statement is a hop to the connection's thread. A run of rows is cut into
-//! pieces of 256 and one smaller power of two, which is filled up with rows of NULL that the statement leaves out: so
-//! there are nine texts a table, and the cache of prepared statements always hits.
+//! The tables' insert statements.
 
 use std::sync::OnceLock;
-
-/// Most rows of one statement: 38 columns stay far below SQLite's 32,766 variables, and the program of a statement
-/// still fits the processor's cache.
-pub(super) const MOST: usize = 256;
-const SIZES: usize = 9;
 
 /// One table's statement.
 pub(super) struct Insert {
     verb: &'static str,
     columns: &'static [&'static str],
     tail: &'static str,
-    texts: [OnceLock<String>; SIZES],
+    text: OnceLock<String>,
 }
 
 impl Insert {
     const fn new(verb: &'static str, columns: &'static [&'static str], tail: &'static str) -> Self {
-        Self { verb, columns, tail, texts: [const { OnceLock::new() }; SIZES] }
+        Self { verb, columns, tail, text: OnceLock::new() }
     }
 
     /// Number of columns.
@@ -29,22 +20,11 @@ impl Insert {
         self.columns.len()
     }
 
-    /// The statement for `size` rows, a power of two up to [`MOST`].
-    pub(super) fn text(&'static self, size: usize) -> &'static str {
-        self.texts[size.ilog2() as usize].get_or_init(|| {
-            let row = format!("({})", vec!["?"; self.columns.len()].join(", "));
-            let rows = vec![row; size].join(", ");
-            let names = self.columns.join(", ");
-            if size == 1 {
-                return format!("{} ({names}) VALUES {rows} {}", self.verb, self.tail);
-            }
-            let numbered: Vec<String> = (1..=self.columns.len()).map(|n| format!("column{n}")).collect();
-            format!(
-                "{} ({names}) SELECT {} FROM (VALUES {rows}) WHERE column1 IS NOT NULL {}",
-                self.verb,
-                numbered.join(", "),
-                self.tail
-            )
+    /// The statement for one row.
+    pub(super) fn text(&'static self) -> &'static str {
+        self.text.get_or_init(|| {
+            let values = vec!["?"; self.columns.len()].join(", ");
+            format!("{} ({}) VALUES ({values}) {}", self.verb, self.columns.join(", "), self.tail)
         })
     }
 }

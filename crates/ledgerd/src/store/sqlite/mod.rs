@@ -1,8 +1,8 @@
 //! The ledger in one SQLite file, with one writer.
 //!
 //! One process owns everything, so nothing is ever overtaken and what is live is in memory. Invariants: one connection
-//! writes, one transaction per batch; memory that a failed batch has touched is not used again before a recovery; no
-//! statement is dropped half-way, for the caller runs on a task of its own.
+//! writes, one transaction per batch, on the thread of the caller; memory that a failed batch has touched is not used again
+//! before a recovery.
 
 mod bind;
 mod checkpoint;
@@ -28,12 +28,12 @@ use checkpoint::Checkpoints;
 use ledger_core::limits::REQUEST_MEMORY;
 use ledger_core::store::{Ask, Changed, Changes, Fut, Known, Recovered, Store, StoreError, TaskData, Want};
 use ledger_core::{AgentId, Now, Record, State, Task, TaskId, Timestamp};
+use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
-use sqlx::{AssertSqlSafe, Connection, SqlSafeStr, SqlStr};
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
-use write::{BLOCK_BITS, Plan, Row, Staged, Step, Tallies, is_live};
+use write::{BLOCK_BITS, Row, Sources, Staged, Tallies, Writer, is_live};
 
 const FULL: i32 = 13;
 const BUSY: i32 = 5;
@@ -43,11 +43,11 @@ const IO: i32 = 10;
 const CORRUPT: i32 = 11;
 const CANNOT_OPEN: i32 = 14;
 const NOT_A_DATABASE: i32 = 26;
-/// Texts of statements that run in one hop, kept until there are so many: few occur in a steady load.
-const SCRIPTS: usize = 256;
 
 /// The writing half.
 pub struct SqliteStore {
+    writer: Writer,
+    /// For what is read at the start, and of tasks that have ended. Sees what is committed.
     conn: SqliteConnection,
     checkpoints: Checkpoints,
     fresh: Arc<Fresh>,
@@ -58,7 +58,6 @@ pub struct SqliteStore {
     visited: Vec<TaskId>,
     /// Tasks that the batch gives to another agent, whose row is still to be written: in whose count they are.
     counted: HashMap<TaskId, AgentId>,
-    scripts: HashMap<Vec<u32>, Arc<str>>,
     oldest_request: Timestamp,
     /// A batch failed: memory may say what the file does not.
     broken: bool,
@@ -73,8 +72,15 @@ impl std::fmt::Debug for SqliteStore {
 }
 
 impl SqliteStore {
-    fn new(conn: SqliteConnection, checkpoints: Checkpoints, fresh: Arc<Fresh>, lock: File) -> Self {
+    fn new(
+        writer: Writer,
+        conn: SqliteConnection,
+        checkpoints: Checkpoints,
+        fresh: Arc<Fresh>,
+        lock: File,
+    ) -> Self {
         Self {
+            writer,
             conn,
             checkpoints,
             fresh,
@@ -83,7 +89,6 @@ impl SqliteStore {
             tallies: Tallies::default(),
             visited: Vec::new(),
             counted: HashMap::new(),
-            scripts: HashMap::new(),
             oldest_request: Timestamp::FAR,
             broken: true,
             _lock: lock,
@@ -96,7 +101,8 @@ impl SqliteStore {
     /// That SQLite could not; everything committed is durable all the same.
     pub async fn close(self) -> Result<(), StoreError> {
         self.checkpoints.close().await.map_err(|error| failed(&error))?;
-        self.conn.close().await.map_err(|error| failed(&error))
+        self.conn.close().await.map_err(|error| failed(&error))?;
+        self.writer.close().map_err(|error| failed(&error))
     }
 
     fn usable(&self) -> Result<(), StoreError> {
@@ -245,33 +251,15 @@ impl SqliteStore {
         Ok(())
     }
 
-    async fn write_staged(&mut self) -> Result<(), StoreError> {
+    fn write_staged(&mut self) -> Result<(), StoreError> {
         self.staged.tasks.sort_unstable();
         let purge = self.ready.now().at >= self.oldest_request.after(REQUEST_MEMORY);
-        let plan = Plan::new(&self.staged, &self.ready, &self.tallies, purge);
-        let mut hop = plan.hop(0);
-        let mut args = plan.args(&hop);
-        while !hop.is_empty() {
-            let text = script(&mut self.scripts, &plan.steps[hop.clone()]);
-            let next = plan.hop(hop.end);
-            // While the connection's thread works, the values of the next statement are made ready.
-            let (done, next_args) = tokio::join!(
-                biased;
-                sqlx::query_with(text, args).execute(&mut self.conn),
-                async { plan.args(&next) },
-            );
-            if let Err(error) = done {
-                let error = failed_to_write(&error);
-                // Of no effect where SQLite has rolled back by itself.
-                let _ = sqlx::query("ROLLBACK").execute(&mut self.conn).await;
-                return Err(error);
-            }
-            (hop, args) = (next, next_args);
-        }
-        self.checkpoints.wrote(plan.bytes());
+        let from = Sources { staged: &self.staged, ready: &self.ready, tallies: &self.tallies, purge };
+        let bytes = self.writer.commit(&from).map_err(|error| failed_to_write(&error))?;
+        self.checkpoints.wrote(bytes);
         if purge {
             // The commit stands; a failed look only means that the next batch purges again.
-            self.oldest_request = self.read_oldest_request().await.unwrap_or(Timestamp::EPOCH);
+            self.oldest_request = self.writer.oldest_request().unwrap_or(Timestamp::EPOCH);
         }
         Ok(())
     }
@@ -357,7 +345,7 @@ impl Store for SqliteStore {
             if !self.staged.is_empty() {
                 // Until it is known to be durable, memory is ahead of the file.
                 self.broken = true;
-                self.write_staged().await?;
+                self.write_staged()?;
                 self.broken = false;
             }
             self.settle();
@@ -368,21 +356,6 @@ impl Store for SqliteStore {
     fn next_due(&self, now: Now) -> Option<Timestamp> {
         self.ready.next_due(now)
     }
-}
-
-/// The text of statements that run in one hop, the same for the same ones.
-fn script(scripts: &mut HashMap<Vec<u32>, Arc<str>>, steps: &[Step]) -> SqlStr {
-    if let [step] = steps {
-        return step.text.into_sql_str();
-    }
-    let tags: Vec<u32> = steps.iter().map(|step| step.tag).collect();
-    if scripts.len() >= SCRIPTS && !scripts.contains_key(&tags) {
-        scripts.clear();
-    }
-    let text = scripts
-        .entry(tags)
-        .or_insert_with(|| steps.iter().map(|step| step.text).collect::<Vec<_>>().join("; ").into());
-    AssertSqlSafe(Arc::clone(text)).into_sql_str()
 }
 
 /// Data of the newest tasks, for the workers that get them next: most tasks are handed out soon after they came.
@@ -439,15 +412,28 @@ fn weight(data: &TaskData) -> usize {
     256 + data.payload.len() + labels + data.traceparent.len() + data.tracestate.len() + data.key.len()
 }
 
-/// SQLite's own number for an error, without the finer part.
-fn primary_code(error: &sqlx::Error) -> Option<i32> {
-    let code = error.as_database_error()?.code()?;
-    code.parse::<i32>().ok().map(|code| code & 0xff)
+/// An error of either way to SQLite.
+trait Failure: std::fmt::Display {
+    /// SQLite's own number, without the finer part.
+    fn code(&self) -> Option<i32>;
+}
+
+impl Failure for sqlx::Error {
+    fn code(&self) -> Option<i32> {
+        let code = self.as_database_error()?.code()?;
+        code.parse::<i32>().ok().map(|code| code & 0xff)
+    }
+}
+
+impl Failure for rusqlite::Error {
+    fn code(&self) -> Option<i32> {
+        Some(self.sqlite_error()?.extended_code & 0xff)
+    }
 }
 
 /// A read that failed: nothing was written.
-fn failed(error: &sqlx::Error) -> StoreError {
-    match primary_code(error) {
+fn failed(error: &impl Failure) -> StoreError {
+    match error.code() {
         Some(CORRUPT | NOT_A_DATABASE) => StoreError::Corrupt(error.to_string()),
         Some(BUSY | LOCKED | IO | CANNOT_OPEN) | None => StoreError::Unavailable(error.to_string()),
         Some(_) => StoreError::Statement(error.to_string()),
@@ -455,13 +441,13 @@ fn failed(error: &sqlx::Error) -> StoreError {
 }
 
 /// A statement of a batch failed, its commit included.
-fn failed_to_write(error: &sqlx::Error) -> StoreError {
-    match primary_code(error) {
+fn failed_to_write(error: &impl Failure) -> StoreError {
+    match error.code() {
         Some(FULL) => StoreError::Full,
         Some(CORRUPT | NOT_A_DATABASE) => StoreError::Corrupt(error.to_string()),
         Some(BUSY | LOCKED | READ_ONLY | CANNOT_OPEN) => StoreError::Unavailable(error.to_string()),
-        // An I/O error, or the connection's thread is gone: the commit may have reached the file.
-        Some(IO) | None => StoreError::Unknown(error.to_string()),
-        Some(_) => StoreError::Statement(error.to_string()),
+        // The commit may have reached the file.
+        Some(IO) => StoreError::Unknown(error.to_string()),
+        _ => StoreError::Statement(error.to_string()),
     }
 }

@@ -5,7 +5,8 @@
 
 use super::checkpoint::Checkpoints;
 use super::read::SqliteReader;
-use super::{Fresh, SqliteStore};
+use super::write::Writer;
+use super::{Failure, Fresh, SqliteStore};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, Row, SqlSafeStr};
@@ -116,38 +117,48 @@ pub async fn open(dir: &Path, options: Options) -> Result<(SqliteStore, Arc<Sqli
     }
     create(dir, &path)?;
 
-    let mut writing = settings(&path).synchronous(SqliteSynchronous::Full).foreign_keys(true);
-    if let Some(pages) = options.max_pages {
-        writing = writing.pragma("max_page_count", pages.to_string());
-    }
+    let writing = settings(&path).synchronous(SqliteSynchronous::Full);
     // The wal_autocheckpoint of a connection decides what its own commits do: nothing.
     let writing = writing.journal_mode(SqliteJournalMode::Wal).pragma("wal_autocheckpoint", "0");
-    let named = |error: sqlx::Error| of_sqlx(&path, &error);
+    let named = |error: sqlx::Error| of_sqlite(&path, &error);
     let mut conn = writing.connect().await.map_err(named)?;
     check_sqlite(&mut conn).await.map_err(named)??;
     migrate(&mut conn, &path).await?;
     let checkpoints = Checkpoints::open(&writing).await.map_err(named)?;
-    // The migration's own connection settings ended with it: what follows is prepared anew, on the final schema.
+    // Opened on the final schema.
+    let writer = Writer::open(&path, BUSY, &pragmas(&options)).map_err(|error| of_sqlite(&path, &error))?;
     let fresh = Arc::new(Fresh::new(options.fresh_bytes));
     let reading = settings(&path).read_only(true).pragma("query_only", "ON");
     let reader = Arc::new(SqliteReader::open(reading, Arc::clone(&fresh), side("-wal")));
-    Ok((SqliteStore::new(conn, checkpoints, fresh, lock), reader))
+    Ok((SqliteStore::new(writer, conn, checkpoints, fresh, lock), reader))
 }
 
 /// What every connection is set to.
+const PRAGMAS: [(&str, &str); 5] = [
+    ("trusted_schema", "OFF"),
+    ("cell_size_check", "ON"),
+    ("mmap_size", "0"),
+    ("cache_size", "-65536"),
+    ("temp_store", "MEMORY"),
+];
+
+/// What the writing connection is set to. Its own commits run no checkpoint.
+fn pragmas(options: &Options) -> Vec<(&'static str, String)> {
+    let mut pragmas: Vec<_> = PRAGMAS.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+    pragmas.push(("synchronous", "FULL".to_owned()));
+    pragmas.push(("wal_autocheckpoint", "0".to_owned()));
+    pragmas.extend(options.max_pages.map(|pages| ("max_page_count", pages.to_string())));
+    pragmas
+}
+
 fn settings(path: &Path) -> SqliteConnectOptions {
-    SqliteConnectOptions::new()
+    let settings = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(false)
         .page_size(4_096)
         .busy_timeout(BUSY)
-        .statement_cache_capacity(512)
-        .pragma("trusted_schema", "OFF")
-        .pragma("cell_size_check", "ON")
-        .pragma("mmap_size", "0")
-        .pragma("cache_size", "-65536")
-        .pragma("temp_store", "MEMORY")
-        .disable_statement_logging()
+        .disable_statement_logging();
+    PRAGMAS.into_iter().fold(settings, |settings, (name, value)| settings.pragma(name, value))
 }
 
 fn lock(dir: &Path) -> Result<File, OpenError> {
@@ -236,15 +247,15 @@ async fn migrate(conn: &mut SqliteConnection, path: &Path) -> Result<(), OpenErr
             what: format!("migration {found} is not as released"),
         }),
         Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => {
-            Err(of_sqlx(path, &error))
+            Err(of_sqlite(path, &error))
         }
         Err(error) => Err(OpenError::Migration(error.to_string())),
     }
 }
 
-fn of_sqlx(path: &Path, error: &sqlx::Error) -> OpenError {
+fn of_sqlite(path: &Path, error: &impl Failure) -> OpenError {
     let path = path.to_owned();
-    match super::primary_code(error) {
+    match error.code() {
         Some(super::CORRUPT | super::NOT_A_DATABASE) => OpenError::Corrupt { path, what: error.to_string() },
         _ => OpenError::Database { path, what: error.to_string() },
     }

@@ -3,12 +3,12 @@
 //! Invariant: a start looks into the blocks that have live tasks, never at finished ones elsewhere.
 
 use super::rows::{Columns, Shared, record_columns, task_columns};
-use super::write::{Staged, ids, request_hash};
+use super::write::{Staged, ids};
 use super::{SqliteStore, failed};
 use crate::store::ready::Ready;
 use futures_util::TryStreamExt;
 use ledger_core::store::{AgentRow, Counts, KeyHolder, Known, Recovered, StoreError, Want};
-use ledger_core::{AgentId, Now, Reason, Record, State, Task, TaskId, Timestamp};
+use ledger_core::{AgentId, Now, Reason, Record, State, Task, TaskId};
 use sqlx::sqlite::SqliteConnection;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -38,13 +38,6 @@ const TASKS: &str = concat!(
      CROSS JOIN tasks AS t ON t.id = wanted.value \
      CROSS JOIN task_specs AS s ON s.id = t.id"
 );
-const KEYS: &str = "SELECT wanted.key, k.task_id, k.digest \
-    FROM json_each(?) AS wanted \
-    CROSS JOIN idempotency_keys AS k ON k.agent = wanted.value ->> 0 AND k.key = wanted.value ->> 1";
-const REQUESTS: &str = "SELECT r.id, r.digest, r.answer, r.at \
-    FROM json_each(?) AS wanted \
-    CROSS JOIN requests AS r ON r.hash = wanted.value ->> 0 AND r.id = wanted.value ->> 1";
-const OLDEST_REQUEST: &str = "SELECT at FROM requests ORDER BY seq LIMIT 1";
 /// Follows each task's chain of rows back, no further than the fence that is looked for.
 const SETTLED: &str = concat!(
     "WITH RECURSIVE chain (n, fence, seq) AS ( \
@@ -66,26 +59,13 @@ const SETTLED: &str = concat!(
 
 /// Every statement here, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 13] = [
-    META,
-    AGENTS,
-    BREAKERS,
-    BUDGETS,
-    SESSIONS,
-    COUNTS,
-    BLOCKS,
-    LIVE,
-    TASKS,
-    KEYS,
-    REQUESTS,
-    OLDEST_REQUEST,
-    SETTLED,
-];
+pub(super) const STATEMENTS: [&str; 10] =
+    [META, AGENTS, BREAKERS, BUDGETS, SESSIONS, COUNTS, BLOCKS, LIVE, TASKS, SETTLED];
 
 impl SqliteStore {
     pub(super) async fn read_everything(&mut self, now: Now) -> Result<Recovered, StoreError> {
         // Of a batch that failed half-way, should SQLite not have rolled it back by itself.
-        let _ = sqlx::query("ROLLBACK").execute(&mut self.conn).await;
+        self.writer.roll_back();
         self.staged = Staged::default();
         self.visited.clear();
         self.counted.clear();
@@ -129,7 +109,7 @@ impl SqliteStore {
         })
         .await?;
         self.tallies.counts.clone_from(&found.counts);
-        self.oldest_request = self.read_oldest_request().await?;
+        self.oldest_request = self.writer.oldest_request().map_err(|error| failed(&error))?;
         let queue_timeouts = agents_with_queue_timeout(&found.agents);
         let timed = |task: &&Task| has_timer(task, &queue_timeouts);
         found.timed = self.ready.entries().map(|entry| &entry.task).filter(timed).cloned().collect();
@@ -137,16 +117,6 @@ impl SqliteStore {
         found.timed.sort_unstable_by_key(|task| task.id);
         self.broken = false;
         Ok(found)
-    }
-
-    pub(super) async fn read_oldest_request(&mut self) -> Result<Timestamp, StoreError> {
-        let mut oldest = Timestamp::FAR;
-        each(&mut self.conn, OLDEST_REQUEST, None, |row| {
-            oldest = row.time()?;
-            Ok(())
-        })
-        .await?;
-        Ok(oldest)
     }
 
     pub(super) async fn read_wanted(&mut self, want: &Want) -> Result<Known, StoreError> {
@@ -174,25 +144,21 @@ impl SqliteStore {
             })
             .await?;
         }
-        self.read_keys(want, &mut known).await?;
-        self.read_requests(want, &mut known).await?;
+        self.read_keys(want, &mut known)?;
+        self.read_requests(want, &mut known)?;
         Ok(known)
     }
 
-    async fn read_keys(&mut self, want: &Want, known: &mut Known) -> Result<(), StoreError> {
+    fn read_keys(&mut self, want: &Want, known: &mut Known) -> Result<(), StoreError> {
         if want.keys.is_empty() {
             return Ok(());
         }
-        let wanted: Vec<(u32, &str)> = want.keys.iter().map(|(agent, key)| (agent.0, &**key)).collect();
-        each(&mut self.conn, KEYS, Some(super::text::written(&wanted)), |row| {
-            let asked = usize::try_from(row.number()?).unwrap_or(usize::MAX);
-            let holder = KeyHolder { task: row.task_id()?, digest: row.bits()? };
-            if let Some(key) = want.keys.get(asked).filter(|_| !self.staged.freed.contains(&holder.task)) {
-                known.keys.insert(key.clone(), holder);
+        for (agent, key) in &want.keys {
+            let holder = self.writer.key(*agent, key).map_err(|error| failed(&error))?;
+            if let Some(holder) = holder.filter(|holder| !self.staged.freed.contains(&holder.task)) {
+                known.keys.insert((*agent, Arc::clone(key)), holder);
             }
-            Ok(())
-        })
-        .await?;
+        }
         // A batch that is decided anew in part asks again after it has written.
         if self.staged.data.is_empty() {
             return Ok(());
@@ -208,17 +174,14 @@ impl SqliteStore {
         Ok(())
     }
 
-    async fn read_requests(&mut self, want: &Want, known: &mut Known) -> Result<(), StoreError> {
+    fn read_requests(&mut self, want: &Want, known: &mut Known) -> Result<(), StoreError> {
         if want.requests.is_empty() {
             return Ok(());
         }
-        let wanted: Vec<(i64, &str)> = want.requests.iter().map(|id| (request_hash(id), &**id)).collect();
-        each(&mut self.conn, REQUESTS, Some(super::text::written(&wanted)), |row| {
-            let request = row.request()?;
-            known.requests.insert(Arc::clone(&request.id), request);
-            Ok(())
-        })
-        .await?;
+        for id in &want.requests {
+            let request = self.writer.request(id).map_err(|error| failed(&error))?;
+            known.requests.extend(request.map(|request| (Arc::clone(id), request)));
+        }
         if !self.staged.requests.is_empty() {
             let wanted: HashSet<&Arc<str>> = want.requests.iter().collect();
             let staged = self.staged.requests.iter().filter(|row| wanted.contains(&row.id));

@@ -4,11 +4,11 @@
 
 use super::text;
 use bytes::Bytes;
+use ledger_core::store::TaskData;
 use ledger_core::store::{
     AgentEvent, AgentEventKind, AgentRow, BreakerRow, BudgetRow, DeadLetter, Notes, ProgressNote, SessionRow,
     StoreError,
 };
-use ledger_core::store::{RequestRow, TaskData};
 use ledger_core::{
     AgentId, EventKind, Holder, Lease, Overrides, Reason, Record, Sample, SessionId, Spec, State, Stop,
     StopCause, Task, TaskError, TaskId, Timestamp,
@@ -334,15 +334,6 @@ impl<'r> Columns<'r> {
                 (Some(at), why) => Some((at, why.unwrap_or_default().into())),
                 (None, _) => None,
             },
-        })
-    }
-
-    pub(super) fn request(&mut self) -> Result<RequestRow, StoreError> {
-        Ok(RequestRow {
-            id: self.text()?.into(),
-            digest: self.bits()?,
-            answer: self.bytes()?,
-            at: self.time()?,
         })
     }
 

@@ -1,28 +1,31 @@
 //! A batch on its way to the file: what was decided, and the statements it becomes.
 //!
-//! Decides nothing. Invariants: one row image per task, the last; history in the order it was decided; the whole batch in
-//! one transaction; the number of statements grows with the number of tables touched, not of tasks.
+//! Decides nothing. The writing connection is not sqlx's: a statement there is a hop to another thread and back, and costs
+//! more than the row that it writes (docs/benchmarks.md). Here the thread that decided a batch also writes it, with
+//! statements that are prepared once. Invariants: one row image per task, the last; history in the order it was decided;
+//! the whole batch in one transaction.
 
-use super::bind::{self, add};
-use super::insert::{MOST, Table};
+use super::bind::{self, Args};
+use super::insert::Table;
 use super::text;
-use crate::store::ready::{Entry, Ready};
+use crate::store::ready::Ready;
 use bytes::Bytes;
 use ledger_core::limits::{FORGOTTEN_AT_ONCE, REQUEST_MEMORY, SALVAGED};
 use ledger_core::store::{
-    AgentEvent, AgentRow, BreakerRow, BudgetRow, Counts, DeadLetter, Notes, RequestRow, SessionRow, TaskData,
+    AgentEvent, AgentRow, BreakerRow, BudgetRow, Counts, DeadLetter, KeyHolder, Notes, RequestRow,
+    SessionRow, TaskData,
 };
 use ledger_core::{AgentId, Record, State, Task, TaskId, Timestamp};
-use sqlx::Arguments;
-use sqlx::sqlite::SqliteArguments;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Result, params};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Task numbers whose live ones are counted together: 2 to the power of this.
 pub(super) const BLOCK_BITS: u32 = 12;
-/// A statement with more variables than this runs alone: preparing one anew costs more than the hop it saves.
-const SMALL: usize = 256;
+/// More than there are statements.
+const STATEMENTS_KEPT: usize = 64;
 
 /// A history row on its way.
 pub(super) struct Row {
@@ -81,53 +84,18 @@ impl Tallies {
     }
 }
 
-/// A statement of the batch.
-pub(super) struct Step {
-    pub(super) text: &'static str,
-    pub(super) variables: usize,
-    /// Tells its text from the others'.
-    pub(super) tag: u32,
-    bind: Bind,
-}
-
-enum Bind {
-    Nothing,
-    Json(String),
-    Payload(usize),
-    Salvaged(String),
-    Meta,
-    Purge { before: i64, most: i64 },
-    Rows(Table, Range<usize>, usize),
-}
-
-/// The statements of a batch, in order, and the rows they are bound to.
-pub(super) struct Plan<'a> {
-    pub(super) steps: Vec<Step>,
-    staged: &'a Staged,
-    ready: &'a Ready,
-    tallies: &'a Tallies,
-    plain: Vec<TaskId>,
-    held: Vec<TaskId>,
-    full: Vec<TaskId>,
-    keys: Vec<(AgentId, &'a TaskData, TaskId)>,
-    letters: Vec<&'a DeadLetter>,
-    agents: Vec<&'a AgentRow>,
-    breakers: Vec<&'a BreakerRow>,
-    budgets: Vec<&'a BudgetRow>,
-    sessions: Vec<&'a SessionRow>,
-    counts: Vec<(AgentId, u8)>,
-    blocks: Vec<u64>,
-}
-
 const BEGIN: &str = "BEGIN IMMEDIATE";
 const COMMIT: &str = "COMMIT";
+const KEY: &str = "SELECT task_id, digest FROM idempotency_keys WHERE agent = ? AND key = ?";
+const REQUEST: &str = "SELECT digest, answer, at FROM requests WHERE hash = ? AND id = ?";
+const OLDEST_REQUEST: &str = "SELECT at FROM requests ORDER BY seq LIMIT 1";
 const META: &str = "UPDATE meta SET last_task = ?, last_seq = ?, last_session = ? WHERE id = 1";
 const FREE_KEYS: &str = "DELETE FROM idempotency_keys \
     WHERE (agent, key) IN ( \
         SELECT s.agent, s.key FROM json_each(?) AS freed \
         CROSS JOIN task_specs AS s ON s.id = freed.value \
         WHERE s.key IS NOT NULL AND idempotency_keys.task_id = s.id)";
-const REDRIVEN: &str = "DELETE FROM dead_letter_queue WHERE task_id IN (SELECT value FROM json_each(?))";
+const REDRIVEN: &str = "DELETE FROM dead_letter_queue WHERE task_id = ?";
 /// [task, agent, agent before] each. Before the tasks' own data, which says what the key is.
 const MOVE_KEYS: &str = "UPDATE idempotency_keys SET agent = moved.value ->> 1 \
     FROM json_each(?) AS moved CROSS JOIN task_specs AS s ON s.id = moved.value ->> 0 \
@@ -136,7 +104,7 @@ const MOVE_KEYS: &str = "UPDATE idempotency_keys SET agent = moved.value ->> 1 \
 const MOVE_SPECS: &str = "UPDATE task_specs SET agent = moved.value ->> 1 \
     FROM json_each(?) AS moved WHERE task_specs.id = moved.value ->> 0";
 const NEW_PAYLOAD: &str = "UPDATE task_specs SET payload = ? WHERE id IN (SELECT value FROM json_each(?))";
-const EMPTY_BLOCKS: &str = "DELETE FROM live_blocks WHERE block IN (SELECT value FROM json_each(?))";
+const EMPTY_BLOCK: &str = "DELETE FROM live_blocks WHERE block = ?";
 const PRUNE_SALVAGE: &str = "DELETE FROM salvage \
     WHERE task_id IN (SELECT value FROM json_each(?)) \
     AND fence NOT IN ( \
@@ -163,15 +131,14 @@ const REMOVE: [&str; 6] = [
     "DELETE FROM task_notes WHERE task_id IN (SELECT value FROM json_each(?))",
     "DELETE FROM dead_letter_queue WHERE task_id IN (SELECT value FROM json_each(?))",
 ];
-const GONE_WORKERS: &str =
-    "DELETE FROM sessions WHERE worker IN (SELECT value FROM json_each(?)) AND open = 0";
+const GONE_WORKER: &str = "DELETE FROM sessions WHERE worker = ? AND open = 0";
 /// Looks at the oldest rows alone, as above.
 const OLD_EVENTS: &str = "DELETE FROM agent_events WHERE seq IN ( \
     SELECT seq FROM (SELECT seq, at FROM agent_events ORDER BY seq LIMIT ?) WHERE at < ?)";
 
 /// Every statement that is no insert, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 18] = [
+pub(super) const STATEMENTS: [&str; 21] = [
     REMOVE_HISTORY,
     REMOVE[0],
     REMOVE[1],
@@ -179,7 +146,7 @@ pub(super) const STATEMENTS: [&str; 18] = [
     REMOVE[3],
     REMOVE[4],
     REMOVE[5],
-    GONE_WORKERS,
+    GONE_WORKER,
     OLD_EVENTS,
     META,
     FREE_KEYS,
@@ -187,9 +154,12 @@ pub(super) const STATEMENTS: [&str; 18] = [
     MOVE_KEYS,
     MOVE_SPECS,
     NEW_PAYLOAD,
-    EMPTY_BLOCKS,
+    EMPTY_BLOCK,
     PRUNE_SALVAGE,
     PURGE_REQUESTS,
+    KEY,
+    REQUEST,
+    OLDEST_REQUEST,
 ];
 
 impl Staged {
@@ -227,291 +197,270 @@ impl Staged {
     }
 }
 
-impl<'a> Plan<'a> {
-    /// The statements for all that is staged. `purge`: answers may have grown old enough to be forgotten.
-    pub(super) fn new(staged: &'a Staged, ready: &'a Ready, tallies: &'a Tallies, purge: bool) -> Self {
-        let mut plan = Self {
-            steps: Vec::with_capacity(32),
-            staged,
-            ready,
-            tallies,
-            plain: Vec::with_capacity(staged.tasks.len()),
-            held: Vec::with_capacity(staged.tasks.len()),
-            full: Vec::new(),
-            keys: Vec::new(),
-            letters: staged.letters.values().flatten().collect(),
-            agents: staged.agents.values().collect(),
-            breakers: staged.breakers.values().collect(),
-            budgets: staged.budgets.values().collect(),
-            sessions: staged.sessions.values().collect(),
-            counts: staged.counts.iter().copied().collect(),
-            blocks: staged.blocks.iter().copied().filter(|block| tallies.live(*block) > 0).collect(),
-        };
-        for entry in staged.tasks.iter().filter_map(|id| ready.entry(*id)) {
-            match form(&entry.task) {
-                Table::TasksFull => plan.full.push(entry.task.id),
-                Table::TasksHeld => plan.held.push(entry.task.id),
-                _ => plan.plain.push(entry.task.id),
-            }
+/// The one connection that writes.
+pub(super) struct Writer {
+    conn: Connection,
+}
+
+/// What a commit reads.
+pub(super) struct Sources<'a> {
+    pub(super) staged: &'a Staged,
+    pub(super) ready: &'a Ready,
+    pub(super) tallies: &'a Tallies,
+    /// Answers may have grown old enough to be forgotten.
+    pub(super) purge: bool,
+}
+
+impl Writer {
+    /// Opens a file that has its schema.
+    pub(super) fn open(path: &Path, busy: Duration, pragmas: &[(&str, String)]) -> Result<Self> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let conn = Connection::open_with_flags(path, flags)?;
+        conn.busy_timeout(busy)?;
+        for (name, value) in pragmas {
+            conn.pragma_update(None, name, value)?;
         }
-        for (id, data) in
-            staged.data.iter().filter(|(id, data)| !data.key.is_empty() && !staged.freed.contains(id))
-        {
-            plan.keys.extend(ready.entry(*id).map(|entry| (entry.task.spec.agent, &**data, *id)));
-        }
-        plan.write(purge);
-        plan
+        conn.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
+        Ok(Self { conn })
     }
 
-    fn write(&mut self, purge: bool) {
-        let staged = self.staged;
-        self.step(BEGIN, 0, 0, Bind::Nothing);
-        if !staged.freed.is_empty() {
-            self.step(FREE_KEYS, 1, 1, Bind::Json(ids(staged.freed.iter())));
+    /// The value of a setting.
+    #[cfg(test)]
+    pub(super) fn pragma(&self, name: &str) -> String {
+        let value = |row: &rusqlite::Row<'_>| row.get::<_, rusqlite::types::Value>(0);
+        match self.conn.pragma_query_value(None, name, value).expect("it answers") {
+            rusqlite::types::Value::Integer(value) => value.to_string(),
+            rusqlite::types::Value::Text(value) => value,
+            other => panic!("{name} is {other:?}"),
         }
-        let gone: Vec<_> =
-            staged.letters.iter().filter(|(_, letter)| letter.is_none()).map(|(id, _)| id).collect();
-        if !gone.is_empty() {
-            self.step(REDRIVEN, 1, 2, Bind::Json(ids(gone.into_iter())));
+    }
+
+    /// Ends a transaction that was left open, if there is one.
+    pub(super) fn roll_back(&self) {
+        if !self.conn.is_autocommit() {
+            // Of no effect where SQLite has rolled back by itself.
+            let _ = self.conn.execute_batch("ROLLBACK");
         }
-        if !staged.moved.is_empty() {
-            let moved: Vec<_> = staged
-                .moved
-                .iter()
-                .map(|(id, before)| (id.0, self.entry(*id).task.spec.agent.0, before.0))
-                .collect();
-            let moved = text::written(&moved);
-            self.step(MOVE_KEYS, 1, 8, Bind::Json(moved.clone()));
-            self.step(MOVE_SPECS, 1, 9, Bind::Json(moved));
+    }
+
+    pub(super) fn close(self) -> Result<()> {
+        self.conn.close().map_err(|(_, error)| error)
+    }
+
+    /// The holder of a key: task and digest.
+    pub(super) fn key(&self, agent: AgentId, key: &str) -> Result<Option<KeyHolder>> {
+        let mut statement = self.conn.prepare_cached(KEY)?;
+        let holder = statement.query_row(params![agent.0, key], |row| {
+            Ok(KeyHolder {
+                task: TaskId(row.get::<_, i64>(0)?.cast_unsigned()),
+                digest: row.get::<_, i64>(1)?.cast_unsigned(),
+            })
+        });
+        holder.optional()
+    }
+
+    /// The answer to a request that was made before.
+    pub(super) fn request(&self, id: &Arc<str>) -> Result<Option<RequestRow>> {
+        let mut statement = self.conn.prepare_cached(REQUEST)?;
+        let request = statement.query_row(params![request_hash(id), &**id], |row| {
+            Ok(RequestRow {
+                id: Arc::clone(id),
+                digest: row.get::<_, i64>(0)?.cast_unsigned(),
+                answer: row.get::<_, Vec<u8>>(1)?.into(),
+                at: Timestamp::from_millis(row.get(2)?),
+            })
+        });
+        request.optional()
+    }
+
+    /// When the oldest answer was given that is remembered.
+    pub(super) fn oldest_request(&self) -> Result<Timestamp> {
+        let mut statement = self.conn.prepare_cached(OLDEST_REQUEST)?;
+        let at = statement.query_row([], |row| row.get(0)).optional()?;
+        Ok(at.map_or(Timestamp::FAR, Timestamp::from_millis))
+    }
+
+    /// Makes a batch durable. A guess of the bytes that it adds to the write-ahead log.
+    ///
+    /// # Errors
+    /// SQLite's. Nothing of the batch is visible then; whether it is durable is unclear after an I/O error.
+    pub(super) fn commit(&self, from: &Sources<'_>) -> Result<u64> {
+        let written = self.write(from);
+        if written.is_err() {
+            self.roll_back();
         }
-        for index in 0..staged.payloads.len() {
-            self.step(NEW_PAYLOAD, 2, 10, Bind::Payload(index));
+        Ok((16 * 1_024 + 12 * written? + 1_024 * from.staged.removed.len() + from.staged.blob_bytes()) as u64)
+    }
+
+    /// Runs the statements of a batch; the number of values written.
+    fn write(&self, from: &Sources<'_>) -> Result<usize> {
+        let Sources { staged, ready, tallies, purge } = *from;
+        let entry =
+            |id: &TaskId| ready.entry(*id).expect("what a batch writes is in memory until its commit");
+        self.run(BEGIN, |_| {})?;
+        let rare = !staged.freed.is_empty()
+            || !staged.letters.is_empty()
+            || !staged.moved.is_empty()
+            || !staged.payloads.is_empty()
+            || !staged.removed.is_empty()
+            || !staged.gone_workers.is_empty()
+            || staged.events_before.is_some();
+        if rare {
+            self.write_rare(from)?;
         }
         if purge {
             let most = 100 + 2 * staged.requests.len() as i64;
-            let before = self.ready.now().at.before(REQUEST_MEMORY).millis();
-            self.step(PURGE_REQUESTS, 2, 3, Bind::Purge { before, most });
+            let before = ready.now().at.before(REQUEST_MEMORY).millis();
+            self.run(PURGE_REQUESTS, |args| {
+                args.add(most);
+                args.add(before);
+            })?;
+        }
+        let empty = staged.blocks.iter().filter(|block| tallies.live(**block) == 0);
+        self.each(EMPTY_BLOCK, empty, |args, block| args.add(block.cast_signed()))?;
+        let meta = tallies.meta;
+        self.run(META, |args| {
+            args.add(meta.last_task.cast_signed());
+            args.add(meta.last_seq.cast_signed());
+            args.add(meta.last_session.cast_signed());
+        })?;
+        let mut values = 0;
+        values += self.rows(Table::Counts, staged.counts.iter(), |args, (agent, state)| {
+            let counts = tallies.counts.get(agent);
+            args.add(agent.0);
+            args.add(*state);
+            args.add(counts.map_or(0, |counts| counts[usize::from(*state)]).cast_signed());
+        })?;
+        let live = staged.blocks.iter().filter(|block| tallies.live(**block) > 0);
+        values += self.rows(Table::LiveBlocks, live, |args, block| {
+            args.add(block.cast_signed());
+            args.add(tallies.live(*block).cast_signed());
+        })?;
+        values += self.rows(Table::Agents, staged.agents.values(), bind::agent)?;
+        values += self.rows(Table::Breakers, staged.breakers.values(), bind::breaker)?;
+        values += self.rows(Table::Budgets, staged.budgets.values(), bind::budget)?;
+        values += self.rows(Table::Sessions, staged.sessions.values(), bind::session)?;
+        values += self.rows(Table::Events, staged.events.iter(), bind::event)?;
+        values += self.rows(Table::Specs, staged.data.iter(), |args, (id, data)| {
+            bind::spec(args, *id, &entry(id).task.spec, data);
+        })?;
+        for table in [Table::TasksPlain, Table::TasksHeld, Table::TasksFull] {
+            let tasks = staged.tasks.iter().map(entry).filter(|entry| form(&entry.task) == table);
+            values += self.rows(table, tasks, |args, entry| bind::task(args, entry, table))?;
+        }
+        values += self.rows(Table::History, staged.history.iter(), bind::history)?;
+        values += self.rows(Table::Results, staged.results.iter(), |args, (task, result)| {
+            args.add(task.0.cast_signed());
+            args.add(&result[..]);
+        })?;
+        values += self.rows(Table::Notes, staged.notes.iter(), bind::notes)?;
+        values += self.rows(Table::DeadLetters, staged.letters.values().flatten(), bind::letter)?;
+        let keyed =
+            staged.data.iter().filter(|(id, data)| !data.key.is_empty() && !staged.freed.contains(id));
+        values += self.rows(Table::Keys, keyed, |args, (id, data)| {
+            args.add(entry(id).task.spec.agent.0);
+            args.add(data.key.as_str());
+            args.add(id.0.cast_signed());
+            args.add(data.digest.cast_signed());
+        })?;
+        values += self.rows(Table::Requests, staged.requests.iter(), |args, row| {
+            args.add(request_hash(&row.id));
+            args.add(&*row.id);
+            args.add(row.digest.cast_signed());
+            args.add(&row.answer[..]);
+            args.add(row.at.millis());
+        })?;
+        values += self.rows(Table::Salvage, staged.salvage.iter(), |args, (task, fence, result)| {
+            args.add(task.0.cast_signed());
+            args.add(fence.cast_signed());
+            args.add(&result[..]);
+        })?;
+        if !staged.salvage.is_empty() {
+            let tasks: BTreeSet<_> = staged.salvage.iter().map(|(task, _, _)| task).collect();
+            let tasks = ids(tasks.into_iter());
+            self.run(PRUNE_SALVAGE, |args| {
+                args.add(&tasks);
+                args.add(SALVAGED as i64);
+            })?;
+        }
+        self.run(COMMIT, |_| {})?;
+        Ok(values)
+    }
+
+    /// What few batches do: all that takes something away.
+    fn write_rare(&self, from: &Sources<'_>) -> Result<()> {
+        let Sources { staged, ready, .. } = *from;
+        let listed = |text, list: String| self.run(text, |args| args.add(&list));
+        if !staged.freed.is_empty() {
+            listed(FREE_KEYS, ids(staged.freed.iter()))?;
+        }
+        let gone = staged.letters.iter().filter(|(_, letter)| letter.is_none()).map(|(id, _)| id);
+        self.each(REDRIVEN, gone, |args, id| args.add(id.0.cast_signed()))?;
+        if !staged.moved.is_empty() {
+            let agent = |id: &TaskId| ready.entry(*id).map_or(0, |entry| entry.task.spec.agent.0);
+            let moved: Vec<_> = staged.moved.iter().map(|(id, before)| (id.0, agent(id), before.0)).collect();
+            let moved = text::written(&moved);
+            listed(MOVE_KEYS, moved.clone())?;
+            listed(MOVE_SPECS, moved)?;
+        }
+        for (payload, tasks) in &staged.payloads {
+            let tasks = ids(tasks.iter());
+            self.run(NEW_PAYLOAD, |args| {
+                args.add(&payload[..]);
+                args.add(&tasks);
+            })?;
         }
         if !staged.removed.is_empty() {
             let removed = ids(staged.removed.iter());
-            for (tag, statement) in (11..).zip(std::iter::once(REMOVE_HISTORY).chain(REMOVE)) {
-                self.step(statement, 1, tag, Bind::Json(removed.clone()));
+            for statement in std::iter::once(REMOVE_HISTORY).chain(REMOVE) {
+                listed(statement, removed.clone())?;
             }
         }
-        if !staged.gone_workers.is_empty() {
-            self.step(
-                GONE_WORKERS,
-                1,
-                18,
-                Bind::Json(text::written(
-                    &staged.gone_workers.iter().map(|name| &**name).collect::<Vec<_>>(),
-                )),
-            );
-        }
+        self.each(GONE_WORKER, staged.gone_workers.iter(), |args, name| args.add(&**name))?;
         if let Some(before) = staged.events_before {
-            let (most, before) = (FORGOTTEN_AT_ONCE as i64, before.millis());
-            self.step(OLD_EVENTS, 2, 19, Bind::Purge { before, most });
+            self.run(OLD_EVENTS, |args| {
+                args.add(FORGOTTEN_AT_ONCE as i64);
+                args.add(before.millis());
+            })?;
         }
-        let empty: Vec<_> = staged.blocks.iter().filter(|block| self.tallies.live(**block) == 0).collect();
-        if !empty.is_empty() {
-            self.step(EMPTY_BLOCKS, 1, 7, Bind::Json(text::written(&empty)));
-        }
-        self.rows(Table::Counts, self.counts.len());
-        self.rows(Table::LiveBlocks, self.blocks.len());
-        self.step(META, 3, 4, Bind::Meta);
-        self.rows(Table::Agents, self.agents.len());
-        self.rows(Table::Breakers, self.breakers.len());
-        self.rows(Table::Budgets, self.budgets.len());
-        self.rows(Table::Sessions, self.sessions.len());
-        self.rows(Table::Events, staged.events.len());
-        self.rows(Table::Specs, staged.data.len());
-        self.rows(Table::TasksPlain, self.plain.len());
-        self.rows(Table::TasksHeld, self.held.len());
-        self.rows(Table::TasksFull, self.full.len());
-        self.rows(Table::History, staged.history.len());
-        self.rows(Table::Results, staged.results.len());
-        self.rows(Table::Notes, staged.notes.len());
-        self.rows(Table::DeadLetters, self.letters.len());
-        self.rows(Table::Keys, self.keys.len());
-        self.rows(Table::Requests, staged.requests.len());
-        self.rows(Table::Salvage, staged.salvage.len());
-        // Large ones alone, and the small ones together in front of them: deletes stay before inserts either way.
-        self.steps[1..].sort_by_key(|step| step.variables > SMALL);
-        if !staged.salvage.is_empty() {
-            let tasks: BTreeSet<_> = staged.salvage.iter().map(|(task, _, _)| task).collect();
-            self.step(PRUNE_SALVAGE, 2, 5, Bind::Salvaged(ids(tasks.into_iter())));
-        }
-        self.step(COMMIT, 0, 6, Bind::Nothing);
+        Ok(())
     }
 
-    fn step(&mut self, text: &'static str, variables: usize, tag: u32, bind: Bind) {
-        self.steps.push(Step { text, variables, tag, bind });
-    }
-
-    fn rows(&mut self, table: Table, count: usize) {
+    /// Writes rows; the number of values.
+    fn rows<T>(
+        &self,
+        table: Table,
+        rows: impl Iterator<Item = T>,
+        bind: impl Fn(&mut Args<'_, '_>, T),
+    ) -> Result<usize> {
         let insert = table.insert();
-        let mut from = 0;
-        while from < count {
-            let size = MOST.min((count - from).next_power_of_two());
-            let to = count.min(from + size);
-            let tag = (table as u32 + 1) * 1_024 + size as u32;
-            self.step(insert.text(size), size * insert.width(), tag, Bind::Rows(table, from..to, size));
-            from = to;
+        Ok(insert.width() * self.each(insert.text(), rows, bind)?)
+    }
+
+    /// Runs a statement once for each item; how often that was.
+    fn each<T>(
+        &self,
+        text: &'static str,
+        items: impl Iterator<Item = T>,
+        bind: impl Fn(&mut Args<'_, '_>, T),
+    ) -> Result<usize> {
+        let mut items = items.peekable();
+        if items.peek().is_none() {
+            return Ok(0);
         }
-    }
-
-    /// The statements, from `first` on, that go to the connection in one hop; none after the last.
-    pub(super) fn hop(&self, first: usize) -> Range<usize> {
-        let mut variables = 0;
-        let fits = |step: &&Step| {
-            variables += step.variables;
-            step.variables <= SMALL && variables <= 4 * SMALL
-        };
-        let rest = &self.steps[first..];
-        first..first + rest.iter().take_while(fits).count().max(1).min(rest.len())
-    }
-
-    /// The values of these statements.
-    pub(super) fn args(&self, hop: &Range<usize>) -> SqliteArguments {
-        let mut args = SqliteArguments::default();
-        for index in hop.clone() {
-            self.bind(&mut args, &self.steps[index], index + 1 == hop.end);
+        let mut statement = self.conn.prepare_cached(text)?;
+        let mut args = Args::of(&mut statement);
+        let mut count = 0;
+        for item in items {
+            bind(&mut args, item);
+            args.run()?;
+            count += 1;
         }
-        args
+        Ok(count)
     }
 
-    /// A guess of the bytes that the commit adds to the write-ahead log.
-    pub(super) fn bytes(&self) -> u64 {
-        let variables: usize = self.steps.iter().map(|step| step.variables).sum();
-        let removed = 1_024 * self.staged.removed.len();
-        (16 * 1_024 + 12 * variables + removed + self.staged.blob_bytes()) as u64
-    }
-
-    /// Binds what `step` takes. `last`: nothing follows in the same hop, so trailing NULLs need no binding.
-    fn bind(&self, args: &mut SqliteArguments, step: &Step, last: bool) {
-        match &step.bind {
-            Bind::Nothing => {}
-            Bind::Json(json) => add(args, json.clone()),
-            Bind::Payload(index) => {
-                let (payload, tasks) = &self.staged.payloads[*index];
-                add(args, payload.to_vec());
-                add(args, ids(tasks.iter()));
-            }
-            Bind::Salvaged(json) => {
-                add(args, json.clone());
-                add(args, SALVAGED as i64);
-            }
-            Bind::Purge { before, most } => {
-                add(args, *most);
-                add(args, *before);
-            }
-            Bind::Meta => {
-                let meta = self.tallies.meta;
-                add(args, meta.last_task.cast_signed());
-                add(args, meta.last_seq.cast_signed());
-                add(args, meta.last_session.cast_signed());
-            }
-            Bind::Rows(table, range, size) => {
-                args.reserve(step.variables, 0);
-                for index in range.clone() {
-                    self.row(args, *table, index);
-                }
-                if !last {
-                    for _ in 0..(size - range.len()) * table.insert().width() {
-                        add(args, None::<i64>);
-                    }
-                }
-            }
-        }
-    }
-
-    fn entry(&self, id: TaskId) -> &Entry {
-        self.ready.entry(id).expect("what a batch writes is in memory until its commit")
-    }
-
-    fn row(&self, args: &mut SqliteArguments, table: Table, index: usize) {
-        let staged = self.staged;
-        match table {
-            Table::Specs => {
-                let (id, data) = &staged.data[index];
-                bind::spec(args, *id, &self.entry(*id).task.spec, data);
-            }
-            Table::TasksPlain => bind::task(args, self.entry(self.plain[index]), table),
-            Table::TasksHeld => bind::task(args, self.entry(self.held[index]), table),
-            Table::TasksFull => bind::task(args, self.entry(self.full[index]), table),
-            Table::History => bind::history(args, &staged.history[index]),
-            Table::Results => {
-                let (task, result) = &staged.results[index];
-                add(args, task.0.cast_signed());
-                add(args, result.to_vec());
-            }
-            Table::Salvage => {
-                let (task, fence, result) = &staged.salvage[index];
-                add(args, task.0.cast_signed());
-                add(args, fence.cast_signed());
-                add(args, result.to_vec());
-            }
-            Table::Notes => bind::notes(args, &staged.notes[index]),
-            Table::DeadLetters => bind::letter(args, self.letters[index]),
-            Table::Keys => {
-                let (agent, data, task) = self.keys[index];
-                add(args, i64::from(agent.0));
-                add(args, data.key.clone());
-                add(args, task.0.cast_signed());
-                add(args, data.digest.cast_signed());
-            }
-            Table::Requests => {
-                let row = &staged.requests[index];
-                add(args, request_hash(&row.id));
-                add(args, Arc::clone(&row.id));
-                add(args, row.digest.cast_signed());
-                add(args, row.answer.to_vec());
-                add(args, row.at.millis());
-            }
-            Table::Agents => {
-                let row = self.agents[index];
-                add(args, i64::from(row.id.0));
-                add(args, Arc::clone(&row.name));
-                add(args, text::agent(&row.given));
-                add(args, row.created_at.millis());
-                add(args, row.pause.as_ref().map(text::pause));
-            }
-            Table::Breakers => bind::breaker(args, self.breakers[index]),
-            Table::Budgets => {
-                let row = self.budgets[index];
-                add(args, row.agent.map_or(0, |agent| i64::from(agent.0)));
-                add(args, row.level.millitokens.cast_signed());
-                add(args, row.level.updated_at.cast_signed());
-            }
-            Table::Sessions => {
-                let row = self.sessions[index];
-                add(args, Arc::clone(&row.worker));
-                add(args, row.incarnation.cast_signed());
-                add(args, row.session.0.cast_signed());
-                add(args, row.connected_at.millis());
-                add(args, row.beat_at.millis());
-                add(args, row.open);
-            }
-            Table::Events => bind::event(args, &staged.events[index]),
-            Table::Counts => {
-                let (agent, state) = self.counts[index];
-                add(args, i64::from(agent.0));
-                add(args, i64::from(state));
-                add(
-                    args,
-                    self.tallies
-                        .counts
-                        .get(&agent)
-                        .map_or(0, |counts| counts[usize::from(state)])
-                        .cast_signed(),
-                );
-            }
-            Table::LiveBlocks => {
-                let block = self.blocks[index];
-                add(args, block.cast_signed());
-                add(args, self.tallies.live(block).cast_signed());
-            }
-        }
+    fn run(&self, text: &'static str, bind: impl Fn(&mut Args<'_, '_>)) -> Result<()> {
+        self.each(text, std::iter::once(()), |args, ()| bind(args)).map(drop)
     }
 }
 
