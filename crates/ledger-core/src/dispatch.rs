@@ -2,10 +2,11 @@
 //!
 //! The store offered tasks in order; here each finds a session. Pure.
 
-use crate::id::{AgentId, SessionId, TaskId};
+use crate::by_id::TaskSet;
+use crate::id::{AgentId, SessionId};
 use crate::session::Session;
 use crate::task::Task;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 /// Sessions that ask for the same tasks: one agent, the same types.
@@ -20,7 +21,7 @@ pub fn choose(
     offers: &mut HashMap<Group, VecDeque<Task>>,
 ) -> Vec<(SessionId, Task)> {
     let mut chosen = Vec::new();
-    let mut taken = HashSet::new();
+    let mut taken = TaskSet::default();
     let mut room: Vec<usize> = sessions.iter().map(|session| session.room()).collect();
     let mut lost = Lost::PreferAnother;
     loop {
@@ -56,7 +57,7 @@ fn next_for(
     at: usize,
     room: &[usize],
     offers: &mut HashMap<Group, VecDeque<Task>>,
-    taken: &mut HashSet<TaskId>,
+    taken: &mut TaskSet,
     lost: Lost,
 ) -> Option<Task> {
     let agents = sessions[at].agents.len();

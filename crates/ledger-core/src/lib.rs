@@ -7,6 +7,7 @@
 
 pub mod agent;
 pub mod breakers;
+mod by_id;
 pub mod dispatch;
 pub mod event;
 pub mod explain;
@@ -22,6 +23,7 @@ mod transition;
 
 pub use agent::Agent;
 pub use breakers::{Breakers, Guard};
+pub use by_id::{ById, ByTask, IdHasher, TaskSet};
 pub use event::{
     Applied, Caller, Context, Effects, Event, Fact, LostWith, Outcome, Record, Redrive, Refusal, ReleaseCause,
 };

@@ -2,10 +2,10 @@
 //!
 //! Not their leases: those belong to tasks. A stream's end changes nothing here but its room.
 
+use crate::by_id::TaskSet;
 use crate::id::{AgentId, SessionId, TaskId};
 use crate::limits::UNACKED_RUN;
 use crate::time::Timestamp;
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -79,7 +79,7 @@ pub struct Session {
     /// Its last beat, or Hello.
     pub beat_at: Timestamp,
     /// What it holds, lost tasks included until a beat omits them.
-    pub held: HashSet<TaskId>,
+    pub held: TaskSet,
     /// Ack timeouts in a row.
     pub unacked_run: u32,
     /// Where the round over its agents goes on.

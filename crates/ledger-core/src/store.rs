@@ -8,6 +8,7 @@
 //!
 //! No async runtime is named here: a future is a boxed one.
 
+use crate::by_id::ByTask;
 use crate::event::Record;
 use crate::id::{AgentId, SessionId, TaskId};
 use crate::settings::AgentOverrides;
@@ -334,7 +335,7 @@ pub struct KeyHolder {
 #[derive(Clone, Debug, Default)]
 pub struct Known {
     /// Tasks.
-    pub tasks: HashMap<TaskId, Task>,
+    pub tasks: ByTask<Task>,
     /// Holders of keys.
     pub keys: HashMap<(AgentId, Arc<str>), KeyHolder>,
     /// Remembered answers.

@@ -15,7 +15,7 @@ pub(crate) fn session(id: u64, worker: &str, agents: &[u32], capacity: u32) -> S
         sdk: String::new(),
         connected_at: Timestamp::EPOCH,
         beat_at: Timestamp::EPOCH,
-        held: std::collections::HashSet::new(),
+        held: ledger_core::TaskSet::default(),
         unacked_run: 0,
         cursor: 0,
         unsent: Unsent::default(),

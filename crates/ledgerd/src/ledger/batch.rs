@@ -7,10 +7,10 @@ use super::memory::Memory;
 use crate::store::{Committed, DynStore};
 use ledger_core::store::{BudgetRow, Changed, Changes, DeadLetter, Known, Notes, Reader};
 use ledger_core::{
-    AgentId, Applied, Context, Event, EventKind, LostWith, Now, Reason, Record, Refusal, SessionId, State,
-    Task, TaskError, TaskId,
+    AgentId, Applied, ById, ByTask, Context, Event, EventKind, LostWith, Now, Reason, Record, Refusal,
+    SessionId, State, Task, TaskError, TaskId, TaskSet,
 };
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
@@ -46,10 +46,10 @@ pub(super) struct Batch<'a> {
     pub(super) reader: &'a Arc<dyn Reader>,
     pub(super) now: Now,
     pub(super) known: Known,
-    pub(super) open: HashMap<TaskId, Open>,
+    pub(super) open: ByTask<Open>,
     pub(super) changes: Changes,
     /// Outcomes settled in this batch, not yet in the store.
-    settled: HashMap<(TaskId, u64), Record>,
+    settled: ById<(TaskId, u64), Record>,
     pub(super) breakers: BTreeSet<(AgentId, Arc<str>)>,
     budgets: BTreeSet<Option<AgentId>>,
     pub(super) configured: BTreeSet<AgentId>,
@@ -91,9 +91,9 @@ impl<'a> Batch<'a> {
             reader,
             now,
             known: Known::default(),
-            open: HashMap::new(),
+            open: ByTask::default(),
             changes: Changes::default(),
-            settled: HashMap::new(),
+            settled: ById::default(),
             breakers: BTreeSet::new(),
             budgets: BTreeSet::new(),
             configured: BTreeSet::new(),
@@ -472,7 +472,7 @@ pub(super) fn speak(
     if !said.ended.is_empty() {
         let mut waiters = shared.waiters.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if !waiters.is_empty() {
-            let ended: HashSet<TaskId> = said.ended.into_iter().collect();
+            let ended: TaskSet = said.ended.into_iter().collect();
             for task in ended {
                 for waiter in waiters.remove(&task).into_iter().flatten() {
                     let _ = waiter.send(());

@@ -5,10 +5,10 @@ use super::timers::{Beaten, Timers, next};
 use ledger_core::agent::Agent;
 use ledger_core::session::Session;
 use ledger_core::store::{BreakerRow, BudgetRow, Recovered, SessionRow};
-use ledger_core::{AgentId, Now, Reason, SessionId, State, Task, TaskId, Timestamp};
+use ledger_core::{AgentId, ByTask, Now, Reason, SessionId, State, Task, TaskId, TaskSet, Timestamp};
 use retry_core::{Bucket, BucketConfig, Limits};
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
@@ -19,7 +19,7 @@ pub(super) struct Worker {
     pub(super) session: Option<SessionId>,
     pub(super) beat_at: Timestamp,
     /// RUNNING tasks it holds.
-    pub(super) tasks: HashSet<TaskId>,
+    pub(super) tasks: TaskSet,
 }
 
 /// Tasks that wait for a budget token: most urgent, then oldest first.
@@ -37,7 +37,7 @@ pub(super) struct Memory {
     pub(super) outboxes: HashMap<SessionId, mpsc::UnboundedSender<ToWorker>>,
     pub(super) workers: HashMap<Arc<str>, Worker>,
     pub(super) timers: Timers,
-    pub(super) beaten: HashMap<TaskId, Beaten>,
+    pub(super) beaten: ByTask<Beaten>,
     pub(super) budget_queue: BTreeMap<AgentId, BudgetQueue>,
     /// When the daemon could last begin to take beats.
     pub(super) since: Timestamp,
@@ -70,7 +70,7 @@ impl Memory {
             outboxes: HashMap::new(),
             workers: HashMap::new(),
             timers: Timers::default(),
-            beaten: HashMap::new(),
+            beaten: ByTask::default(),
             budget_queue: BTreeMap::new(),
             since: now.at,
             skew: now.skew,
@@ -127,8 +127,12 @@ impl Memory {
         self.workers.clear();
         for row in recovered.sessions {
             let session = self.sessions.contains_key(&row.session).then_some(row.session);
-            let worker =
-                Worker { incarnation: row.incarnation, session, beat_at: row.beat_at, tasks: HashSet::new() };
+            let worker = Worker {
+                incarnation: row.incarnation,
+                session,
+                beat_at: row.beat_at,
+                tasks: TaskSet::default(),
+            };
             self.workers.insert(row.worker, worker);
         }
         self.timers.clear();

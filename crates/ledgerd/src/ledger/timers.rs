@@ -4,14 +4,14 @@
 //! late. So a beat costs nothing here, and a task that ends quickly leaves nothing behind.
 
 use ledger_core::limits::{MAX_DEFER, PROBE_PASSES_AFTER};
-use ledger_core::{Event, Now, Reason, Settings, State, Task, TaskId, Timestamp};
-use std::collections::{BTreeSet, HashMap};
+use ledger_core::{ByTask, Event, Now, Reason, Settings, State, Task, TaskId, Timestamp};
+use std::collections::BTreeSet;
 
 /// Armed timers.
 #[derive(Debug, Default)]
 pub(super) struct Timers {
     order: BTreeSet<(Timestamp, TaskId)>,
-    armed: HashMap<TaskId, Timestamp>,
+    armed: ByTask<Timestamp>,
 }
 
 impl Timers {

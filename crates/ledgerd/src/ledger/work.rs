@@ -11,6 +11,7 @@ use ledger_core::session::{Hello, Session, Unsent};
 use ledger_core::store::{Notes, ProgressNote};
 use ledger_core::{
     AgentId, Caller, Event, Fact, Holder, LostWith, Outcome, Refusal, ReleaseCause, SessionId, State, TaskId,
+    TaskSet,
 };
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -50,7 +51,7 @@ impl Batch<'_> {
             sdk: hello.sdk.clone(),
             connected_at: now,
             beat_at: now,
-            held: HashSet::new(),
+            held: TaskSet::default(),
             unacked_run: 0,
             cursor: 0,
             unsent: unsent.clone(),
@@ -61,14 +62,13 @@ impl Batch<'_> {
             incarnation: hello.incarnation,
             session: None,
             beat_at: now,
-            tasks: HashSet::new(),
+            tasks: TaskSet::default(),
         });
         worker.incarnation = hello.incarnation;
         worker.session = Some(id);
         worker.beat_at = now;
         self.beaten_sessions.insert(id);
-        let named: HashSet<TaskId> =
-            hello.held.iter().chain(&hello.unreceipted).map(|(task, _)| *task).collect();
+        let named: TaskSet = hello.held.iter().chain(&hello.unreceipted).map(|(task, _)| *task).collect();
         self.take_back(&hello.worker, |task| !named.contains(&task));
         let caller = Caller { worker: Arc::clone(&hello.worker), session: Some(id) };
         let verdicts = hello
@@ -180,7 +180,7 @@ impl Batch<'_> {
             .collect();
         if let Some(worker) = self.memory.workers.get_mut(&caller.worker) {
             worker.beat_at = now;
-            let named: HashSet<TaskId> = held.iter().map(|held| held.task).collect();
+            let named: TaskSet = held.iter().map(|held| held.task).collect();
             if let Some(session) = self.memory.sessions.get_mut(&id) {
                 session.beat_at = now;
                 // What was lost and is omitted takes no room any more.

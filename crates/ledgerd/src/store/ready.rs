@@ -6,10 +6,9 @@
 //! an offer costs what it returns, not what waits.
 
 use ledger_core::store::Ask;
-use ledger_core::{AgentId, Now, State, Task, TaskId, Timestamp};
+use ledger_core::{AgentId, ById, ByTask, Now, State, Task, TaskId, Timestamp};
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 /// The usual order: priority, `run_at`, id; the smallest first.
@@ -46,35 +45,6 @@ pub(super) struct Entry {
     place: Place,
 }
 
-/// Task numbers come in sequence, so one multiplication spreads them well and costs a tenth of the default hash.
-#[derive(Clone, Copy, Default)]
-pub(super) struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
-        }
-    }
-
-    fn write_u32(&mut self, number: u32) {
-        self.write_u64(u64::from(number));
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        // The table takes its bits from both ends: fold the well-mixed high half into the low one.
-        let mixed = (self.0 ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        self.0 = mixed ^ (mixed >> 32);
-    }
-}
-
-/// A map by task.
-pub(super) type ByTask<T> = HashMap<TaskId, T, BuildHasherDefault<IdHasher>>;
-
 #[derive(Debug, Default)]
 struct AgentSets {
     types: HashMap<Arc<str>, BTreeSet<Key>>,
@@ -85,7 +55,7 @@ struct AgentSets {
 #[derive(Debug)]
 pub(super) struct Ready {
     tasks: ByTask<Entry>,
-    agents: HashMap<AgentId, AgentSets, BuildHasherDefault<IdHasher>>,
+    agents: ById<AgentId, AgentSets>,
     steady: BTreeSet<(Timestamp, TaskId)>,
     wall: BTreeSet<(Timestamp, TaskId)>,
     now: Now,
@@ -303,7 +273,7 @@ impl Ready {
 
 /// Takes a task out of the set it stands in.
 fn leave(
-    agents: &mut HashMap<AgentId, AgentSets, BuildHasherDefault<IdHasher>>,
+    agents: &mut ById<AgentId, AgentSets>,
     steady: &mut BTreeSet<(Timestamp, TaskId)>,
     wall: &mut BTreeSet<(Timestamp, TaskId)>,
     task: &Task,

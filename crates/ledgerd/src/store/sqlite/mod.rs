@@ -23,11 +23,11 @@ pub use open::{OpenError, Options, open};
 pub use read::SqliteReader;
 
 use crate::store::Committed;
-use crate::store::ready::{ByTask, Ready};
+use crate::store::ready::Ready;
 use checkpoint::Checkpoints;
 use ledger_core::limits::REQUEST_MEMORY;
 use ledger_core::store::{Ask, Changed, Changes, Fut, Known, Recovered, Store, StoreError, TaskData, Want};
-use ledger_core::{AgentId, Now, Record, State, Task, TaskId, Timestamp};
+use ledger_core::{AgentId, ByTask, Now, Record, State, Task, TaskId, Timestamp};
 use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
 use std::collections::{HashMap, VecDeque};
