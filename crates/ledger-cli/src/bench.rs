@@ -13,6 +13,7 @@ mod machine;
 mod outage;
 mod producer;
 mod report;
+mod suite;
 mod waiting;
 mod worker;
 
@@ -24,7 +25,7 @@ use ledgerd_client::v1::{GetAgentRequest, GetStatsRequest, GetStatsResponse, Tas
 use ledgerd_client::{CancellationToken, Client};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, timeout_at};
 use tonic::Code;
 
 use crate::Global;
@@ -89,6 +90,15 @@ pub struct Args {
     /// Send a request id with each call
     #[arg(long)]
     request_ids: bool,
+    /// Give each task an idempotency key of its own
+    #[arg(long)]
+    keys: bool,
+    /// Tasks a second, spread evenly over the producers; else as fast as they are answered
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
+    /// End when so many tasks are enqueued, if that is before the duration
+    #[arg(long, value_name = "N")]
+    tasks: Option<u64>,
     /// Agent of the tasks
     #[arg(long, value_name = "NAME", default_value = "bench")]
     agent: String,
@@ -115,6 +125,41 @@ enum Other {
     /// standard output. Fails when a healthy agent's time from enqueue to start, at p99, is over 1.5 times what it is
     /// without them. Takes about two minutes.
     Waiting(waiting::Args),
+    /// Put every goal of the project beside what this machine can do
+    ///
+    /// Each is a ratio of two figures of the same run: of the ledger, and of SQLite, gRPC or the disk without it. A table on
+    /// standard error, one JSON object on standard output. Fails when a figure misses its floor, or when the rows of a
+    /// ledger are not those that were acknowledged. Takes about ten minutes and 8 GB of disk; --quick under three.
+    Suite(suite::Args),
+    /// One figure of this machine without a ledger, for the suite
+    #[command(hide = true)]
+    Yardstick(suite::yardstick::Args),
+}
+
+impl Default for Args {
+    /// What the command line has without options.
+    fn default() -> Self {
+        Self {
+            other: None,
+            target: None,
+            callers: 16,
+            batch: 100,
+            connections: 4,
+            workers: 4,
+            capacity: 1_000,
+            payload: 256,
+            duration: Span(Duration::from_secs(10)),
+            backlog: None,
+            explicit_acks: false,
+            request_ids: false,
+            keys: false,
+            rate: None,
+            tasks: None,
+            agent: "bench".into(),
+            data_dir: None,
+            store: None,
+        }
+    }
 }
 
 /// What producers and workers share.
@@ -128,6 +173,8 @@ struct Run {
     room: Semaphore,
     /// Outcomes receipted as DONE.
     done: AtomicU64,
+    /// Tasks still to be enqueued.
+    left: AtomicU64,
     /// The first error in words.
     error: Mutex<Option<String>>,
     workers_stop: CancellationToken,
@@ -142,7 +189,9 @@ impl Run {
             Some(backlog) => backlog.max(args.batch) as usize,
             None => (2 * args.workers as usize * args.capacity as usize).max(args.batch as usize),
         };
+        let left = AtomicU64::new(args.tasks.unwrap_or(u64::MAX));
         Self {
+            left,
             args,
             id: u64::try_from(now().as_millisecond()).unwrap_or(1).max(1),
             start: Instant::now(),
@@ -169,6 +218,8 @@ impl Args {
         match self.other {
             Some(Other::Outage(args)) => return args.run().await,
             Some(Other::Waiting(args)) => return args.run().await,
+            Some(Other::Suite(args)) => return args.run().await,
+            Some(Other::Yardstick(args)) => return args.run().await,
             None => {}
         }
         if let Some(address) = self.target.clone() {
@@ -226,14 +277,22 @@ impl Args {
         for (caller, connection) in (0..args.callers).zip(connections.iter().cycle()) {
             producers.spawn(producer::produce(connection.clone(), Arc::clone(&run), caller, end));
         }
-        sleep_until(end).await;
+        let mut all = Box::pin(async move {
+            let mut produced = Produced::default();
+            while let Some(one) = producers.join_next().await {
+                produced.merge(&one.expect("a producer does not panic"));
+            }
+            produced
+        });
+        // They end before their time when they have no more tasks to send.
+        let ended = timeout_at(end, &mut all).await.ok();
         let (done_in_time, window) = (run.done.load(Ordering::Relaxed), elapsed(&run, began));
         // Calls that are on their way are waited for, but not for room: nothing more is sent.
         run.room.close();
-        let mut produced = Produced::default();
-        while let Some(one) = producers.join_next().await {
-            produced.merge(&one.expect("a producer does not panic"));
-        }
+        let produced = match ended {
+            Some(produced) => produced,
+            None => all.await,
+        };
         let lost = drained(&run, produced.tasks).await;
         let total = elapsed(&run, began);
         let after = stats(client).await?;

@@ -1,5 +1,6 @@
 //! The `ledgerd` command: the daemon, and its own client.
 
+mod loop_bench;
 mod probe;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -40,6 +41,9 @@ enum Command {
         /// Which
         shell: Shell,
     },
+    /// The ledger's loop alone, for `bench suite`
+    #[command(hide = true)]
+    BenchLoop(loop_bench::Args),
     #[command(flatten)]
     Client(ledger_cli::Command),
 }
@@ -59,6 +63,10 @@ async fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "ledgerd", &mut std::io::stdout());
             ExitCode::SUCCESS
         }
+        Command::BenchLoop(args) => match args.run().await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&error, 1),
+        },
         Command::Client(command) => command.run(&global).await,
     }
 }

@@ -49,6 +49,17 @@ fn write_bytes(io: &str) -> Option<u64> {
     io.lines().find_map(|line| line.strip_prefix("write_bytes: "))?.trim().parse().ok()
 }
 
+/// Bytes of memory that a process has in use.
+pub(super) fn resident(process: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    resident_of(&status)
+}
+
+fn resident_of(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
+}
+
 /// Where the figures were taken.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Machine {
@@ -95,6 +106,12 @@ mod tests {
         let io = "rchar: 1\nwchar: 2\nread_bytes: 3\nwrite_bytes: 4096\ncancelled_write_bytes: 0\n";
         assert_eq!(write_bytes(io), Some(4_096));
         assert_eq!(write_bytes(""), None);
+    }
+
+    #[test]
+    fn memory_in_use_is_told_in_kilobytes() {
+        assert_eq!(resident_of("VmPeak:\t 9 kB\nVmRSS:\t    2048 kB\n"), Some(2 << 20));
+        assert_eq!(resident_of(""), None);
     }
 
     #[test]

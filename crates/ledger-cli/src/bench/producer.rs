@@ -1,13 +1,14 @@
 //! One producer: a call, its answer, the next call.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
 use ledgerd_client::Client;
 use ledgerd_client::v1::task_service_client::TaskServiceClient;
 use ledgerd_client::v1::{EnqueueTaskRequest, EnqueueTasksRequest, ItemError, NewTask};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, interval_at, sleep, timeout_at};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -43,7 +44,22 @@ pub(super) async fn produce(client: Client, run: Arc<Run>, caller: u32, end: Ins
     let (mut tasks, mut produced) = (client.tasks(), Produced::default());
     let batch = run.args.batch;
     let mut number = 0_u64;
+    let mut pace = run.args.rate.map(|rate| {
+        let each = f64::from(run.args.callers) * f64::from(batch) / f64::from(rate);
+        // Not all at once, which would be another load.
+        let offset = each * f64::from(caller) / f64::from(run.args.callers);
+        interval_at(Instant::now() + Duration::from_secs_f64(offset), Duration::from_secs_f64(each))
+    });
     while Instant::now() < end && produced.errors < MOST_ERRORS {
+        let take = |left: u64| left.checked_sub(batch.into());
+        if run.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err() {
+            break;
+        }
+        if let Some(pace) = &mut pace
+            && timeout_at(end, pace.tick()).await.is_err()
+        {
+            break;
+        }
         // Room comes back with the receipt of each task. It is closed at the end of the run.
         let Ok(room) = run.room.acquire_many(batch).await else { break };
         room.forget();
@@ -57,7 +73,8 @@ pub(super) async fn produce(client: Client, run: Arc<Run>, caller: u32, end: Ins
                 true => format!("bench-{}-{caller}-{number}", run.id),
                 false => String::new(),
             };
-            let answer = call(&mut tasks, &task, batch - stored, request_id).await;
+            let keys = run.args.keys.then(|| format!("{}-{caller}-{number}", run.id));
+            let answer = call(&mut tasks, &task, batch - stored, request_id, keys.as_deref()).await;
             let wait = match answer {
                 Ok(answer) => {
                     produced.calls.record(called.elapsed());
@@ -119,13 +136,18 @@ async fn call(
     task: &NewTask,
     batch: u32,
     request_id: String,
+    keys: Option<&str>,
 ) -> Result<Answer, Status> {
+    let numbered = |number: u32| NewTask {
+        idempotency_key: keys.map(|keys| format!("{keys}-{number}")).unwrap_or_default(),
+        ..task.clone()
+    };
     if batch == 1 {
-        let request = EnqueueTaskRequest { task: Some(task.clone()), request_id };
+        let request = EnqueueTaskRequest { task: Some(numbered(0)), request_id };
         tasks.enqueue_task(request).await?;
         return Ok(Answer { stored: 1, refusal: None });
     }
-    let tasks_of_call = vec![task.clone(); batch as usize];
+    let tasks_of_call = (0..batch).map(numbered).collect();
     let request = EnqueueTasksRequest { tasks: tasks_of_call, request_id, ..EnqueueTasksRequest::default() };
     let results = tasks.enqueue_tasks(request).await?.into_inner().results;
     let stored = results.iter().filter(|result| result.error.is_none()).count();

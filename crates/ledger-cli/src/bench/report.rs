@@ -92,6 +92,8 @@ struct Settings {
     backlog: Option<u32>,
     explicit_acks: bool,
     request_ids: bool,
+    keys: bool,
+    rate: Option<u32>,
     store: Option<String>,
 }
 
@@ -113,9 +115,34 @@ impl Report {
         (self.enqueue_to_start_ms.p50, self.enqueue_to_start_ms.p99)
     }
 
+    /// Of a call in ms, p50 and p99.
+    pub(super) fn calls(&self) -> (Option<f64>, Option<f64>) {
+        (self.call_ms.p50, self.call_ms.p99)
+    }
+
     /// Lifecycles a second.
     pub(super) fn rate(&self) -> f64 {
         self.lifecycles_per_s
+    }
+
+    /// Calls that were answered a second.
+    pub(super) fn calls_rate(&self) -> f64 {
+        self.enqueues_per_s / f64::from(self.settings.batch)
+    }
+
+    /// CPU time of the daemon for one lifecycle, in microseconds.
+    pub(super) fn server_cpu(&self) -> Option<f64> {
+        self.server_cpu_us_per_lifecycle
+    }
+
+    /// Bytes that one lifecycle wrote to storage.
+    pub(super) fn written(&self) -> Option<f64> {
+        self.written_bytes_per_lifecycle
+    }
+
+    /// Tasks that were done, and transitions that were made.
+    pub(super) fn made(&self) -> (u64, u64) {
+        (self.tasks, self.verification.transitions_in_ledger)
     }
 
     pub(super) fn new(seen: Outcome) -> Self {
@@ -174,6 +201,8 @@ impl Report {
                 },
                 explicit_acks: args.explicit_acks,
                 request_ids: args.request_ids,
+                keys: args.keys,
+                rate: args.rate,
                 store: args.store.as_deref().map(without_secret),
             },
             machine: Machine::this(),
@@ -192,7 +221,9 @@ impl Report {
             (&self.settings, |s: f64| show_duration(Duration::from_millis((s * 1e3) as u64)));
         let acks = if set.explicit_acks { "explicit acks" } else { "outcomes stand for acks" };
         let ids = if set.request_ids { "request ids" } else { "no request ids" };
-        facts.push("load", format!("{} callers × {} a call, {ids}", set.callers, set.batch));
+        let keys = if set.keys { ", keys" } else { "" };
+        let pace = set.rate.map(|rate| format!(", {rate} tasks/s")).unwrap_or_default();
+        facts.push("load", format!("{} callers × {} a call, {ids}{keys}{pace}", set.callers, set.batch));
         facts.push("workers", format!("{} × {}, {acks}", set.workers, set.capacity));
         facts.push("lifecycles/s", format!("{:.0}", self.lifecycles_per_s));
         facts.push("enqueues/s", format!("{:.0}", self.enqueues_per_s));

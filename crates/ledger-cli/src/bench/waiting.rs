@@ -222,21 +222,13 @@ impl Args {
 
     fn load(&self, agent: &str) -> Load {
         Load {
-            other: None,
-            target: None,
             callers: self.callers,
             batch: 1,
-            connections: 4,
             workers: 2,
             capacity: 100,
-            payload: 256,
             duration: self.duration,
-            backlog: None,
-            explicit_acks: false,
-            request_ids: false,
             agent: agent.into(),
-            data_dir: None,
-            store: None,
+            ..Load::default()
         }
     }
 }
@@ -277,7 +269,7 @@ impl Report {
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }

@@ -1,0 +1,115 @@
+//! The goals: what is asked of a ledger, and whether it was reached.
+
+use serde::Serialize;
+
+use crate::bench::waiting::median;
+
+/// One row of the table.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Row {
+    pub(super) goal: &'static str,
+    pub(super) what: &'static str,
+    /// What a value is: a share of the yardstick, times the yardstick, or a plain unit.
+    pub(super) unit: &'static str,
+    pub(super) floor: f64,
+    pub(super) stretch: f64,
+    /// Median of the rounds.
+    pub(super) measured: f64,
+    pub(super) lowest: f64,
+    pub(super) highest: f64,
+    pub(super) held: bool,
+    /// One for each round.
+    pub(super) values: Vec<f64>,
+}
+
+/// What is asked, before it is measured.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Goal {
+    pub(super) goal: &'static str,
+    pub(super) what: &'static str,
+    pub(super) unit: &'static str,
+    /// Where the stretch is above it, more is better.
+    pub(super) floor: f64,
+    pub(super) stretch: f64,
+}
+
+impl Goal {
+    pub(super) fn met(self, values: Vec<f64>) -> Row {
+        let measured = median(values.clone());
+        let more = self.stretch > self.floor;
+        Row {
+            goal: self.goal,
+            what: self.what,
+            unit: self.unit,
+            floor: self.floor,
+            stretch: self.stretch,
+            measured: rounded(measured),
+            lowest: rounded(values.iter().copied().fold(f64::INFINITY, f64::min)),
+            highest: rounded(values.iter().copied().fold(f64::NEG_INFINITY, f64::max)),
+            held: if more { measured >= self.floor } else { measured <= self.floor },
+            values: values.into_iter().map(rounded).collect(),
+        }
+    }
+}
+
+/// To four digits.
+pub(super) fn rounded(value: f64) -> f64 {
+    if value == 0.0 || !value.is_finite() {
+        return value;
+    }
+    let factor = 10_f64.powi(3 - value.abs().log10().floor() as i32);
+    (value * factor).round() / factor
+}
+
+/// A Markdown table of the rows.
+pub(super) fn table(rows: &[Row]) -> String {
+    let mut out = String::from(
+        "| goal | what | floor | stretch | measured | lowest to highest | |\n|---|---|---|---|---|---|---|\n",
+    );
+    for row in rows {
+        let unit = row.unit;
+        let verdict = match row.held {
+            false => "MISSED",
+            true if (row.stretch > row.floor) == (row.measured >= row.stretch) => "stretch",
+            true => "floor",
+        };
+        out.push_str(&format!(
+            "| {} | {} | {}{unit} | {}{unit} | **{}**{unit} | {} to {} | {verdict} |\n",
+            row.goal, row.what, row.floor, row.stretch, row.measured, row.lowest, row.highest
+        ));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MORE: Goal = Goal { goal: "G", what: "w", unit: "", floor: 0.6, stretch: 1.2 };
+    const LESS: Goal = Goal { goal: "G", what: "w", unit: " ms", floor: 5.0, stretch: 1.0 };
+
+    #[test]
+    fn the_median_decides_in_the_direction_of_the_stretch() {
+        assert!(MORE.met(vec![0.5, 0.6, 2.0]).held);
+        assert!(!MORE.met(vec![0.5, 0.59, 2.0]).held);
+        assert!(LESS.met(vec![9.0, 5.0, 1.0]).held);
+        assert!(!LESS.met(vec![9.0, 5.1, 1.0]).held);
+    }
+
+    #[test]
+    fn a_table_names_what_was_missed_and_what_was_reached() {
+        let table =
+            table(&[MORE.met(vec![1.3]), MORE.met(vec![0.7]), LESS.met(vec![6.0]), LESS.met(vec![0.9])]);
+        let verdicts: Vec<_> =
+            table.lines().skip(2).filter_map(|line| line.split('|').rev().nth(1)).collect();
+        assert_eq!(verdicts, [" stretch ", " floor ", " MISSED ", " stretch "]);
+        assert!(table.contains("| 5 ms | 1 ms | **6** ms | 6 to 6 |"), "{table}");
+    }
+
+    #[test]
+    fn figures_have_four_digits() {
+        assert_eq!(rounded(123_456.0), 123_500.0);
+        assert_eq!(rounded(0.012_345), 0.012_35);
+        assert_eq!(rounded(0.0), 0.0);
+    }
+}

@@ -1,0 +1,177 @@
+//! What the machine can do without a ledger: the figures that a ledger's are divided by.
+//!
+//! Each runs in a process of its own, as the daemon does, and says one JSON object on standard output.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ledgerd_client::v1::{EnqueueTaskRequest, EnqueueTaskResponse};
+use rusqlite::{Connection, params};
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::echo;
+use crate::bench::Histogram;
+use crate::daemon::cannot;
+use crate::failure::{Exit, Failure};
+use crate::output::print;
+use crate::policy::Span;
+
+/// Tasks in a commit.
+const BATCH: i64 = 1_000;
+/// A page of SQLite's.
+const PAGE: usize = 4_096;
+/// What one sync of the payload row covers: ten payloads of 64 KiB, a call of its load.
+const CHUNK: usize = 640 << 10;
+/// Where the file of the payload row starts over.
+const FILE: u64 = 256 << 20;
+
+/// `bench yardstick`.
+#[derive(Clone, Debug, clap::Args)]
+pub(in crate::bench) struct Args {
+    /// Which
+    #[arg(value_enum)]
+    which: Which,
+    /// Folder for its files
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// How long
+    #[arg(long, value_name = "DUR", default_value = "5s")]
+    duration: Span,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
+pub(super) enum Which {
+    /// Lifecycles a second in plain SQLite, on the narrowest schema that has tasks and their history
+    FastSchema,
+    /// Milliseconds of an append of 4 KiB and its fdatasync
+    Flush,
+    /// Megabytes a second of appends of 640 KiB, each with its fdatasync
+    Append,
+    /// Answers EnqueueTask with nothing behind it, until it is killed
+    Echo,
+}
+
+/// What one says.
+#[derive(Debug, Default, Serialize, serde::Deserialize)]
+pub(super) struct Figure {
+    /// Per second, or milliseconds at p50.
+    pub(super) value: f64,
+}
+
+impl Args {
+    pub(in crate::bench) async fn run(self) -> Result<(), Failure> {
+        let value = match self.which {
+            Which::FastSchema => {
+                fast_schema(&self.dir, self.duration.0).map_err(|error| database("run", &error))?
+            }
+            Which::Flush => flush(&self.dir, self.duration.0).map_err(|error| cannot("flush", &error))?,
+            Which::Append => append(&self.dir, self.duration.0).map_err(|error| cannot("append", &error))?,
+            Which::Echo => return echo::serve(|_: EnqueueTaskRequest| EnqueueTaskResponse::default()).await,
+        };
+        print(&(serde_json::to_string(&Figure { value }).expect("a number has a JSON form") + "\n"))
+    }
+}
+
+impl Which {
+    /// Its name on the command line.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::FastSchema => "fast-schema",
+            Self::Flush => "flush",
+            Self::Append => "append",
+            Self::Echo => "echo",
+        }
+    }
+}
+
+fn database(what: &str, error: &rusqlite::Error) -> Failure {
+    Failure::new(Exit::Failure, format!("cannot {what} SQLite: {error}"))
+}
+
+/// Settings as the daemon's, but checkpoints are SQLite's own.
+fn open(path: &Path) -> rusqlite::Result<Connection> {
+    let conn = Connection::open(path)?;
+    conn.execute_batch(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -65536; \
+         PRAGMA temp_store = MEMORY; PRAGMA wal_autocheckpoint = 4000;",
+    )?;
+    Ok(conn)
+}
+
+/// One thread, prepared statements, one commit for 1,000 tasks: some of them come, those before are claimed, those before
+/// these are completed; a history row for each. No index but the keys, no check, nothing else.
+fn fast_schema(dir: &Path, duration: Duration) -> rusqlite::Result<f64> {
+    let conn = open(&dir.join("fast.db"))?;
+    conn.execute_batch(
+        "CREATE TABLE tasks (id INTEGER PRIMARY KEY, agent INTEGER, kind INTEGER, state INTEGER, priority INTEGER, \
+             run_at INTEGER, attempts INTEGER, max_attempts INTEGER, version INTEGER, worker TEXT, token INTEGER, \
+             lease_until INTEGER, created_at INTEGER, updated_at INTEGER, payload BLOB, result BLOB) STRICT; \
+         CREATE TABLE history (seq INTEGER PRIMARY KEY, task INTEGER, version INTEGER, from_state INTEGER, \
+             to_state INTEGER, at INTEGER, worker TEXT, detail TEXT) STRICT;",
+    )?;
+    let mut insert = conn.prepare(
+        "INSERT INTO tasks (id, agent, kind, state, priority, run_at, attempts, max_attempts, version, created_at, \
+         updated_at, payload) VALUES (?1, 1, 1, 0, 5, ?2, 0, 3, 1, ?2, ?2, ?3)",
+    )?;
+    let mut claim = conn.prepare(
+        "UPDATE tasks SET state = 1, attempts = 1, version = 2, worker = ?2, token = 1, lease_until = ?3, \
+         updated_at = ?3 WHERE id = ?1",
+    )?;
+    let mut complete = conn.prepare(
+        "UPDATE tasks SET state = 2, version = 3, worker = NULL, lease_until = NULL, updated_at = ?2, result = ?3 \
+         WHERE id = ?1 AND token = 1",
+    )?;
+    let mut history = conn.prepare(
+        "INSERT INTO history (task, version, from_state, to_state, at, worker) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    )?;
+    let (payload, result) = ([b'x'; 256], *b"0123456789abcdef");
+    let (start, mut rounds, mut first) = (Instant::now(), 0_u32, 1_i64);
+    while start.elapsed() < duration {
+        let now = first;
+        conn.execute_batch("BEGIN IMMEDIATE")?;
+        for id in first..first + BATCH {
+            insert.execute(params![id, now, &payload[..]])?;
+            history.execute(params![id, 1, None::<i64>, 0, now, None::<&str>])?;
+        }
+        for id in (first - BATCH).max(1)..first {
+            claim.execute(params![id, "worker-1", now])?;
+            history.execute(params![id, 2, 0, 1, now, "worker-1"])?;
+        }
+        for id in (first - 2 * BATCH).max(1)..(first - BATCH).max(1) {
+            complete.execute(params![id, now, &result[..]])?;
+            history.execute(params![id, 3, 1, 2, now, "worker-1"])?;
+        }
+        conn.execute_batch("COMMIT")?;
+        (rounds, first) = (rounds + 1, first + BATCH);
+    }
+    // The first two commits are not whole.
+    Ok(f64::from(rounds.saturating_sub(2)) * BATCH as f64 / start.elapsed().as_secs_f64())
+}
+
+/// The median, in milliseconds.
+fn flush(dir: &Path, duration: Duration) -> std::io::Result<f64> {
+    let mut file = File::create(dir.join("flush"))?;
+    let (page, start, mut times) = ([b'x'; PAGE], Instant::now(), Histogram::default());
+    while start.elapsed() < duration {
+        let began = Instant::now();
+        file.write_all(&page)?;
+        file.sync_data()?;
+        times.record(began.elapsed());
+    }
+    Ok(times.percentile_ms(0.5).unwrap_or_default())
+}
+
+fn append(dir: &Path, duration: Duration) -> std::io::Result<f64> {
+    let file = File::create(dir.join("append"))?;
+    let (chunk, start, mut written) = (vec![b'x'; CHUNK], Instant::now(), 0_u64);
+    while start.elapsed() < duration {
+        file.write_all_at(&chunk, written % FILE)?;
+        file.sync_data()?;
+        written += CHUNK as u64;
+    }
+    Ok(written as f64 / 1e6 / start.elapsed().as_secs_f64())
+}
