@@ -1,8 +1,10 @@
-//! Maps by number: of tasks, agents and sessions.
+//! Maps by number and by name, with hashes that cost less than what they find. Names are users' words: their hash has a
+//! seed of the process.
 
-use crate::TaskId;
+use crate::{AgentId, TaskId};
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
 
 /// Task numbers come in sequence, so one multiplication spreads them well and costs a tenth of the default hash.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,5 +36,9 @@ impl Hasher for IdHasher {
 pub type ById<K, V> = HashMap<K, V, BuildHasherDefault<IdHasher>>;
 /// A map by task.
 pub type ByTask<V> = ById<TaskId, V>;
+/// A map by name.
+pub type ByName<V> = HashMap<Arc<str>, V, foldhash::fast::RandomState>;
+/// A map by an agent's idempotency key.
+pub type ByKey<V> = HashMap<(AgentId, Arc<str>), V, foldhash::fast::RandomState>;
 /// A set of tasks.
 pub type TaskSet = HashSet<TaskId, BuildHasherDefault<IdHasher>>;

@@ -23,7 +23,7 @@ mod transition;
 
 pub use agent::Agent;
 pub use breakers::{Breakers, Guard};
-pub use by_id::{ById, ByTask, IdHasher, TaskSet};
+pub use by_id::{ById, ByKey, ByName, ByTask, IdHasher, TaskSet};
 pub use event::{
     Applied, Caller, Context, Effects, Event, Fact, LostWith, Outcome, Record, Redrive, Refusal, ReleaseCause,
 };

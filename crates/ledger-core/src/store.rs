@@ -8,7 +8,7 @@
 //!
 //! No async runtime is named here: a future is a boxed one.
 
-use crate::by_id::ByTask;
+use crate::by_id::{ByKey, ByName, ByTask};
 use crate::event::Record;
 use crate::id::{AgentId, SessionId, TaskId};
 use crate::settings::AgentOverrides;
@@ -58,7 +58,7 @@ pub struct TaskData {
     /// W3C trace state; may be empty.
     pub tracestate: String,
     /// The user's own key; may be empty.
-    pub key: String,
+    pub key: Arc<str>,
     /// Digest of what must be the same when the key comes again.
     pub digest: u64,
     /// The task whose completion enqueued it.
@@ -337,9 +337,9 @@ pub struct Known {
     /// Tasks.
     pub tasks: ByTask<Task>,
     /// Holders of keys.
-    pub keys: HashMap<(AgentId, Arc<str>), KeyHolder>,
+    pub keys: ByKey<KeyHolder>,
     /// Remembered answers.
-    pub requests: HashMap<Arc<str>, RequestRow>,
+    pub requests: ByName<RequestRow>,
 }
 
 /// A question for claimable tasks.

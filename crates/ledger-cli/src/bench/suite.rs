@@ -266,7 +266,7 @@ impl Suite<'_> {
         let load = Load { callers: 256, batch: 1, duration: self.duration(), ..Load::default() };
         let (mut ratios, mut cpu) = (Vec::new(), Vec::new());
         for _ in 0..self.size.rounds {
-            let echo = self.stage.echo(load.clone()).await?;
+            let echo = self.stage.echo(&load).await?;
             let ledger = self.fresh(load.clone()).await?;
             ratios.push(ledger.calls_rate() / echo);
             cpu.push(ledger.server_cpu().ok_or_else(no_figure)?);

@@ -47,6 +47,8 @@ pub(super) struct Batch<'a> {
     pub(super) now: Now,
     pub(super) known: Known,
     pub(super) open: ByTask<Open>,
+    /// Tasks whose rows are to be written.
+    dirty: Vec<TaskId>,
     pub(super) changes: Changes,
     /// Outcomes settled in this batch, not yet in the store.
     settled: ById<(TaskId, u64), Record>,
@@ -92,6 +94,7 @@ impl<'a> Batch<'a> {
             now,
             known: Known::default(),
             open: ByTask::default(),
+            dirty: Vec::new(),
             changes: Changes::default(),
             settled: ById::default(),
             breakers: BTreeSet::new(),
@@ -129,6 +132,7 @@ impl<'a> Batch<'a> {
         }
         self.memory.transitions += 1;
         self.changes.history.push(record);
+        self.dirty.push(task.id);
         self.open.insert(task.id, Open { task, expected: 0, was: None, dirty: true });
     }
 
@@ -153,7 +157,10 @@ impl<'a> Batch<'a> {
         let cx = Context { now: self.now, settings: &settings, draw, affords: &affords, digest, lost_with };
         let mut applied = open.task.apply(event, &cx).map_err(LedgerError::Refused)?;
         let Some(record) = applied.record.take() else { return Ok(applied) };
-        open.dirty = true;
+        if !open.dirty {
+            open.dirty = true;
+            self.dirty.push(id);
+        }
         let to = open.task.state;
         agent.counts[usize::from(from.code())] = agent.counts[usize::from(from.code())].saturating_sub(1);
         agent.counts[usize::from(to.code())] += 1;
@@ -306,8 +313,9 @@ impl<'a> Batch<'a> {
 
     /// Puts a task's row among what is written although it has no new history row.
     pub(super) fn touch(&mut self, id: TaskId) {
-        if let Some(open) = self.open.get_mut(&id) {
+        if let Some(open) = self.open.get_mut(&id).filter(|open| !open.dirty) {
             open.dirty = true;
+            self.dirty.push(id);
         }
     }
 
@@ -323,7 +331,9 @@ impl<'a> Batch<'a> {
     /// Hands everything decided so far to the store.
     pub(super) async fn write(&mut self) -> Result<(), ledger_core::store::StoreError> {
         let mut changes = std::mem::take(&mut self.changes);
-        for open in self.open.values_mut().filter(|open| open.dirty) {
+        changes.tasks.reserve(self.dirty.len());
+        for id in self.dirty.drain(..) {
+            let Some(open) = self.open.get_mut(&id) else { continue };
             changes.tasks.push(Changed { task: open.task.clone(), expected: open.expected, was: open.was });
             open.dirty = false;
             open.expected = open.task.version;

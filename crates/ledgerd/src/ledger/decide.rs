@@ -20,7 +20,7 @@ pub(super) fn want(command: &Command, memory: &Memory, want: &mut Want) {
             request(key);
             for task in tasks.iter().flatten().filter(|task| !task.data.key.is_empty()) {
                 if let Some(agent) = memory.names.get(&task.agent) {
-                    want.keys.push((*agent, task.data.key.as_str().into()));
+                    want.keys.push((*agent, Arc::clone(&task.data.key)));
                 }
             }
         }
@@ -62,7 +62,7 @@ fn want_settled(items: &[Settlement], memory: &Memory, want: &mut Want) {
     let follow_ups = items.iter().flat_map(|item| &item.follow_ups);
     for task in follow_ups.filter(|task| !task.data.key.is_empty()) {
         if let Some(agent) = memory.names.get(&task.agent) {
-            want.keys.push((*agent, task.data.key.as_str().into()));
+            want.keys.push((*agent, Arc::clone(&task.data.key)));
         }
     }
 }

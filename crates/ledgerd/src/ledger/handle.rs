@@ -12,7 +12,7 @@ use ledger_core::explain::{Explanation, explain};
 use ledger_core::session::{Hello, Unsent};
 use ledger_core::settings::AgentOverrides;
 use ledger_core::store::Reader;
-use ledger_core::{AgentId, SessionId, TaskId, Timestamp};
+use ledger_core::{AgentId, ByName, SessionId, TaskId, Timestamp};
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
@@ -41,7 +41,7 @@ pub(super) struct Shared {
     pub(super) clock: Clock,
     pub(super) reader: Arc<dyn Reader>,
     /// Agents by name; only committed ones.
-    pub(super) names: RwLock<HashMap<Arc<str>, AgentId>>,
+    pub(super) names: RwLock<ByName<AgentId>>,
     /// Who waits for the end of which task.
     pub(super) waiters: Mutex<HashMap<TaskId, Vec<oneshot::Sender<()>>>>,
     /// How long ended tasks are kept.

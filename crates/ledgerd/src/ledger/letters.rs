@@ -114,7 +114,7 @@ impl Batch<'_> {
             known.into_iter().zip(found).map(|((id, _), (data, _))| (id, data)).collect();
         let mut want = Want::default();
         for (id, data) in data.iter().filter(|(_, data)| !data.key.is_empty()) {
-            let key: Arc<str> = data.key.as_str().into();
+            let key = Arc::clone(&data.key);
             let before = self.open.get(id).map(|open| open.task.spec.agent);
             want.keys.extend(before.into_iter().chain([agent]).map(|of| (of, Arc::clone(&key))));
         }
@@ -139,7 +139,7 @@ impl Batch<'_> {
         if task.state != State::Failed {
             return Err(LedgerError::Refused(Refusal::WrongState(task.state)));
         }
-        let key = data.get(&id).map(|data| data.key.as_str()).filter(|key| !key.is_empty());
+        let key = data.get(&id).map(|data| &*data.key).filter(|key| !key.is_empty());
         if let Some(key) = key
             && self.holds_key(id, task.spec.agent, key)
             && let Some(other) = self.known.keys.get(&(agent, key.into()))
@@ -176,7 +176,7 @@ impl Batch<'_> {
             if let Some(agent) = self.memory.agents.get_mut(&to) {
                 agent.counts[queued] += 1;
             }
-            let key = data.map(|data| data.key.as_str()).filter(|key| !key.is_empty());
+            let key = data.map(|data| &*data.key).filter(|key| !key.is_empty());
             if let Some(key) = key.filter(|key| self.holds_key(id, before, key)) {
                 let digest = data.map_or(0, |data| data.digest);
                 self.known.keys.remove(&(before, key.into()));

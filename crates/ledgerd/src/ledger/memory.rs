@@ -5,7 +5,7 @@ use super::timers::{Beaten, Timers, next};
 use ledger_core::agent::Agent;
 use ledger_core::session::Session;
 use ledger_core::store::{BreakerRow, BudgetRow, Recovered, SessionRow};
-use ledger_core::{AgentId, ByTask, Now, Reason, SessionId, State, Task, TaskId, TaskSet, Timestamp};
+use ledger_core::{AgentId, ByName, ByTask, Now, Reason, SessionId, State, Task, TaskId, TaskSet, Timestamp};
 use retry_core::{Bucket, BucketConfig, Limits};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -30,12 +30,12 @@ pub(super) type BudgetQueue = BTreeSet<(Reverse<u8>, Timestamp, TaskId, u32)>;
 pub(super) struct Memory {
     pub(super) seed: u64,
     pub(super) agents: BTreeMap<AgentId, Agent>,
-    pub(super) names: HashMap<Arc<str>, AgentId>,
+    pub(super) names: ByName<AgentId>,
     /// The budget that all agents share.
     pub(super) budget: Bucket,
     pub(super) sessions: BTreeMap<SessionId, Session>,
     pub(super) outboxes: HashMap<SessionId, mpsc::UnboundedSender<ToWorker>>,
-    pub(super) workers: HashMap<Arc<str>, Worker>,
+    pub(super) workers: ByName<Worker>,
     pub(super) timers: Timers,
     pub(super) beaten: ByTask<Beaten>,
     pub(super) budget_queue: BTreeMap<AgentId, BudgetQueue>,
@@ -64,11 +64,11 @@ impl Memory {
         Self {
             seed: 0,
             agents: BTreeMap::new(),
-            names: HashMap::new(),
+            names: ByName::default(),
             budget: Bucket::full(global_limits(), now.at.since_epoch()),
             sessions: BTreeMap::new(),
             outboxes: HashMap::new(),
-            workers: HashMap::new(),
+            workers: ByName::default(),
             timers: Timers::default(),
             beaten: ByTask::default(),
             budget_queue: BTreeMap::new(),

@@ -49,6 +49,8 @@ use tokio_util::sync::CancellationToken;
 const CALLS: usize = 8_192;
 /// Frames that may wait before streams are read more slowly.
 const FRAMES: usize = 4_096;
+/// Operations of a batch after which the store hears of them.
+const PIECE: usize = 400;
 /// A timer that fires so much too late tells that the process stood still.
 const PAUSE: Duration = Duration::from_secs(2);
 /// How long the wall clock is believed while something waits for a time.
@@ -258,7 +260,14 @@ impl Loop {
         let mut batch = Batch::new(&mut self.memory, &mut self.store, &self.shared.reader, now);
         batch.know(known);
         let mut answers = Vec::with_capacity(orders.len());
+        let mut decided = 0;
         for order in orders.iter() {
+            // In pieces, so that a store can write the one while the next is decided.
+            decided += weight(&order.command).0;
+            if decided > PIECE {
+                decided = 0;
+                batch.write().await?;
+            }
             match batch.decide(&order.command).await {
                 // The store failed while it was asked: that fails the batch, not the command.
                 Err(LedgerError::Store(error)) => return Err(error),

@@ -5,7 +5,7 @@ use super::command::{BatchMode, Enqueued, LedgerError, NewTask};
 use bytes::Bytes;
 use ledger_core::agent::Agent;
 use ledger_core::store::KeyHolder;
-use ledger_core::{AgentId, Fact, Spec, Task, TaskId};
+use ledger_core::{AgentId, ByKey, Fact, Spec, Task, TaskId};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ impl Batch<'_> {
     ) -> Result<Vec<Enqueued>, LedgerError> {
         let mut admitted: HashMap<AgentId, u64> = HashMap::new();
         let mut plans = Vec::with_capacity(tasks.len());
-        let mut created: HashMap<(AgentId, Arc<str>), (usize, u64)> = HashMap::new();
+        let mut created: ByKey<(usize, u64)> = ByKey::default();
         // All is judged before anything is made: an ATOMIC call fails with nothing done.
         for task in tasks {
             let plan = match task {
@@ -58,11 +58,11 @@ impl Batch<'_> {
         &mut self,
         task: &NewTask,
         index: usize,
-        created: &mut HashMap<(AgentId, Arc<str>), (usize, u64)>,
+        created: &mut ByKey<(usize, u64)>,
         admitted: &mut HashMap<AgentId, u64>,
     ) -> Result<Plan, LedgerError> {
         let agent = self.agent(&task.agent)?;
-        let key: Option<Arc<str>> = (!task.data.key.is_empty()).then(|| task.data.key.as_str().into());
+        let key = (!task.data.key.is_empty()).then(|| Arc::clone(&task.data.key));
         if let Some(key) = &key {
             let place = (agent, Arc::clone(key));
             if let Some((first, digest)) = created.get(&place) {
@@ -114,7 +114,7 @@ impl Batch<'_> {
         }
         if !task.data.key.is_empty() {
             let holder = KeyHolder { task: id, digest: task.data.digest };
-            self.known.keys.insert((agent, task.data.key.as_str().into()), holder);
+            self.known.keys.insert((agent, Arc::clone(&task.data.key)), holder);
         }
         self.changes.data.push((id, Arc::clone(&task.data)));
         self.create(made, record);
@@ -139,7 +139,7 @@ impl Batch<'_> {
         let mut ids = Vec::with_capacity(tasks.len());
         for task in tasks {
             let agent = self.agent(&task.agent)?;
-            let place = (agent, Arc::from(task.data.key.as_str()));
+            let place = (agent, Arc::clone(&task.data.key));
             let holder = self.known.keys.get(&place).filter(|_| !task.data.key.is_empty()).copied();
             ids.push(match holder.filter(|holder| !self.was_freed(holder.task)) {
                 Some(holder) => holder.task,

@@ -108,7 +108,7 @@ impl ModelStore {
                 let agent = self.open.tasks[&id].spec.agent;
                 self.open
                     .keys
-                    .insert((agent, data.key.as_str().into()), KeyHolder { task: id, digest: data.digest });
+                    .insert((agent, Arc::clone(&data.key)), KeyHolder { task: id, digest: data.digest });
             }
         }
         for (id, before, _) in changes.respecified {

@@ -6,7 +6,7 @@
 //! an offer costs what it returns, not what waits.
 
 use ledger_core::store::Ask;
-use ledger_core::{AgentId, ById, ByTask, Now, State, Task, TaskId, Timestamp};
+use ledger_core::{AgentId, ById, ByName, ByTask, Now, State, Task, TaskId, Timestamp};
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
 use std::sync::Arc;
@@ -47,7 +47,7 @@ pub(super) struct Entry {
 
 #[derive(Debug, Default)]
 struct AgentSets {
-    types: HashMap<Arc<str>, BTreeSet<Key>>,
+    types: ByName<BTreeSet<Key>>,
     gated: BTreeSet<Key>,
 }
 

@@ -176,7 +176,7 @@ impl Rig {
             let data = TaskData {
                 payload: Bytes::from(format!("payload of {id}")),
                 labels: new.labels,
-                key: new.key.to_owned(),
+                key: new.key.into(),
                 digest: id.0.wrapping_mul(u64::MAX / 3),
                 ..TaskData::default()
             };

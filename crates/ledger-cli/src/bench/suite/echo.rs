@@ -1,79 +1,114 @@
-//! A bare tonic server: the cost of a call with nothing behind it.
+//! A bare tonic server and its callers: the cost of a call with nothing behind it.
 
 use std::convert::Infallible;
-use std::marker::PhantomData;
+use std::future::{Ready, ready};
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
+use http::uri::PathAndQuery;
+use ledgerd_client::v1::{EnqueueTaskRequest, NewTask};
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::body::Body;
-use tonic::server::{Grpc, NamedService, UnaryService};
-use tonic::transport::Server;
+use tonic::codegen::{BoxFuture, Service};
+use tonic::server::{NamedService, UnaryService};
+use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
+use super::super::{Args as Load, TASK_TYPE};
 use crate::daemon::cannot;
 use crate::failure::{Exit, Failure};
 use crate::output::print;
 
-/// Serves every path of the ledger's TaskService with `answer`, on a port of its own choice that it says first.
+type Codec = ProstCodec<EnqueueTaskRequest, EnqueueTaskRequest>;
+
+const PATH: PathAndQuery = PathAndQuery::from_static("/ledgerd.bench.Echo/Echo");
+
+/// Serves on a port of its own choice, which it says first.
 ///
 /// # Errors
 /// When it cannot listen.
-pub(super) async fn serve<Q, A>(answer: fn(Q) -> A) -> Result<(), Failure>
-where
-    Q: prost::Message + Default + 'static,
-    A: prost::Message + Default + 'static,
-{
+pub(super) async fn serve() -> Result<(), Failure> {
     let listener = TcpListener::bind("127.0.0.1:0").await.map_err(|error| cannot("listen", &error))?;
     let address = listener.local_addr().map_err(|error| cannot("listen", &error))?;
     print(&format!("{address}\n"))?;
-    let served = Server::builder()
-        .add_service(Echo { answer, of: PhantomData })
-        .serve_with_incoming(TcpListenerStream::new(listener))
-        .await;
+    let served = Server::builder().tcp_nodelay(true).add_service(Echo);
+    let served = served.serve_with_incoming(TcpListenerStream::new(listener)).await;
     served.map_err(|error| Failure::new(Exit::Failure, format!("the echo ended: {error}")))
 }
 
-struct Echo<Q, A> {
-    answer: fn(Q) -> A,
-    of: PhantomData<fn(Q) -> A>,
+/// Calls a second, as `load` says: callers, connections, payload, duration.
+///
+/// # Errors
+/// When a call fails.
+pub(super) async fn call(address: &str, load: &Load) -> Result<f64, Failure> {
+    let failed =
+        |error: &dyn std::fmt::Display| Failure::new(Exit::Failure, format!("the echo failed: {error}"));
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| failed(&error))?;
+    let endpoint = endpoint.tcp_nodelay(true);
+    let mut connections = Vec::new();
+    for _ in 0..load.connections.min(load.callers) {
+        connections.push(endpoint.connect().await.map_err(|error| failed(&error))?);
+    }
+    let task = NewTask {
+        agent: load.agent.clone(),
+        task_type: TASK_TYPE.into(),
+        payload: Bytes::from(vec![b'x'; load.payload as usize]),
+        ..NewTask::default()
+    };
+    let request = EnqueueTaskRequest { task: Some(task), request_id: String::new() };
+    let (began, end) = (Instant::now(), Instant::now() + load.duration.0);
+    let mut callers = JoinSet::new();
+    for (_, channel) in (0..load.callers).zip(connections.iter().cycle()) {
+        callers.spawn(one(channel.clone(), request.clone(), end));
+    }
+    let mut calls = 0;
+    while let Some(one) = callers.join_next().await {
+        calls += one.expect("a caller does not panic").map_err(|status| failed(&status))?;
+    }
+    Ok(calls as f64 / began.elapsed().as_secs_f64())
 }
 
-impl<Q, A> Clone for Echo<Q, A> {
-    fn clone(&self) -> Self {
-        Self { answer: self.answer, of: PhantomData }
+async fn one(channel: Channel, request: EnqueueTaskRequest, end: Instant) -> Result<u64, Status> {
+    let mut client = tonic::client::Grpc::new(channel);
+    let mut calls = 0;
+    while Instant::now() < end {
+        client.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        client.unary(Request::new(request.clone()), PATH, Codec::default()).await?;
+        calls += 1;
+    }
+    Ok(calls)
+}
+
+#[derive(Clone)]
+struct Echo;
+
+impl NamedService for Echo {
+    const NAME: &'static str = "ledgerd.bench.Echo";
+}
+
+impl UnaryService<EnqueueTaskRequest> for Echo {
+    type Response = EnqueueTaskRequest;
+    type Future = Ready<Result<Response<EnqueueTaskRequest>, Status>>;
+
+    fn call(&mut self, request: Request<EnqueueTaskRequest>) -> Self::Future {
+        ready(Ok(Response::new(request.into_inner())))
     }
 }
 
-impl<Q, A> NamedService for Echo<Q, A> {
-    const NAME: &'static str = "ledger.v1.TaskService";
-}
-
-impl<Q: 'static, A: 'static> UnaryService<Q> for Echo<Q, A> {
-    type Response = A;
-    type Future = std::future::Ready<Result<Response<A>, Status>>;
-
-    fn call(&mut self, request: Request<Q>) -> Self::Future {
-        std::future::ready(Ok(Response::new((self.answer)(request.into_inner()))))
-    }
-}
-
-impl<Q, A> tonic::codegen::Service<http::Request<Body>> for Echo<Q, A>
-where
-    Q: prost::Message + Default + 'static,
-    A: prost::Message + Default + 'static,
-{
+impl Service<http::Request<Body>> for Echo {
     type Response = http::Response<Body>;
     type Error = Infallible;
-    type Future = tonic::codegen::BoxFuture<Self::Response, Self::Error>;
+    type Future = BoxFuture<Self::Response, Self::Error>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let echo = self.clone();
-        Box::pin(async move { Ok(Grpc::new(ProstCodec::<A, Q>::default()).unary(echo, request).await) })
+        Box::pin(async move { Ok(tonic::server::Grpc::new(Codec::default()).unary(Self, request).await) })
     }
 }

@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,11 +12,10 @@ use ledgerd_client::v1::{
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
-use super::super::producer;
 use super::super::report::Report as Loaded;
-use super::super::{Args as Load, Run, TASK_TYPE, count, stats};
+use super::super::{Args as Load, TASK_TYPE, count, stats};
+use super::echo;
 use super::yardstick::{Figure, Which};
 use crate::daemon::{self, Daemon, cannot};
 use crate::failure::{Exit, Failure};
@@ -191,7 +188,7 @@ impl Stage {
     }
 
     /// Calls a second that a server with nothing behind it answers.
-    pub(super) async fn echo(&self, load: Load) -> Result<f64, Failure> {
+    pub(super) async fn echo(&self, load: &Load) -> Result<f64, Failure> {
         let mut command = daemon::command()?;
         command.args(["bench", "yardstick", "echo", "--dir"]).arg(&self.root);
         let mut server = tokio::process::Command::from(command)
@@ -207,23 +204,7 @@ impl Stage {
             .ok()
             .flatten()
             .ok_or_else(|| broken("the echo", b""))?;
-        let mut connections = Vec::new();
-        for _ in 0..load.connections.min(load.callers) {
-            connections.push(Client::connect(&address).await?);
-        }
-        // There are no workers to make room.
-        let run = Arc::new(Run::new(Load { backlog: Some(0), ..load }));
-        let (began, end) = (Instant::now(), Instant::now() + run.args.duration.0);
-        let mut producers = JoinSet::new();
-        for (caller, connection) in (0..run.args.callers).zip(connections.iter().cycle()) {
-            producers.spawn(producer::produce(connection.clone(), Arc::clone(&run), caller, end));
-        }
-        let mut calls = 0;
-        while let Some(one) = producers.join_next().await {
-            calls += one.expect("a producer does not panic").tasks;
-        }
-        debug_assert_eq!(run.done.load(Ordering::Relaxed), 0, "an echo completes nothing");
-        Ok(calls as f64 / began.elapsed().as_secs_f64())
+        echo::call(&address, load).await
     }
 }
 

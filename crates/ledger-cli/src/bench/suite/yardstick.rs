@@ -4,11 +4,9 @@
 
 use std::fs::File;
 use std::io::Write as _;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ledgerd_client::v1::{EnqueueTaskRequest, EnqueueTaskResponse};
 use rusqlite::{Connection, params};
 use serde::Serialize;
 use tokio::time::Instant;
@@ -26,8 +24,6 @@ const BATCH: i64 = 1_000;
 const PAGE: usize = 4_096;
 /// What one sync of the payload row covers: ten payloads of 64 KiB, a call of its load.
 const CHUNK: usize = 640 << 10;
-/// Where the file of the payload row starts over.
-const FILE: u64 = 256 << 20;
 
 /// `bench yardstick`.
 #[derive(Clone, Debug, clap::Args)]
@@ -51,7 +47,7 @@ pub(super) enum Which {
     Flush,
     /// Megabytes a second of appends of 640 KiB, each with its fdatasync
     Append,
-    /// Answers EnqueueTask with nothing behind it, until it is killed
+    /// Answers each EnqueueTaskRequest with itself, until it is killed
     Echo,
 }
 
@@ -70,7 +66,7 @@ impl Args {
             }
             Which::Flush => flush(&self.dir, self.duration.0).map_err(|error| cannot("flush", &error))?,
             Which::Append => append(&self.dir, self.duration.0).map_err(|error| cannot("append", &error))?,
-            Which::Echo => return echo::serve(|_: EnqueueTaskRequest| EnqueueTaskResponse::default()).await,
+            Which::Echo => return echo::serve().await,
         };
         print(&(serde_json::to_string(&Figure { value }).expect("a number has a JSON form") + "\n"))
     }
@@ -107,7 +103,7 @@ fn open(path: &Path) -> rusqlite::Result<Connection> {
 fn fast_schema(dir: &Path, duration: Duration) -> rusqlite::Result<f64> {
     let conn = open(&dir.join("fast.db"))?;
     conn.execute_batch(
-        "CREATE TABLE tasks (id INTEGER PRIMARY KEY, agent INTEGER, kind INTEGER, state INTEGER, priority INTEGER, \
+        "CREATE TABLE tasks (id INTEGER PRIMARY KEY, agent TEXT, kind TEXT, state INTEGER, priority INTEGER, \
              run_at INTEGER, attempts INTEGER, max_attempts INTEGER, version INTEGER, worker TEXT, token INTEGER, \
              lease_until INTEGER, created_at INTEGER, updated_at INTEGER, payload BLOB, result BLOB) STRICT; \
          CREATE TABLE history (seq INTEGER PRIMARY KEY, task INTEGER, version INTEGER, from_state INTEGER, \
@@ -115,7 +111,7 @@ fn fast_schema(dir: &Path, duration: Duration) -> rusqlite::Result<f64> {
     )?;
     let mut insert = conn.prepare(
         "INSERT INTO tasks (id, agent, kind, state, priority, run_at, attempts, max_attempts, version, created_at, \
-         updated_at, payload) VALUES (?1, 1, 1, 0, 5, ?2, 0, 3, 1, ?2, ?2, ?3)",
+         updated_at, payload) VALUES (?1, 'agent-1', 'kind-1', 0, 5, ?2, 0, 3, 1, ?2, ?2, ?3)",
     )?;
     let mut claim = conn.prepare(
         "UPDATE tasks SET state = 1, attempts = 1, version = 2, worker = ?2, token = 1, lease_until = ?3, \
@@ -166,10 +162,10 @@ fn flush(dir: &Path, duration: Duration) -> std::io::Result<f64> {
 }
 
 fn append(dir: &Path, duration: Duration) -> std::io::Result<f64> {
-    let file = File::create(dir.join("append"))?;
+    let mut file = File::create(dir.join("append"))?;
     let (chunk, start, mut written) = (vec![b'x'; CHUNK], Instant::now(), 0_u64);
     while start.elapsed() < duration {
-        file.write_all_at(&chunk, written % FILE)?;
+        file.write_all(&chunk)?;
         file.sync_data()?;
         written += CHUNK as u64;
     }

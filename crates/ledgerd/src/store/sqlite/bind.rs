@@ -6,6 +6,7 @@ use super::insert::Table;
 use super::text;
 use super::write::Row;
 use crate::store::ready::Entry;
+use bytes::Bytes;
 use ledger_core::store::{
     AgentEvent, AgentEventKind, AgentRow, BreakerRow, BudgetRow, DeadLetter, Notes, SessionRow, TaskData,
 };
@@ -132,6 +133,20 @@ pub(super) fn history(args: &mut Args<'_, '_>, row: &Row) {
     args.add(record.digest.map(u64::cast_signed));
     args.add(record.error.as_deref().map(text::error));
     args.add((!record.facts.is_empty()).then(|| text::facts(&record.facts)));
+}
+
+/// A row of `results`.
+pub(super) fn result(args: &mut Args<'_, '_>, (task, result): &(TaskId, Bytes)) {
+    args.add(task.0.cast_signed());
+    args.add(&result[..]);
+}
+
+/// A row of `idempotency_keys`.
+pub(super) fn key(args: &mut Args<'_, '_>, id: TaskId, spec: &Spec, data: &TaskData) {
+    args.add(spec.agent.0);
+    args.add(&*data.key);
+    args.add(id.0.cast_signed());
+    args.add(data.digest.cast_signed());
 }
 
 /// A row of `task_notes`.

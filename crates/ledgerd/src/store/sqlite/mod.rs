@@ -4,6 +4,7 @@
 //! writes, one transaction per batch, on the thread of the caller; memory that a failed batch has touched is not used again
 //! before a recovery.
 
+mod ahead;
 mod bind;
 mod checkpoint;
 mod insert;
@@ -24,6 +25,7 @@ pub use read::SqliteReader;
 
 use crate::store::Committed;
 use crate::store::ready::Ready;
+use ahead::{Ahead, Part, WORTH};
 use checkpoint::Checkpoints;
 use ledger_core::limits::REQUEST_MEMORY;
 use ledger_core::store::{Ask, Changed, Changes, Fut, Known, Recovered, Store, StoreError, TaskData, Want};
@@ -33,7 +35,7 @@ use sqlx::sqlite::SqliteConnection;
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
-use write::{BLOCK_BITS, Row, Sources, Staged, Tallies, Writer, is_live};
+use write::{BLOCK_BITS, Row, Sources, Staged, Tallies, is_live};
 
 const FULL: i32 = 13;
 const BUSY: i32 = 5;
@@ -46,7 +48,7 @@ const NOT_A_DATABASE: i32 = 26;
 
 /// The writing half.
 pub struct SqliteStore {
-    writer: Writer,
+    ahead: Ahead,
     /// For what is read at the start, and of tasks that have ended. Sees what is committed.
     conn: SqliteConnection,
     checkpoints: Checkpoints,
@@ -73,14 +75,14 @@ impl std::fmt::Debug for SqliteStore {
 
 impl SqliteStore {
     fn new(
-        writer: Writer,
+        ahead: Ahead,
         conn: SqliteConnection,
         checkpoints: Checkpoints,
         fresh: Arc<Fresh>,
         lock: File,
     ) -> Self {
         Self {
-            writer,
+            ahead,
             conn,
             checkpoints,
             fresh,
@@ -102,7 +104,7 @@ impl SqliteStore {
     pub async fn close(self) -> Result<(), StoreError> {
         self.checkpoints.close().await.map_err(|error| failed(&error))?;
         self.conn.close().await.map_err(|error| failed(&error))?;
-        self.writer.close().map_err(|error| failed(&error))
+        self.ahead.close().map_err(|error| failed(&error))
     }
 
     fn usable(&self) -> Result<(), StoreError> {
@@ -168,7 +170,24 @@ impl SqliteStore {
         for id in changes.removed {
             self.stage_removal(id)?;
         }
+        if self.staged.history.len() >= WORTH && self.staged.keeps_its_order() {
+            let part = self.part();
+            self.ahead.send(part);
+        }
         Ok(())
+    }
+
+    /// What of the batch is final.
+    fn part(&mut self) -> Part {
+        let staged = &mut self.staged;
+        let history = Arc::new(std::mem::take(&mut staged.history));
+        staged.ahead.push(Arc::clone(&history));
+        let new = &staged.data[staged.data_ahead..];
+        let spec = |id: &TaskId| self.ready.entry(*id).map(|entry| Arc::clone(&entry.task.spec));
+        let specs = new.iter().filter_map(|(id, data)| Some((*id, spec(id)?, Arc::clone(data)))).collect();
+        staged.data_ahead = staged.data.len();
+        let freed = (!staged.freed.is_empty()).then(|| write::ids(staged.freed.iter()));
+        Part { freed, specs, history, results: std::mem::take(&mut staged.results) }
     }
 
     fn stage_task(&mut self, changed: Changed) -> Result<(), StoreError> {
@@ -252,14 +271,17 @@ impl SqliteStore {
     }
 
     fn write_staged(&mut self) -> Result<(), StoreError> {
+        let ahead = self.ahead.wait();
         self.staged.tasks.sort_unstable();
         let purge = self.ready.now().at >= self.oldest_request.after(REQUEST_MEMORY);
         let from = Sources { staged: &self.staged, ready: &self.ready, tallies: &self.tallies, purge };
-        let bytes = self.writer.commit(&from).map_err(|error| failed_to_write(&error))?;
-        self.checkpoints.wrote(bytes);
+        let writer = self.ahead.writer();
+        let ahead = ahead.inspect_err(|_| writer.roll_back()).map_err(|error| failed_to_write(&error))?;
+        let bytes = writer.commit(&from).map_err(|error| failed_to_write(&error))?;
+        self.checkpoints.wrote(ahead + bytes);
         if purge {
             // The commit stands; a failed look only means that the next batch purges again.
-            self.oldest_request = self.writer.oldest_request().unwrap_or(Timestamp::EPOCH);
+            self.oldest_request = writer.oldest_request().unwrap_or(Timestamp::EPOCH);
         }
         Ok(())
     }
@@ -348,6 +370,8 @@ impl Store for SqliteStore {
                 self.write_staged()?;
                 self.broken = false;
             }
+            // Of a batch that only looked.
+            self.ahead.writer().roll_back();
             self.settle();
             Ok(Committed::up_to(self.tallies.meta.last_seq))
         })

@@ -357,12 +357,21 @@ impl Reader for SqliteReader {
     ) -> Fut<'a, Page<TaskView>> {
         Box::pin(async move {
             let (statement, all_fit) = source(filter);
-            let look = if all_fit { limit.clamp(1, LOOK) } else { LOOK };
-            let looked = self.newest(statement, before, filter.agent, look).await?;
-            let items = self.views(&looked, false, filter, limit).await?;
-            let last = items.last().map(|view| view.task.id);
-            let before = next(&looked, look, last, items.len() == limit);
-            Ok(Page { items, before })
+            let (mut items, mut before, mut seen) = (Vec::new(), before, 0);
+            // A page is mostly found among the newest: few rows first, and more when they do not fill it.
+            let mut look = if all_fit { limit.clamp(1, LOOK) } else { (2 * limit).clamp(1, LOOK) };
+            loop {
+                let looked = self.newest(statement, before, filter.agent, look).await?;
+                let room = limit - items.len();
+                let found = self.views(&looked, false, filter, room).await?;
+                before = next(&looked, look, found.last().map(|view| view.task.id), found.len() == room);
+                items.extend(found);
+                seen += looked.len();
+                if items.len() >= limit || before.is_none() || seen >= LOOK {
+                    return Ok(Page { items, before });
+                }
+                look = (4 * look).min(LOOK - seen);
+            }
         })
     }
 

@@ -64,8 +64,9 @@ pub(super) const STATEMENTS: [&str; 10] =
 
 impl SqliteStore {
     pub(super) async fn read_everything(&mut self, now: Now) -> Result<Recovered, StoreError> {
-        // Of a batch that failed half-way, should SQLite not have rolled it back by itself.
-        self.writer.roll_back();
+        // Of a batch that failed half-way.
+        let _ = self.ahead.wait();
+        self.ahead.writer().roll_back();
         self.staged = Staged::default();
         self.visited.clear();
         self.counted.clear();
@@ -109,7 +110,7 @@ impl SqliteStore {
         })
         .await?;
         self.tallies.counts.clone_from(&found.counts);
-        self.oldest_request = self.writer.oldest_request().map_err(|error| failed(&error))?;
+        self.oldest_request = self.ahead.writer().oldest_request().map_err(|error| failed(&error))?;
         let queue_timeouts = agents_with_queue_timeout(&found.agents);
         let timed = |task: &&Task| has_timer(task, &queue_timeouts);
         found.timed = self.ready.entries().map(|entry| &entry.task).filter(timed).cloned().collect();
@@ -153,8 +154,10 @@ impl SqliteStore {
         if want.keys.is_empty() {
             return Ok(());
         }
+        let writer = self.ahead.writer();
+        writer.begin().map_err(|error| failed(&error))?;
         for (agent, key) in &want.keys {
-            let holder = self.writer.key(*agent, key).map_err(|error| failed(&error))?;
+            let holder = writer.key(*agent, key).map_err(|error| failed(&error))?;
             if let Some(holder) = holder.filter(|holder| !self.staged.freed.contains(&holder.task)) {
                 known.keys.insert((*agent, Arc::clone(key)), holder);
             }
@@ -167,7 +170,7 @@ impl SqliteStore {
             want.keys.iter().enumerate().map(|(index, (agent, key))| ((*agent, &**key), index)).collect();
         for (id, data) in self.staged.data.iter().filter(|(id, _)| !self.staged.freed.contains(id)) {
             let Some(entry) = self.ready.entry(*id) else { continue };
-            if let Some(index) = asked.get(&(entry.task.spec.agent, data.key.as_str())) {
+            if let Some(index) = asked.get(&(entry.task.spec.agent, &*data.key)) {
                 known.keys.insert(want.keys[*index].clone(), KeyHolder { task: *id, digest: data.digest });
             }
         }
@@ -178,8 +181,10 @@ impl SqliteStore {
         if want.requests.is_empty() {
             return Ok(());
         }
+        let writer = self.ahead.writer();
+        writer.begin().map_err(|error| failed(&error))?;
         for id in &want.requests {
-            let request = self.writer.request(id).map_err(|error| failed(&error))?;
+            let request = writer.request(id).map_err(|error| failed(&error))?;
             known.requests.extend(request.map(|request| (Arc::clone(id), request)));
         }
         if !self.staged.requests.is_empty() {
@@ -200,8 +205,10 @@ impl SqliteStore {
         }
         let staged: HashMap<(TaskId, u64), &Record> = self
             .staged
-            .history
+            .ahead
             .iter()
+            .flat_map(|rows| rows.iter())
+            .chain(&self.staged.history)
             .filter(|row| row.record.digest.is_some())
             .map(|row| ((row.record.task, row.record.fence), &row.record))
             .collect();

@@ -300,7 +300,7 @@ impl<'r> Columns<'r> {
             labels: self.maybe_text()?.map(text::labels_of).transpose()?.unwrap_or_default(),
             traceparent: self.maybe_text()?.unwrap_or_default().to_owned(),
             tracestate: self.maybe_text()?.unwrap_or_default().to_owned(),
-            key: self.maybe_text()?.unwrap_or_default().to_owned(),
+            key: self.maybe_text()?.unwrap_or_default().into(),
             digest: self.bits()?,
             parent: self.maybe()?.map(|id| TaskId(id.cast_unsigned())),
         })

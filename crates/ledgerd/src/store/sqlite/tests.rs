@@ -135,7 +135,7 @@ async fn connections_are_set_as_durability_needs() {
         ("mmap_size", "0"),
         ("journal_mode", "wal"),
     ] {
-        assert_eq!(store.writer.pragma(pragma), expected, "{pragma}");
+        assert_eq!(store.ahead.writer().pragma(pragma), expected, "{pragma}");
     }
 }
 
@@ -260,7 +260,7 @@ async fn notes_are_kept_where_nothing_new_is_said() {
     let view = reader.task(id, true).await.expect("it reads").expect("it exists");
     assert_eq!(view.notes, expected);
     assert_eq!(view.data.payload, format!("payload of {id}"));
-    assert_eq!((view.data.key.as_str(), view.payload_bytes), ("mine", view.data.payload.len() as u64));
+    assert_eq!((&*view.data.key, view.payload_bytes), ("mine", view.data.payload.len() as u64));
     assert_eq!(view.data.labels, [("k".to_owned(), "v".to_owned())]);
     assert_eq!(view.result, Some(Bytes::from(format!("result of {id}"))));
     let view = reader.task(id, false).await.expect("it reads").expect("it exists");

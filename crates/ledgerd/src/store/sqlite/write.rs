@@ -5,6 +5,7 @@
 //! statements that are prepared once. Invariants: one row image per task, the last; history in the order it was decided;
 //! the whole batch in one transaction.
 
+use super::ahead::Part;
 use super::bind::{self, Args};
 use super::insert::Table;
 use super::text;
@@ -39,7 +40,11 @@ pub(super) struct Row {
 pub(super) struct Staged {
     pub(super) tasks: Vec<TaskId>,
     pub(super) data: Vec<(TaskId, Arc<TaskData>)>,
+    /// So many of `data` are written ahead.
+    pub(super) data_ahead: usize,
     pub(super) history: Vec<Row>,
+    /// History that is written ahead.
+    pub(super) ahead: Vec<Arc<Vec<Row>>>,
     pub(super) results: Vec<(TaskId, Bytes)>,
     pub(super) salvage: Vec<(TaskId, u64, Bytes)>,
     pub(super) notes: Vec<(TaskId, Notes)>,
@@ -186,8 +191,17 @@ impl Staged {
             && self.events_before.is_none()
     }
 
+    /// Whether rows may be written before others of the batch: nothing yet changes what new rows are found by.
+    pub(super) fn keeps_its_order(&self) -> bool {
+        self.moved.is_empty() && self.payloads.is_empty() && self.removed.is_empty()
+    }
+
+    fn new_data(&self) -> &[(TaskId, Arc<TaskData>)] {
+        &self.data[self.data_ahead..]
+    }
+
     fn blob_bytes(&self) -> usize {
-        let data: usize = self.data.iter().map(|(_, data)| data.payload.len()).sum();
+        let data: usize = self.new_data().iter().map(|(_, data)| data.payload.len()).sum();
         let results: usize = self.results.iter().map(|(_, result)| result.len()).sum();
         let salvage: usize = self.salvage.iter().map(|(_, _, result)| result.len()).sum();
         let answers: usize = self.requests.iter().map(|row| row.answer.len()).sum();
@@ -233,6 +247,11 @@ impl Writer {
             rusqlite::types::Value::Text(value) => value,
             other => panic!("{name} is {other:?}"),
         }
+    }
+
+    /// Opens the batch's transaction, if it is not: what is read in one costs no locks of its own.
+    pub(super) fn begin(&self) -> Result<()> {
+        if self.conn.is_autocommit() { self.run(BEGIN, |_| {}) } else { Ok(()) }
     }
 
     /// Ends a transaction that was left open, if there is one.
@@ -292,12 +311,30 @@ impl Writer {
         Ok((16 * 1_024 + 12 * written? + 1_024 * from.staged.removed.len() + from.staged.blob_bytes()) as u64)
     }
 
+    /// Writes a part of a batch whose rest is still to come; a guess of its bytes.
+    pub(super) fn write_part(&self, part: &Part) -> Result<u64> {
+        self.begin()?;
+        if let Some(freed) = &part.freed {
+            self.run(FREE_KEYS, |args| args.add(freed))?;
+        }
+        let mut values = self.rows(Table::Specs, part.specs.iter(), |args, (id, spec, data)| {
+            bind::spec(args, *id, spec, data);
+        })?;
+        let keyed = part.specs.iter().filter(|(_, _, data)| !data.key.is_empty());
+        values += self.rows(Table::Keys, keyed, |args, (id, spec, data)| bind::key(args, *id, spec, data))?;
+        values += self.rows(Table::History, part.history.iter(), bind::history)?;
+        values += self.rows(Table::Results, part.results.iter(), bind::result)?;
+        let payloads: usize = part.specs.iter().map(|(_, _, data)| data.payload.len()).sum();
+        let results: usize = part.results.iter().map(|(_, result)| result.len()).sum();
+        Ok((12 * values + payloads + results) as u64)
+    }
+
     /// Runs the statements of a batch; the number of values written.
     fn write(&self, from: &Sources<'_>) -> Result<usize> {
         let Sources { staged, ready, tallies, purge } = *from;
         let entry =
             |id: &TaskId| ready.entry(*id).expect("what a batch writes is in memory until its commit");
-        self.run(BEGIN, |_| {})?;
+        self.begin()?;
         let rare = !staged.freed.is_empty()
             || !staged.letters.is_empty()
             || !staged.moved.is_empty()
@@ -341,7 +378,7 @@ impl Writer {
         values += self.rows(Table::Budgets, staged.budgets.values(), bind::budget)?;
         values += self.rows(Table::Sessions, staged.sessions.values(), bind::session)?;
         values += self.rows(Table::Events, staged.events.iter(), bind::event)?;
-        values += self.rows(Table::Specs, staged.data.iter(), |args, (id, data)| {
+        values += self.rows(Table::Specs, staged.new_data().iter(), |args, (id, data)| {
             bind::spec(args, *id, &entry(id).task.spec, data);
         })?;
         for table in [Table::TasksPlain, Table::TasksHeld, Table::TasksFull] {
@@ -349,19 +386,13 @@ impl Writer {
             values += self.rows(table, tasks, |args, entry| bind::task(args, entry, table))?;
         }
         values += self.rows(Table::History, staged.history.iter(), bind::history)?;
-        values += self.rows(Table::Results, staged.results.iter(), |args, (task, result)| {
-            args.add(task.0.cast_signed());
-            args.add(&result[..]);
-        })?;
+        values += self.rows(Table::Results, staged.results.iter(), bind::result)?;
         values += self.rows(Table::Notes, staged.notes.iter(), bind::notes)?;
         values += self.rows(Table::DeadLetters, staged.letters.values().flatten(), bind::letter)?;
         let keyed =
-            staged.data.iter().filter(|(id, data)| !data.key.is_empty() && !staged.freed.contains(id));
+            staged.new_data().iter().filter(|(id, data)| !data.key.is_empty() && !staged.freed.contains(id));
         values += self.rows(Table::Keys, keyed, |args, (id, data)| {
-            args.add(entry(id).task.spec.agent.0);
-            args.add(data.key.as_str());
-            args.add(id.0.cast_signed());
-            args.add(data.digest.cast_signed());
+            bind::key(args, *id, &entry(id).task.spec, data);
         })?;
         values += self.rows(Table::Requests, staged.requests.iter(), |args, row| {
             args.add(request_hash(&row.id));
