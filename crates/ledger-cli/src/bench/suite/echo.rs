@@ -10,10 +10,10 @@ use ledgerd_client::v1::{EnqueueTaskRequest, NewTask};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::body::Body;
 use tonic::codegen::{BoxFuture, Service};
 use tonic::server::{NamedService, UnaryService};
+use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
@@ -22,6 +22,10 @@ use super::super::{Args as Load, TASK_TYPE};
 use crate::daemon::cannot;
 use crate::failure::{Exit, Failure};
 use crate::output::print;
+
+/// Windows as the daemon and its client have them.
+const STREAM: u32 = 1 << 20;
+const CONNECTION: u32 = 4 << 20;
 
 type Codec = ProstCodec<EnqueueTaskRequest, EnqueueTaskRequest>;
 
@@ -35,8 +39,10 @@ pub(super) async fn serve() -> Result<(), Failure> {
     let listener = TcpListener::bind("127.0.0.1:0").await.map_err(|error| cannot("listen", &error))?;
     let address = listener.local_addr().map_err(|error| cannot("listen", &error))?;
     print(&format!("{address}\n"))?;
-    let served = Server::builder().tcp_nodelay(true).add_service(Echo);
-    let served = served.serve_with_incoming(TcpListenerStream::new(listener)).await;
+    let mut server =
+        Server::builder().initial_stream_window_size(STREAM).initial_connection_window_size(CONNECTION);
+    let served = server.add_service(Echo);
+    let served = served.serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true))).await;
     served.map_err(|error| Failure::new(Exit::Failure, format!("the echo ended: {error}")))
 }
 
@@ -48,7 +54,7 @@ pub(super) async fn call(address: &str, load: &Load) -> Result<f64, Failure> {
     let failed =
         |error: &dyn std::fmt::Display| Failure::new(Exit::Failure, format!("the echo failed: {error}"));
     let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| failed(&error))?;
-    let endpoint = endpoint.tcp_nodelay(true);
+    let endpoint = endpoint.initial_stream_window_size(STREAM).initial_connection_window_size(CONNECTION);
     let mut connections = Vec::new();
     for _ in 0..load.connections.min(load.callers) {
         connections.push(endpoint.connect().await.map_err(|error| failed(&error))?);

@@ -62,7 +62,7 @@ pub(super) fn spec(args: &mut Args<'_, '_>, id: TaskId, spec: &Spec, data: &Task
 }
 
 /// A row of `tasks`, as long as `table` says.
-pub(super) fn task(args: &mut Args<'_, '_>, entry: &Entry, table: Table) {
+pub(super) fn task(args: &mut Args<'_, '_>, entry: &Entry, table: Table, result: Option<&Bytes>) {
     let task = &entry.task;
     let id = task.id;
     args.add(id.0.cast_signed());
@@ -80,8 +80,10 @@ pub(super) fn task(args: &mut Args<'_, '_>, entry: &Entry, table: Table) {
     args.add(i64::from(task.attempt));
     args.add(i64::from(task.idle_deliveries));
     args.add(entry.history.cast_signed());
-    if table == Table::TasksPlain {
-        return;
+    match table {
+        Table::TasksPlain => return,
+        Table::TasksDone => return args.add(result.map(|result| &result[..])),
+        _ => {}
     }
     let holder = task.holder.as_ref();
     args.add(holder.map(|holder| &*holder.worker));
@@ -136,7 +138,7 @@ pub(super) fn history(args: &mut Args<'_, '_>, row: &Row) {
 }
 
 /// A row of `results`.
-pub(super) fn result(args: &mut Args<'_, '_>, (task, result): &(TaskId, Bytes)) {
+pub(super) fn result(args: &mut Args<'_, '_>, task: TaskId, result: &Bytes) {
     args.add(task.0.cast_signed());
     args.add(&result[..]);
 }

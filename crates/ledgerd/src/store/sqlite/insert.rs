@@ -64,6 +64,12 @@ tables! {
         "id", "state", "reason", "priority", "run_at", "calendar", "deadline", "queued_at", "updated_at", "version",
         "fence", "delivery", "attempt", "idle_deliveries", "history",
     ] "";
+    /// DONE, with its result: the last row of a task that nothing rare happened to. Never written again, so no other form
+    /// takes the result away.
+    TasksDone = "REPLACE INTO tasks" [
+        "id", "state", "reason", "priority", "run_at", "calendar", "deadline", "queued_at", "updated_at", "version",
+        "fence", "delivery", "attempt", "idle_deliveries", "history", "result",
+    ] "";
     /// With a holder or a sample.
     TasksHeld = "REPLACE INTO tasks" [
         "id", "state", "reason", "priority", "run_at", "calendar", "deadline", "queued_at", "updated_at", "version",

@@ -45,6 +45,8 @@ const IO: i32 = 10;
 const CORRUPT: i32 = 11;
 const CANNOT_OPEN: i32 = 14;
 const NOT_A_DATABASE: i32 = 26;
+/// Bytes of a result that fits into its task's row: the row is to stay narrow.
+const SMALL_RESULT: usize = 256;
 
 /// The writing half.
 pub struct SqliteStore {
@@ -139,7 +141,13 @@ impl SqliteStore {
             return Err(StoreError::Statement(format!("data of task {id}, which is not written")));
         }
         staged.data.append(&mut changes.data);
-        staged.results.append(&mut changes.results);
+        for (id, result) in changes.results.drain(..) {
+            if result.len() <= SMALL_RESULT {
+                staged.small.insert(id, result);
+            } else {
+                staged.results.push((id, result));
+            }
+        }
         staged.salvage.append(&mut changes.salvage);
         staged.notes.append(&mut changes.notes);
         for id in changes.redriven {

@@ -52,7 +52,7 @@ const VIEWS: &str = concat!(
     task_columns!(),
     ", a.name, CASE WHEN ?2 THEN s.payload END, ",
     data_columns!(),
-    ", LENGTH(s.payload), LENGTH(r.result), CASE WHEN ?2 THEN r.result END, ",
+    ", LENGTH(s.payload), COALESCE(LENGTH(t.result), LENGTH(r.result)), CASE WHEN ?2 THEN COALESCE(t.result, r.result) END, ",
     note_columns!(),
     " FROM json_each(?1) AS wanted \
      CROSS JOIN tasks AS t ON t.id = wanted.value \

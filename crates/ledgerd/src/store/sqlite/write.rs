@@ -16,7 +16,7 @@ use ledger_core::store::{
     AgentEvent, AgentRow, BreakerRow, BudgetRow, Counts, DeadLetter, KeyHolder, Notes, RequestRow,
     SessionRow, TaskData,
 };
-use ledger_core::{AgentId, Record, State, Task, TaskId, Timestamp};
+use ledger_core::{AgentId, ByTask, Record, State, Task, TaskId, Timestamp};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Result, params};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -46,6 +46,8 @@ pub(super) struct Staged {
     /// History that is written ahead.
     pub(super) ahead: Vec<Arc<Vec<Row>>>,
     pub(super) results: Vec<(TaskId, Bytes)>,
+    /// Results that fit into the row of their task.
+    pub(super) small: ByTask<Bytes>,
     pub(super) salvage: Vec<(TaskId, u64, Bytes)>,
     pub(super) notes: Vec<(TaskId, Notes)>,
     /// None: there is no letter any more.
@@ -174,6 +176,7 @@ impl Staged {
             && self.data.is_empty()
             && self.history.is_empty()
             && self.results.is_empty()
+            && self.small.is_empty()
             && self.salvage.is_empty()
             && self.notes.is_empty()
             && self.letters.is_empty()
@@ -202,7 +205,8 @@ impl Staged {
 
     fn blob_bytes(&self) -> usize {
         let data: usize = self.new_data().iter().map(|(_, data)| data.payload.len()).sum();
-        let results: usize = self.results.iter().map(|(_, result)| result.len()).sum();
+        let results = self.results.iter().map(|(_, result)| result).chain(self.small.values());
+        let results: usize = results.map(Bytes::len).sum();
         let salvage: usize = self.salvage.iter().map(|(_, _, result)| result.len()).sum();
         let answers: usize = self.requests.iter().map(|row| row.answer.len()).sum();
         let notes = self.notes.iter().map(|(_, notes)| notes.checkpoint.as_ref().map_or(0, Bytes::len));
@@ -323,7 +327,9 @@ impl Writer {
         let keyed = part.specs.iter().filter(|(_, _, data)| !data.key.is_empty());
         values += self.rows(Table::Keys, keyed, |args, (id, spec, data)| bind::key(args, *id, spec, data))?;
         values += self.rows(Table::History, part.history.iter(), bind::history)?;
-        values += self.rows(Table::Results, part.results.iter(), bind::result)?;
+        values += self.rows(Table::Results, part.results.iter(), |args, (id, result)| {
+            bind::result(args, *id, result);
+        })?;
         let payloads: usize = part.specs.iter().map(|(_, _, data)| data.payload.len()).sum();
         let results: usize = part.results.iter().map(|(_, result)| result.len()).sum();
         Ok((12 * values + payloads + results) as u64)
@@ -381,12 +387,27 @@ impl Writer {
         values += self.rows(Table::Specs, staged.new_data().iter(), |args, (id, data)| {
             bind::spec(args, *id, &entry(id).task.spec, data);
         })?;
-        for table in [Table::TasksPlain, Table::TasksHeld, Table::TasksFull] {
+        let small = |task: &Task| staged.small.get(&task.id).filter(|_| task.state == State::Done);
+        for table in [Table::TasksPlain, Table::TasksDone, Table::TasksHeld, Table::TasksFull] {
+            let form = |task: &Task| match form(task) {
+                Table::TasksPlain if small(task).is_some() => Table::TasksDone,
+                form => form,
+            };
             let tasks = staged.tasks.iter().map(entry).filter(|entry| form(&entry.task) == table);
-            values += self.rows(table, tasks, |args, entry| bind::task(args, entry, table))?;
+            values += self.rows(table, tasks, |args, entry| {
+                bind::task(args, entry, table, small(&entry.task));
+            })?;
         }
+        let in_rows = |id: &TaskId| {
+            let row = staged.tasks.binary_search(id).ok().and_then(|_| ready.entry(*id));
+            row.is_some_and(|entry| entry.task.state == State::Done && form(&entry.task) == Table::TasksPlain)
+        };
+        let apart = staged.small.iter().filter(|(id, _)| !in_rows(id));
+        values += self.rows(Table::Results, apart, |args, (id, result)| bind::result(args, *id, result))?;
         values += self.rows(Table::History, staged.history.iter(), bind::history)?;
-        values += self.rows(Table::Results, staged.results.iter(), bind::result)?;
+        values += self.rows(Table::Results, staged.results.iter(), |args, (id, result)| {
+            bind::result(args, *id, result);
+        })?;
         values += self.rows(Table::Notes, staged.notes.iter(), bind::notes)?;
         values += self.rows(Table::DeadLetters, staged.letters.values().flatten(), bind::letter)?;
         let keyed =
