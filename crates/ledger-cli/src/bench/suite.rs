@@ -104,7 +104,7 @@ struct Facts {
 impl Args {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let (told_to_end, guard) = (daemon::told_to_end()?, daemon::guard()?);
-        let stage = Stage::new(self.data_dir.clone(), guard)?;
+        let stage = Stage::new(self.data_dir.as_deref(), guard)?;
         let report = tokio::select! {
             report = self.all(&stage) => report?,
             () = told_to_end => return Err(Failure::new(Exit::Failure, "interrupted; nothing was measured")),

@@ -85,34 +85,26 @@ async fn read(client: &Client, agent: &str, duration: Duration) -> Result<Vec<Hi
     let end = Instant::now() + duration;
     while Instant::now() < end {
         for (name, times) in NAMES.iter().zip(&mut times) {
+            let filter = match *name {
+                "ListTasks by agent" => Some(list(agent)),
+                "ListTasks by state" => Some(ListTasksRequest { states: done(), ..list("") }),
+                "ListTasks by state and agent" => Some(ListTasksRequest { states: done(), ..list(agent) }),
+                "ListTasks by priority" => Some(ListTasksRequest { priority: Some(5), ..list("") }),
+                "ListTasks by type" => Some(ListTasksRequest { task_type: TASK_TYPE.into(), ..list("") }),
+                _ => None,
+            };
             let began = Instant::now();
-            match *name {
-                "GetTask" => drop(
-                    tasks
-                        .get_task(GetTaskRequest { task_id: id.clone(), ..GetTaskRequest::default() })
-                        .await?,
-                ),
-                "GetTaskHistory" => {
-                    drop(tasks.get_task_history(GetTaskHistoryRequest { task_id: id.clone() }).await?)
-                }
-                "ListTasks by agent" => drop(tasks.list_tasks(list(agent)).await?),
-                "ListTasks by state" => {
-                    drop(tasks.list_tasks(ListTasksRequest { states: done(), ..list("") }).await?)
-                }
-                "ListTasks by state and agent" => {
-                    drop(tasks.list_tasks(ListTasksRequest { states: done(), ..list(agent) }).await?)
-                }
-                "ListTasks by priority" => {
-                    drop(tasks.list_tasks(ListTasksRequest { priority: Some(5), ..list("") }).await?)
-                }
-                "ListTasks by type" => drop(
-                    tasks.list_tasks(ListTasksRequest { task_type: TASK_TYPE.into(), ..list("") }).await?,
-                ),
-                _ => {
-                    let request =
-                        ListDeadLettersRequest { agent: agent.into(), ..ListDeadLettersRequest::default() };
-                    drop(admin.list_dead_letters(request).await?);
-                }
+            if let Some(filter) = filter {
+                tasks.list_tasks(filter).await?;
+            } else if *name == "GetTask" {
+                tasks.get_task(GetTaskRequest { task_id: id.clone(), ..GetTaskRequest::default() }).await?;
+            } else if *name == "GetTaskHistory" {
+                tasks.get_task_history(GetTaskHistoryRequest { task_id: id.clone() }).await?;
+            } else {
+                let agent = agent.into();
+                admin
+                    .list_dead_letters(ListDeadLettersRequest { agent, ..ListDeadLettersRequest::default() })
+                    .await?;
             }
             times.record(began.elapsed());
         }

@@ -48,20 +48,21 @@ pub(super) enum Kind {
 /// Folders, and what is started in them.
 pub(super) struct Stage {
     root: PathBuf,
-    _temporary: Option<TempDir>,
+    /// Removed in the end.
+    _temporary: TempDir,
     guard: Guard,
 }
 
 impl Stage {
-    pub(super) fn new(folder: Option<PathBuf>, guard: Guard) -> Result<Self, Failure> {
+    pub(super) fn new(folder: Option<&Path>, guard: Guard) -> Result<Self, Failure> {
         let mut builder = tempfile::Builder::new();
         builder.prefix("ledgerd-suite-");
-        let made = match &folder {
+        let made = match folder {
             Some(folder) => builder.tempdir_in(folder),
             None => builder.tempdir(),
         };
         let temporary = made.map_err(|error| cannot("make a temporary folder", &error))?;
-        Ok(Self { root: temporary.path().to_owned(), _temporary: Some(temporary), guard })
+        Ok(Self { root: temporary.path().to_owned(), _temporary: temporary, guard })
     }
 
     /// A daemon on the ledger of this name.
