@@ -4,6 +4,7 @@ pub(crate) mod transcript;
 pub(crate) mod worker;
 
 use ledgerd_client::{Client, v1};
+use std::ffi::OsString;
 use std::future::Future;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -25,6 +26,12 @@ impl Folder {
         let name = format!("ledgerd-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&path).expect("the temporary folder is writable");
+        Arc::new(Self(path))
+    }
+
+    /// This one, which goes away as well.
+    pub(crate) fn at(path: PathBuf) -> Arc<Self> {
+        std::fs::create_dir_all(&path).expect("the folder is writable");
         Arc::new(Self(path))
     }
 
@@ -62,6 +69,16 @@ impl Daemon {
 
     /// With more flags than every daemon of the tests has.
     pub(crate) fn start_with(folder: Arc<Folder>, listen: &str, flags: &[&str]) -> Self {
+        Self::launch(folder, listen, flags, &[]).unwrap_or_else(|fault| panic!("{fault}"))
+    }
+
+    /// With variables of its own; what it said where it does not start.
+    pub(crate) fn launch(
+        folder: Arc<Folder>,
+        listen: &str,
+        flags: &[&str],
+        environment: &[(&str, OsString)],
+    ) -> Result<Self, String> {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -71,6 +88,7 @@ impl Daemon {
             .args(["serve", "--listen", listen, "--http-listen", "off", "--data-dir"])
             .arg(folder.path().join("data"))
             .args(flags)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -81,9 +99,11 @@ impl Daemon {
         let first = lines.next().and_then(Result::ok).unwrap_or_default();
         let Some(address) = first.strip_prefix("ledgerd listening on ").map(str::to_owned) else {
             let log = std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();
-            panic!("the daemon did not start: {first:?}\n{log}");
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(format!("the daemon did not start: {first:?}\n{log}"));
         };
-        Self { child, folder, address }
+        Ok(Self { child, folder, address })
     }
 
     /// Kills it as a power cut would, and starts it again on the same files and port.

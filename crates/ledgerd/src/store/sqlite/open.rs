@@ -119,7 +119,7 @@ pub async fn open(dir: &Path, options: Options) -> Result<(SqliteStore, Arc<Sqli
     }
     create(dir, &path)?;
 
-    let writing = settings(&path).synchronous(SqliteSynchronous::Full);
+    let writing = settings(&path).synchronous(synchronous());
     // The wal_autocheckpoint of a connection decides what its own commits do: nothing.
     let writing = writing.journal_mode(SqliteJournalMode::Wal).pragma("wal_autocheckpoint", "0");
     let named = |error: sqlx::Error| of_sqlite(&path, &error);
@@ -145,10 +145,22 @@ const PRAGMAS: [(&str, &str); 5] = [
     ("temp_store", "MEMORY"),
 ];
 
+/// Every commit is on the disk before anybody hears of it. A test of that must be able to fail, so a debug build can be told
+/// not to wait for the disk; a release build cannot.
+fn synchronous() -> SqliteSynchronous {
+    if cfg!(debug_assertions) && std::env::var_os("LEDGERD_TEST_SYNCHRONOUS").is_some_and(|set| set == "OFF")
+    {
+        tracing::warn!("nothing is durable: LEDGERD_TEST_SYNCHRONOUS is OFF");
+        return SqliteSynchronous::Off;
+    }
+    SqliteSynchronous::Full
+}
+
 /// What the writing connection is set to. Its own commits run no checkpoint.
 fn pragmas(options: &Options) -> Vec<(&'static str, String)> {
     let mut pragmas: Vec<_> = PRAGMAS.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
-    pragmas.push(("synchronous", "FULL".to_owned()));
+    let off = matches!(synchronous(), SqliteSynchronous::Off);
+    pragmas.push(("synchronous", if off { "OFF" } else { "FULL" }.to_owned()));
     pragmas.push(("wal_autocheckpoint", "0".to_owned()));
     pragmas.extend(options.max_pages.map(|pages| ("max_page_count", pages.to_string())));
     pragmas
