@@ -64,6 +64,11 @@ bench *args:
 bench-quick *args:
     cargo run --quiet --release --locked -- bench suite --quick {{ args }}
 
+# Measures once more for docs/benchmarks.md: goals, curves and plots; in about fifteen minutes
+bench-docs *args:
+    -cargo run --quiet --release --locked -- bench suite --curves {{ args }} > target/bench.json
+    cargo run --quiet --release --locked --package ledger-core --example benchmarks -- target/bench.json
+
 # Loads one daemon as told, and says what that cost
 load *args:
     cargo run --quiet --release --locked -- bench {{ args }}
