@@ -42,15 +42,19 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod aside;
 mod breaker;
 mod broken;
 #[cfg(any(feature = "sync", feature = "async"))]
 mod circuit;
 mod config;
+mod look;
+mod moves;
 #[cfg(any(feature = "sync", feature = "async"))]
 mod registry;
 mod shared;
 mod snapshot;
+mod span;
 mod window;
 mod words;
 

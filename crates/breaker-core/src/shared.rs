@@ -18,8 +18,8 @@ use loom::sync::{
 };
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::{Arc, PoisonError};
 #[cfg(not(loom))]
 use std::sync::{
     Mutex, MutexGuard,
@@ -31,6 +31,7 @@ use crate::breaker::Breaker;
 use crate::broken::ConfigErrors;
 use crate::config::Config;
 use crate::snapshot::Snapshot;
+use crate::span::nanos;
 use crate::words::{
     Availability, Permit, Recorded, RejectCause, Rejected, Sample, State, Stats, Tally, Transition,
 };
@@ -99,7 +100,7 @@ impl Shared {
     /// # Errors
     ///
     /// Every rule that `config` breaks.
-    pub fn new(config: Config) -> Result<Self, ConfigErrors> {
+    pub fn new(config: impl Into<Arc<Config>>) -> Result<Self, ConfigErrors> {
         Breaker::new(config).map(Self::from)
     }
 
@@ -109,8 +110,17 @@ impl Shared {
     /// # Errors
     ///
     /// A refusal that says why and, where known, when to come back.
+    #[inline]
     pub fn try_acquire(&self, now: Duration) -> Result<Permit, Rejected> {
-        self.acquire_fast(now).unwrap_or_else(|| self.slow_path().try_acquire(now))
+        match self.acquire_fast(now) {
+            Some(answer) => answer,
+            None => self.acquire_locked(now),
+        }
+    }
+
+    #[inline(never)]
+    fn acquire_locked(&self, now: Duration) -> Result<Permit, Rejected> {
+        self.slow_path().try_acquire(now)
     }
 
     /// As [`try_acquire`](Self::try_acquire), with a permit that returns itself when dropped.
@@ -124,8 +134,17 @@ impl Shared {
     }
 
     /// Tells how a permitted call ended; as [`Breaker::record`].
+    #[inline]
     pub fn record(&self, permit: Permit, sample: Sample, now: Duration, draw: u64) -> Recorded {
-        self.record_fast(permit, sample).unwrap_or_else(|| self.slow_path().record(permit, sample, now, draw))
+        match self.record_fast(permit, sample) {
+            Some(answer) => answer,
+            None => self.record_locked(permit, sample, now, draw),
+        }
+    }
+
+    #[inline(never)]
+    fn record_locked(&self, permit: Permit, sample: Sample, now: Duration, draw: u64) -> Recorded {
+        self.slow_path().record(permit, sample, now, draw)
     }
 
     /// Gives a permit back unused; as [`Breaker::release`].
@@ -192,6 +211,7 @@ impl Shared {
     }
 
     /// The answer of the word to somebody who wants to call; `None` means ask the machine.
+    #[inline]
     pub(crate) fn acquire_fast(&self, now: Duration) -> Option<Result<Permit, Rejected>> {
         match self.look(now)? {
             Look::Clean { epoch } => {
@@ -207,6 +227,7 @@ impl Shared {
 
     /// A sample that changes nothing but a counter; `None` means ask the machine. Takes no `now`,
     /// which saves whoever reads a clock the second reading.
+    #[inline]
     pub(crate) fn record_fast(&self, permit: Permit, sample: Sample) -> Option<Recorded> {
         let word = self.hot.word.load(Acquire);
         let clean = word & KIND == CLEAN && word >> EPOCH_SHIFT == permit.epoch && !permit.probe;
@@ -228,6 +249,7 @@ impl Shared {
         Locked { hot: &self.hot, breaker }
     }
 
+    #[inline]
     fn look(&self, now: Duration) -> Option<Look> {
         let word = self.hot.word.load(Acquire);
         let epoch = word >> EPOCH_SHIFT;
@@ -247,6 +269,7 @@ impl Shared {
         }
     }
 
+    #[inline]
     fn stripe(&self) -> &Stripe {
         &self.stripes[stripe_of_thread()]
     }
@@ -283,7 +306,7 @@ impl Hot {
             _ => SLOW,
         };
         let since = nanos(breaker.since);
-        let until = breaker.until.map_or(0, nanos);
+        let until = breaker.until().map_or(0, nanos);
         let epoch = if kind == SLOW { 0 } else { breaker.epoch };
         let same = old & KIND == kind
             && old >> EPOCH_SHIFT == epoch
@@ -372,12 +395,8 @@ impl Drop for Guard<'_> {
     }
 }
 
-/// Saturates after 584 years; a saturated `until` is never in the future, so such a time takes the lock.
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
 #[cfg(not(loom))]
+#[inline]
 fn stripe_of_thread() -> usize {
     use std::cell::Cell;
     use std::sync::atomic::AtomicUsize;

@@ -6,6 +6,7 @@
 //! Invariants: taking a snapshot and restoring it changes nothing that decides, and a restore never
 //! makes an open period longer than it was, whatever the clock did meanwhile.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::breaker::Breaker;
@@ -78,15 +79,15 @@ impl Breaker {
             epoch: self.epoch,
             run: self.run,
             successes: self.successes,
-            probes: self.probes.clone(),
+            probes: self.aside.probes().to_vec(),
             reopens: self.reopens,
             since: self.since,
-            until: self.until,
+            until: if self.state == State::Closed { None } else { self.until() },
             cause: self.cause,
-            ramp_until: self.ramp_until,
-            window: self.window.as_ref().map(|seen| seen.encode()).unwrap_or_default(),
+            ramp_until: self.ramp_until(),
+            window: self.aside.window().map(|seen| seen.encode()).unwrap_or_default(),
             digest: self.config.digest(),
-            order: self.order.as_deref().cloned(),
+            order: self.aside.order().cloned(),
             stats: self.stats,
         }
     }
@@ -117,25 +118,32 @@ impl Breaker {
     ///
     /// Every rule that `config` breaks. Nothing in a snapshot is an error: a row that contradicts
     /// itself gives a breaker that ends its period at once.
-    pub fn restore(snapshot: Snapshot, config: Config, now: Duration) -> Result<Self, ConfigErrors> {
-        let mut breaker = Self::new(config)?;
+    pub fn restore(
+        snapshot: Snapshot,
+        config: impl Into<Arc<Config>>,
+        now: Duration,
+    ) -> Result<Self, ConfigErrors> {
+        let config = config.into();
+        let mut breaker = Self::new(Arc::clone(&config))?;
         breaker.state = snapshot.state;
         breaker.epoch = snapshot.epoch;
         breaker.run = snapshot.run;
         breaker.successes = snapshot.successes;
-        breaker.probes = snapshot.probes;
-        breaker.next_slot = breaker.probes.iter().map(|probe| probe.slot.wrapping_add(1)).max().unwrap_or(0);
+        breaker.aside.set_probes(snapshot.probes);
         breaker.cause = snapshot.cause;
-        breaker.ramp_until = snapshot.ramp_until.filter(|_| snapshot.state == State::Closed);
-        breaker.window = config
+        let window = config
             .window
             .filter(|_| snapshot.digest == config.digest() && snapshot.version <= Snapshot::VERSION)
-            .and_then(|window| Seen::decode(window, &snapshot.window))
-            .map(Box::new);
+            .and_then(|window| Seen::decode(window, &snapshot.window));
+        if let Some(seen) = window {
+            breaker.aside.set_window(seen);
+        }
         breaker.reopens = snapshot.reopens;
         breaker.since = snapshot.since;
-        breaker.until = if snapshot.state == State::Closed { None } else { snapshot.until };
-        breaker.order = snapshot.order.filter(|_| snapshot.state.is_ordered()).map(Box::new);
+        breaker.set_until(if snapshot.state == State::Closed { snapshot.ramp_until } else { snapshot.until });
+        if let Some(order) = snapshot.order.filter(|_| snapshot.state.is_ordered()) {
+            breaker.aside.set_order(order);
+        }
         breaker.stats = snapshot.stats;
         breaker.fit_period(now);
         Ok(breaker)
