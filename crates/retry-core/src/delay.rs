@@ -23,6 +23,7 @@ const BILLION: u128 = 1_000_000_000;
 /// assert_ne!(draw(1, 2, 3), draw(1, 2, 4));
 /// ```
 #[must_use]
+#[inline]
 pub const fn draw(seed: u64, task: u64, attempt: u64) -> u64 {
     // Each word meets a constant, never another word: a product of two inputs would be 0 for every task
     // whenever one of them happened to be 0. The last fold parts attempts that differ in one bit.
@@ -33,12 +34,14 @@ pub const fn draw(seed: u64, task: u64, attempt: u64) -> u64 {
 }
 
 /// Both halves of the 128-bit product, folded.
+#[inline]
 const fn fold(a: u64, b: u64) -> u64 {
     let product = (a as u128) * (b as u128);
     (product as u64) ^ ((product >> 64) as u64)
 }
 
 /// `draw` scaled to `0..span`, by the high half of a product: no division, bias below 2⁻⁶⁴ × span.
+#[inline]
 pub(crate) const fn scale(draw: u64, span: u64) -> u64 {
     (((draw as u128) * (span as u128)) >> 64) as u64
 }
@@ -74,6 +77,7 @@ pub(crate) struct Curve {
     /// The p of proportional jitter in billionths, so that 0.9 is nine tenths and not the double beside it.
     billionths: u64,
     cap_mode: CapMode,
+    /// The first ranges; none for `Decorrelated`, whose ranges depend on the delay before.
     slots: Arc<[Slot]>,
     /// Whether delays grow no more after the last slot.
     settled: bool,
@@ -95,7 +99,8 @@ impl Curve {
             settled: false,
         };
         let mut slots = Vec::new();
-        for k in 0..TABLE_LIMIT {
+        let kept = if config.jitter == Jitter::Decorrelated { 0 } else { TABLE_LIMIT };
+        for k in 0..kept {
             let nominal = curve.nominal(k);
             slots.push(curve.spread(nominal));
             curve.settled = nominal >= curve.cap || curve.base == 0 || curve.growth == 1.0;
@@ -107,13 +112,23 @@ impl Curve {
         curve
     }
 
+    #[inline]
     pub(crate) fn delay(&self, retries_made: u32, draw: u64, previous: Duration) -> Duration {
-        let slot = match self.jitter {
+        let slot = match self.slots.get(retries_made as usize) {
+            Some(slot) => *slot,
+            None => self.beyond(retries_made, previous),
+        };
+        // Cannot overflow: both ends are below twice the cap, which is a week at most. Only `Clamp` reaches above the
+        // cap; for the others the minimum changes nothing.
+        Duration::from_nanos((slot.low + scale(draw, slot.span)).min(self.cap))
+    }
+
+    #[inline(never)]
+    fn beyond(&self, retries_made: u32, previous: Duration) -> Slot {
+        match self.jitter {
             Jitter::Decorrelated => self.after(nanos(previous)),
             _ => self.slot(retries_made),
-        };
-        // Only `Clamp` reaches above the cap; for the others the minimum changes nothing.
-        Duration::from_nanos(slot.low.saturating_add(scale(draw, slot.span)).min(self.cap))
+        }
     }
 
     /// The range of a retry; for `Decorrelated`, of the first one.

@@ -222,6 +222,7 @@ impl Policy {
     /// `previous` is the delay before this one (zero, or anything below `base_delay`, stands for `base_delay`);
     /// only [`Jitter::Decorrelated`] looks at it.
     #[must_use]
+    #[inline]
     pub fn delay(&self, retries_made: u32, draw: u64, previous: Duration) -> Duration {
         self.curve.delay(retries_made, draw, previous)
     }
