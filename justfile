@@ -57,6 +57,11 @@ demo *args:
     cargo run --quiet --release --locked -- demo {{ args }}
 
 # Puts every goal beside what this machine can do; about ten minutes and 8 GB of disk
+
+# Counts the instructions of single operations and compares them with what is on record; needs valgrind
+counts *args:
+    .ci/counts {{ args }}
+
 bench *args:
     cargo run --quiet --release --locked -- bench suite {{ args }}
 

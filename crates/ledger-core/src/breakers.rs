@@ -26,7 +26,7 @@ pub struct Guard {
 }
 
 impl Guard {
-    fn new(config: Config) -> Self {
+    fn new(config: Arc<Config>) -> Self {
         let breaker =
             Breaker::new(config).expect("settings are made by Settings::of, which validates the breaker's");
         Self { breaker, last_probe: None, gated: 0, running: 0 }
@@ -62,7 +62,8 @@ pub struct Breakers {
     own: Guard,
     types: BTreeMap<Arc<str>, Guard>,
     per_type: bool,
-    config: Config,
+    /// All of them share it.
+    config: Arc<Config>,
     own_key: Arc<str>,
 }
 
@@ -70,7 +71,9 @@ impl Breakers {
     /// All closed.
     #[must_use]
     pub fn new(config: Config, per_type: bool) -> Self {
-        Self { own: Guard::new(config), types: BTreeMap::new(), per_type, config, own_key: "".into() }
+        let config = Arc::new(config);
+        let own = Guard::new(Arc::clone(&config));
+        Self { own, types: BTreeMap::new(), per_type, config, own_key: "".into() }
     }
 
     /// As stored.
@@ -78,9 +81,10 @@ impl Breakers {
     pub fn restore(rows: Vec<BreakerRow>, config: Config, per_type: bool, now: Now) -> Self {
         let mut all = Self::new(config, per_type);
         for row in rows {
-            let mut guard = Guard::new(config);
+            let mut guard = Guard::new(Arc::clone(&all.config));
             guard.last_probe = row.last_probe;
-            if let Ok(breaker) = Breaker::restore(row.snapshot, config, now.at.since_epoch()) {
+            if let Ok(breaker) = Breaker::restore(row.snapshot, Arc::clone(&all.config), now.at.since_epoch())
+            {
                 guard.breaker = breaker;
             }
             if row.task_type.is_empty() {
@@ -95,10 +99,10 @@ impl Breakers {
     /// New settings. Where breakers are no longer, or from now on, per task type, what was counted of gated and running
     /// tasks starts at nothing: gated ones are let go by the caller, and running ones end under the new order.
     pub fn configure(&mut self, config: Config, per_type: bool, now: Now) {
-        self.config = config;
+        self.config = Arc::new(config);
         for guard in self.types.values_mut().chain([&mut self.own]) {
             // Settings::of validated it: an error here could only be the same one again.
-            let _ = guard.breaker.set_config(config, now.at.since_epoch());
+            let _ = guard.breaker.set_config(Arc::clone(&self.config), now.at.since_epoch());
             if self.per_type != per_type {
                 guard.gated = 0;
                 guard.running = 0;
@@ -144,8 +148,8 @@ impl Breakers {
         {
             return &mut self.own;
         }
-        let config = self.config;
-        self.types.entry(Arc::clone(task_type)).or_insert_with(|| Guard::new(config))
+        let config = &self.config;
+        self.types.entry(Arc::clone(task_type)).or_insert_with(|| Guard::new(Arc::clone(config)))
     }
 
     /// Those in use: the agent's own first, then by type.
