@@ -56,13 +56,13 @@ deny:
 demo *args:
     cargo run --quiet --release --locked -- demo {{ args }}
 
-# Puts every goal beside what this machine can do; about ten minutes and 8 GB of disk
-
 # Counts the instructions of single operations and compares them with what is on record; needs valgrind
 counts *args:
     .ci/counts {{ args }}
 
-bench *args:
+# Puts every goal beside what this machine can do; about ten minutes and 8 GB of disk
+bench *args: counts
+    cargo run --quiet --release --locked --package breaker-core --example contended
     cargo run --quiet --release --locked -- bench suite {{ args }}
 
 # The same with fewer and shorter rounds, in under three minutes
@@ -92,7 +92,7 @@ outage *args:
     cargo run --quiet --release --locked --package ledger-core --example outage -- --daemon target/outage.json
 
 # All of CI, cheap checks first; `.ci/run` does this on a bare machine
-ci: tree-check lint gen-check loom test
+ci: tree-check lint gen-check counts loom test
 
 _tools:
     @.ci/venv
