@@ -193,6 +193,47 @@ proptest! {
     }
 
     #[test]
+    fn a_bucket_holds_what_one_brought_up_to_date_at_each_step_would(
+        capacity in 1..50_u32, deposit in 0..=1_000_u32, floor in 0..=5_000_000_u32, saved in 0..60_000_u64,
+        steps in proptest::collection::vec((0..5_u8, 0..46_u32, any::<u64>(), 0..6_u32), 1..60),
+    ) {
+        let config = BucketConfig { capacity, deposit: f64::from(deposit) / 1e3, floor: f64::from(floor) / 1e3 };
+        let most = u64::from(capacity) * 1_000;
+        let minted = |at: u64| u128::from(at) * u128::from(floor) / 1_000;
+        let (mut clock, mut held) = (1_000_000_u64, saved.min(most));
+        let mut bucket = Bucket::restore(config.build().unwrap(), Level { millitokens: saved, updated_at: clock });
+        for (what, bits, step, tokens) in steps {
+            // From nothing to a thousand years, so that products leave 64 bits.
+            let before = clock;
+            clock = clock.saturating_add(step & ((1 << bits) - 1));
+            let more = u64::try_from(minted(clock) - minted(before)).unwrap_or(u64::MAX);
+            held = held.saturating_add(more).min(most);
+            let now = ms(clock);
+            match what {
+                0 => {
+                    bucket.deposit(now);
+                    held = (held + u64::from(deposit)).min(most);
+                }
+                1 => {
+                    let price = u64::from(tokens) * 1_000;
+                    prop_assert_eq!(bucket.withdraw(now, tokens), held >= price);
+                    held = held.checked_sub(price).unwrap_or(held);
+                }
+                2 => {
+                    bucket.refund(tokens);
+                    held = (held + u64::from(tokens) * 1_000).min(most);
+                }
+                3 => {
+                    bucket.resize(bucket.limits(), now);
+                    prop_assert_eq!(bucket.level(), Level { millitokens: held, updated_at: clock });
+                }
+                _ => bucket = Bucket::restore(bucket.limits(), bucket.level()),
+            }
+            prop_assert_eq!(bucket.available(now), held);
+        }
+    }
+
+    #[test]
     fn next_at_agrees_with_withdraw(
         capacity in 1..50_u32, floor in 0..=5_000_u32, saved in 0..60_000_u64, tokens in 0..60_u32, wait in 0..100_000_u64,
     ) {
