@@ -174,7 +174,7 @@ impl Breaker {
         if sample == Sample::Success && self.is_clean(permit) {
             return self.clean_success();
         }
-        self.tell(permit, sample, Told::default(), now, draw)
+        self.tell_of_call(permit, sample, false, now, draw)
     }
 
     /// As [`record`](Self::record), with the length of the call by the caller's steady clock: at
@@ -193,7 +193,7 @@ impl Breaker {
             return self.clean_success();
         }
         let slow = self.config.slow_after.is_some_and(|after| took >= after);
-        self.tell(permit, sample, Told { slow, hint: None }, now, draw)
+        self.tell_of_call(permit, sample, slow, now, draw)
     }
 
     /// Tells of a failure whose other side said when to come back: opens until then, at most for 24 h.
@@ -204,8 +204,49 @@ impl Breaker {
     }
 
     #[inline(never)]
+    fn tell_of_call(
+        &mut self,
+        permit: Permit,
+        sample: Sample,
+        slow: bool,
+        now: Duration,
+        draw: u64,
+    ) -> Recorded {
+        if self.is_simply_closed() && permit.epoch == self.epoch && !permit.probe && sample != Sample::Neutral
+        {
+            return self.count_closed(sample == Sample::Failure, slow, now, draw);
+        }
+        self.tell(permit, sample, Told { slow, hint: None }, now, draw)
+    }
+
+    /// A success or failure that counts, while closed or observing.
+    #[inline]
+    fn count_closed(&mut self, failed: bool, slow: bool, now: Duration, draw: u64) -> Recorded {
+        match self.count_call(failed, slow, now) {
+            None => Recorded::quiet(Tally::Counted),
+            cause => self.enough(cause, None, now, draw),
+        }
+    }
+
+    /// Counts it, and says what it makes reach its limit.
+    #[inline]
+    fn count_call(&mut self, failed: bool, slow: bool, now: Duration) -> Option<Cause> {
+        count(if failed { &mut self.stats.failures } else { &mut self.stats.successes });
+        let rate = self.count_in_window(now, failed, slow);
+        if failed {
+            self.run = self.run.saturating_add(1);
+            if self.run >= self.config.failure_threshold {
+                return Some(Cause::FailureRun);
+            }
+        } else if !slow {
+            self.run = 0;
+        }
+        rate
+    }
+
+    #[inline(never)]
     fn tell(&mut self, permit: Permit, sample: Sample, told: Told, now: Duration, draw: u64) -> Recorded {
-        let due = if self.is_simply_closed() { None } else { self.tick(now, draw) };
+        let due = self.tick(now, draw);
         if sample == Sample::Neutral {
             return Recorded { transition: due, ..self.release(permit) };
         }
@@ -217,28 +258,18 @@ impl Breaker {
         if self.state == State::Disabled {
             return Recorded::quiet(Tally::Uncounted);
         }
-        count(if success { &mut self.stats.successes } else { &mut self.stats.failures });
         if self.state == State::HalfOpen {
+            count(if success { &mut self.stats.successes } else { &mut self.stats.failures });
             return if success {
                 self.probe_succeeded(permit, now)
             } else {
                 self.probe_failed(told, now, draw)
             };
         }
-        let rate = self.count_in_window(now, !success, told.slow);
-        if success {
-            if !told.slow {
-                self.run = 0;
-            }
-        } else {
-            self.run = self.run.saturating_add(1);
+        match (self.count_call(!success, told.slow, now), told.hint) {
+            (None, None) => Recorded::quiet(Tally::Counted),
+            (cause, hint) => self.enough(cause, hint, now, draw),
         }
-        let run = !success && self.run >= self.config.failure_threshold;
-        let cause = if run { Some(Cause::FailureRun) } else { rate };
-        if cause.is_none() && told.hint.is_none() {
-            return Recorded::quiet(Tally::Counted);
-        }
-        self.enough(cause, told.hint, now, draw)
     }
 
     /// Its own counts say that it is enough (`cause`), or the other side says so (`hint`).
@@ -260,7 +291,11 @@ impl Breaker {
 
     /// Counts a call in the window, where there is one, and says which rate it has reached. Judged
     /// only on what could have made it reach one.
+    #[inline]
     fn count_in_window(&mut self, now: Duration, failed: bool, slow: bool) -> Option<Cause> {
+        if self.lane == Lane::Plain {
+            return None;
+        }
         let window = self.config.window?;
         let seen = self.aside.window_or_new(window);
         seen.count(window, now, failed, slow);
@@ -404,38 +439,13 @@ impl Breaker {
         Permit { epoch: self.epoch, probe: true, slot }
     }
 
-    fn probes(&self) -> &[Probe] {
+    pub(crate) fn probes(&self) -> &[Probe] {
         self.aside.probes()
-    }
-
-    /// The first end of a lease, or of half-open.
-    pub(crate) fn first_deadline(&self) -> Option<Duration> {
-        self.probes().iter().filter_map(|probe| probe.lease_until).chain(self.until()).min()
-    }
-
-    /// When half-open should have ended by time, and whether by a lease, if that is over.
-    pub(crate) fn verdict_due(&self, now: Duration) -> Option<(Duration, bool)> {
-        if self.state != State::HalfOpen {
-            return None;
-        }
-        let at = self.first_deadline().filter(|at| *at <= now)?;
-        Some((at, self.probes().iter().any(|probe| probe.lease_until == Some(at))))
     }
 
     fn refuse(&mut self, cause: RejectCause, now: Duration) -> Result<Permit, Rejected> {
         count(&mut self.stats.rejections);
         Err(Rejected { retry_after: self.retry_after(now), cause, epoch: self.epoch })
-    }
-
-    /// What is left of a period of the machine's own (open, half-open). Where the clock stands
-    /// before the period's beginning it went back, and the whole period is left, not more.
-    pub(crate) fn remaining(&self, now: Duration) -> Duration {
-        self.until().map_or(Duration::ZERO, |until| until.saturating_sub(now.max(self.since)))
-    }
-
-    /// The end of an order is a point in the calendar, so it is compared as it stands.
-    pub(crate) fn order_expired(&self, now: Duration) -> bool {
-        self.state.is_ordered() && self.until().is_some_and(|until| now >= until)
     }
 }
 

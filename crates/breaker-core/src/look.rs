@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::breaker::Breaker;
 use crate::config::Config;
+use crate::span;
 use crate::words::{Availability, Cause, Order, RejectCause, State, Stats, Transition};
 
 impl Breaker {
@@ -189,5 +190,36 @@ impl Breaker {
             (Some(from), Some(cause)) => Some(Transition { from, to: self.state, cause, epoch: self.epoch }),
             _ => None,
         }
+    }
+
+    /// The first end of a lease, or of half-open.
+    pub(crate) fn first_deadline(&self) -> Option<Duration> {
+        let mut first = self.until();
+        for until in self.probes().iter().filter_map(|probe| probe.lease_until) {
+            if first.is_none_or(|first| !span::reached(first, until)) {
+                first = Some(until);
+            }
+        }
+        first
+    }
+
+    /// When half-open should have ended by time, and whether by a lease, if that is over.
+    pub(crate) fn verdict_due(&self, now: Duration) -> Option<(Duration, bool)> {
+        if self.state != State::HalfOpen {
+            return None;
+        }
+        let at = self.first_deadline().filter(|at| span::reached(*at, now))?;
+        Some((at, self.probes().iter().any(|probe| probe.lease_until == Some(at))))
+    }
+
+    /// What is left of a period of the machine's own (open, half-open). Where the clock stands
+    /// before the period's beginning it went back, and the whole period is left, not more.
+    pub(crate) fn remaining(&self, now: Duration) -> Duration {
+        self.until().map_or(Duration::ZERO, |until| until.saturating_sub(now.max(self.since)))
+    }
+
+    /// The end of an order is a point in the calendar, so it is compared as it stands.
+    pub(crate) fn order_expired(&self, now: Duration) -> bool {
+        self.state.is_ordered() && self.until().is_some_and(|until| now >= until)
     }
 }

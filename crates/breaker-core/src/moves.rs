@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::breaker::{Breaker, count};
 use crate::broken::ConfigErrors;
 use crate::config::{Config, LONGEST_TOLD};
+use crate::span;
 use crate::words::{Cause, Order, State, Transition};
 
 impl Breaker {
@@ -135,11 +136,16 @@ impl Breaker {
     }
 
     /// Moves periods that lie in the clock's future back to now, keeping their length.
+    #[inline]
     pub(crate) fn follow_clock_back(&mut self, now: Duration) {
-        let back = self.since.saturating_sub(now);
-        if back.is_zero() {
-            return;
+        if !span::reached(self.since, now) {
+            self.move_back(now);
         }
+    }
+
+    #[cold]
+    fn move_back(&mut self, now: Duration) {
+        let back = self.since.saturating_sub(now);
         match self.state {
             State::Open | State::HalfOpen => {
                 self.set_until(self.until().map(|until| until.saturating_sub(back)));

@@ -3,6 +3,7 @@
 //! Not a judge: [`Breaker`](crate::Breaker) compares the counts with the settings.
 
 use crate::config::Window;
+use crate::span;
 use std::time::Duration;
 
 const BUCKETS: usize = 10;
@@ -45,25 +46,27 @@ impl Seen {
     }
 
     /// Counts a call. A `now` from before the newest bucket goes into that one: time does not run back here.
+    #[inline]
     pub(crate) fn count(&mut self, window: Window, now: Duration, failed: bool, slow: bool) {
         match self {
             Self::Ring { calls, next, len, counts } => {
                 let Window::Count { size, .. } = window else { return };
-                let (byte, shift) = (*next / 4, *next % 4 * 2);
                 let size = size as usize;
-                if *len == size {
-                    let oldest = calls[byte] >> shift;
-                    counts.1 -= u32::from(oldest & FAILED != 0);
-                    counts.2 -= u32::from(oldest & SLOW != 0);
-                } else {
+                let shift = *next % 4 * 2;
+                let four = &mut calls[*next / 4];
+                let oldest = *four >> shift & 0b11;
+                if *len < size {
                     *len += 1;
                     counts.0 += 1;
+                } else if oldest != 0 {
+                    counts.1 -= u32::from(oldest & FAILED);
+                    counts.2 -= u32::from(oldest >> 1);
                 }
-                let call = if failed { FAILED } else { 0 } | if slow { SLOW } else { 0 };
-                calls[byte] = calls[byte] & !(0b11 << shift) | call << shift;
+                let call = (u8::from(failed) * FAILED) | (u8::from(slow) * SLOW);
+                *four ^= (oldest ^ call) << shift;
                 counts.1 += u32::from(failed);
                 counts.2 += u32::from(slow);
-                *next = (*next + 1) % size;
+                *next = if *next + 1 == size { 0 } else { *next + 1 };
             }
             Self::Buckets { length, newest, buckets } => {
                 *newest = tick(now, *length).max(*newest);
@@ -155,8 +158,17 @@ impl Seen {
     }
 }
 
-/// Ticks begin at 1, so that an unused bucket is of none.
+/// Ticks begin at 10, so that an unused bucket is of none.
+#[inline]
 fn tick(now: Duration, length: Duration) -> u64 {
+    match (span::nanos(now), span::nanos(length)) {
+        (u64::MAX, _) | (_, 0) => far_tick(now, length),
+        (now, length) => now / length + BUCKETS as u64,
+    }
+}
+
+#[cold]
+fn far_tick(now: Duration, length: Duration) -> u64 {
     u64::try_from(now.as_nanos() / length.as_nanos().max(1))
         .unwrap_or(u64::MAX - 32)
         .saturating_add(BUCKETS as u64)
