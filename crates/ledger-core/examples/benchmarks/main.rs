@@ -96,7 +96,7 @@ fn show(value: &Value) -> String {
     match value {
         Value::Array(items) => items.iter().map(show).collect::<Vec<_>>().join(" / "),
         Value::Number(number) => match number.as_f64() {
-            Some(number) if number.fract() != 0.0 => format!("{:.3}", number),
+            Some(number) if number.fract() != 0.0 => format!("{number:.3}"),
             _ => number.to_string(),
         },
         other => text(other),
