@@ -2,7 +2,8 @@
 //! be overtaken by another.
 //!
 //! A batch goes: [`Store::begin`] reads what its commands name, [`Store::write`] takes what was decided,
-//! [`Store::offer`] names tasks that can be claimed, the claims are written, [`Store::commit`] makes all of it durable.
+//! [`Store::offer`] names tasks that can be claimed, the claims are written, [`Store::submit`] hands all of it over and
+//! [`Store::durable`] tells when it is safe: another batch may be decided in between.
 //! Any task of a write may come back overtaken: somebody else changed it since it was read; it is read again and decided
 //! anew. ledger-core picks sessions; the store offers tasks.
 //!
@@ -384,7 +385,7 @@ pub struct Recovered {
     pub timed: Vec<Task>,
 }
 
-/// The writing half of a store. One caller, one batch at a time.
+/// The writing half of a store. One caller, one open batch at a time.
 pub trait Store: Send {
     /// What only a commit can make; replies need it.
     type Proof: Send;
@@ -453,12 +454,30 @@ pub trait Store: Send {
     /// The batch is rolled back.
     fn write(&mut self, changes: Changes) -> Fut<'_, Vec<TaskId>>;
 
-    /// Makes the batch durable.
+    /// Ends the batch and hands it over to be made durable, after those before it. The next one may begin at once: it
+    /// knows what this one wrote.
     ///
     /// # Errors
-    /// [`StoreError::Unknown`] when it may have been; otherwise the batch is rolled back, and so is what the store
-    /// remembers: the caller recovers.
-    fn commit(&mut self) -> Fut<'_, Self::Proof>;
+    /// The batch is rolled back; the caller recovers.
+    fn submit(&mut self) -> Fut<'_, ()>;
+
+    /// Waits until the oldest batch that was handed over is durable. May be dropped and called again.
+    ///
+    /// # Errors
+    /// [`StoreError::Unknown`] when it may be; otherwise it is rolled back, with all that were handed over after it, and
+    /// so is what the store remembers: the caller recovers.
+    fn durable(&mut self) -> Fut<'_, Self::Proof>;
+
+    /// Makes the batch durable where none before it is on its way.
+    ///
+    /// # Errors
+    /// As [`Store::durable`].
+    fn commit(&mut self) -> Fut<'_, Self::Proof> {
+        Box::pin(async move {
+            self.submit().await?;
+            self.durable().await
+        })
+    }
 
     /// The earliest time after `now` at which a waiting task becomes due, on the steady clock.
     fn next_due(&self, now: Now) -> Option<Timestamp>;

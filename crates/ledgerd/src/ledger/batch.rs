@@ -63,7 +63,7 @@ pub(super) struct Batch<'a> {
     pub(super) said: Said,
 }
 
-type Answered = Result<Answer, LedgerError>;
+pub(super) type Answered = Result<Answer, LedgerError>;
 
 /// An answer and where it goes.
 pub(super) type Reply = (oneshot::Sender<Answered>, Answered);

@@ -1,8 +1,9 @@
 //! The ledger loop: the only writer of a process.
 //!
 //! It takes every command that waits, up to a limit, as one batch: decides them in order, claims for sessions with room,
-//! writes, commits once, then answers everybody. While one batch is being made durable the next one gathers by itself;
-//! there is no timer and no window. Memory is believed only after a commit: a failed one throws it away.
+//! writes, commits once, then answers everybody. While one batch is being made durable the next one gathers by itself, and
+//! when it has become large it is decided too; there is no timer and no window. Memory is believed only after a commit: a
+//! failed one throws it away, and what was decided on it.
 //!
 //! Not here: what may happen to a task (ledger-core), how it is stored (`store`), how it is said on the wire (`grpc`).
 
@@ -27,15 +28,15 @@ pub use handle::Handle;
 pub use retention::Retention;
 
 use crate::clock::Clock;
-use crate::store::DynStore;
-use batch::{Batch, Said, speak};
+use crate::store::{Committed, DynStore};
+use batch::{Answered, Batch, Said, speak};
 use command::{Assignment, Command, LedgerError, ToWorker};
 use handle::{Order, Shared};
 use ledger_core::limits::{BATCH_BYTES, BATCH_OPERATIONS};
 use ledger_core::store::{Reader, StoreError, Want};
 use ledger_core::{Now, SessionId, TaskId};
 use memory::Memory;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Duration;
@@ -51,6 +52,11 @@ const CALLS: usize = 8_192;
 const FRAMES: usize = 4_096;
 /// Operations of a batch after which the store hears of them.
 const PIECE: usize = 400;
+/// Operations that make a batch worth deciding while another is on its way to the disk. Fewer are better served with those
+/// that come until then: each commit waits for the disk once.
+const WORTH: usize = 256;
+/// Batches that may be on their way: one that is written, and one that is ready when it is.
+const UNDERWAY: usize = 2;
 /// A timer that fires so much too late tells that the process stood still.
 const PAUSE: Duration = Duration::from_secs(2);
 /// How long the wall clock is believed while something waits for a time.
@@ -97,7 +103,16 @@ pub async fn start(
     let (calls, call_lane) = mpsc::channel(CALLS);
     let (frames, frame_lane) = mpsc::channel(FRAMES);
     let handle = Handle { calls, frames, shared: Arc::clone(&shared) };
-    let ledger = Loop { store, memory, shared, stop, calls: call_lane, frames: frame_lane, not_before: None };
+    let ledger = Loop {
+        store,
+        memory,
+        shared,
+        stop,
+        calls: call_lane,
+        frames: frame_lane,
+        underway: VecDeque::new(),
+        not_before: None,
+    };
     let runtime = tokio::runtime::Handle::current();
     let running = match runtime.runtime_flavor() {
         // There is no other thread that could drive the clock of a test.
@@ -115,54 +130,106 @@ struct Loop {
     stop: CancellationToken,
     calls: mpsc::Receiver<Order>,
     frames: mpsc::Receiver<Order>,
+    /// Handed over and not known to be durable, the oldest first.
+    underway: VecDeque<Underway>,
     /// The store refused what time brought: not again before this.
     not_before: Option<ledger_core::Timestamp>,
 }
 
+/// A batch that was decided and is said when it is durable.
+struct Underway {
+    orders: Vec<Order>,
+    /// One for each.
+    answers: Vec<Answered>,
+    said: Said,
+    now: Now,
+}
+
+/// What the next batch will be.
+#[derive(Default)]
+struct Gathered {
+    orders: Vec<Order>,
+    operations: usize,
+    bytes: usize,
+}
+
+impl Gathered {
+    fn push(&mut self, order: Order) {
+        let (operations, bytes) = weight(&order.command);
+        self.operations += operations;
+        self.bytes += bytes;
+        self.orders.push(order);
+    }
+
+    const fn is_full(&self) -> bool {
+        self.operations >= BATCH_OPERATIONS || self.bytes >= BATCH_BYTES
+    }
+}
+
 impl Loop {
     async fn run(mut self) -> Result<(), Fatal> {
+        let served = self.serve().await;
+        if served.is_err() {
+            // An orderly end would checkpoint, that is write, on a disk that has just failed.
+            std::mem::forget(self.store);
+        }
+        served
+    }
+
+    async fn serve(&mut self) -> Result<(), Fatal> {
+        let mut next = Gathered::default();
         loop {
-            let mut orders = Vec::new();
-            let wake = self.wake();
+            let room = self.underway.len() < UNDERWAY;
+            let enough = next.operations >= if self.underway.is_empty() { 1 } else { WORTH };
+            if room && enough {
+                self.gather(&mut next);
+                self.batch(std::mem::take(&mut next).orders).await?;
+                continue;
+            }
+            let wake = self.wake().filter(|_| room);
             let woken = async {
                 match wake {
                     Some(at) => tokio::time::sleep_until(self.shared.clock.instant(at)).await,
                     None => std::future::pending().await,
                 }
             };
+            let takes = !next.is_full();
             tokio::select! {
                 biased;
-                Some(order) = self.frames.recv() => orders.push(order),
-                Some(order) = self.calls.recv() => orders.push(order),
-                () = woken => {}
-                () = self.stop.cancelled() => {
-                    self.gather(&mut orders);
-                    if orders.is_empty() {
-                        return Ok(());
-                    }
+                durable = self.store.durable(), if !self.underway.is_empty() => self.landed(durable).await?,
+                Some(order) = self.frames.recv(), if takes => {
+                    next.push(order);
+                    self.gather(&mut next);
                 }
-            }
-            self.gather(&mut orders);
-            if let Err(fatal) = self.batch(orders).await {
-                // An orderly end would checkpoint, that is write, on a disk that has just failed.
-                std::mem::forget(self.store);
-                return Err(fatal);
+                Some(order) = self.calls.recv(), if takes => {
+                    next.push(order);
+                    self.gather(&mut next);
+                }
+                () = woken => {
+                    self.gather(&mut next);
+                    self.batch(std::mem::take(&mut next).orders).await?;
+                }
+                () = self.stop.cancelled(), if room => {
+                    self.gather(&mut next);
+                    if next.orders.is_empty() {
+                        return self.land().await;
+                    }
+                    self.batch(std::mem::take(&mut next).orders).await?;
+                }
             }
         }
     }
 
     /// Takes what else waits, from both lanes in turn, up to the limit of one batch.
-    fn gather(&mut self, orders: &mut Vec<Order>) {
-        let (mut operations, mut bytes) = orders.iter().map(|o| weight(&o.command)).fold((0, 0), add);
+    fn gather(&mut self, next: &mut Gathered) {
         loop {
             let mut found = false;
             for lane in [&mut self.frames, &mut self.calls] {
-                if operations >= BATCH_OPERATIONS || bytes >= BATCH_BYTES {
+                if next.is_full() {
                     return;
                 }
                 if let Ok(order) = lane.try_recv() {
-                    (operations, bytes) = add((operations, bytes), weight(&order.command));
-                    orders.push(order);
+                    next.push(order);
                     found = true;
                 }
             }
@@ -180,16 +247,67 @@ impl Loop {
         Some(self.not_before.map_or(first, |patience| first.max(patience)))
     }
 
-    /// Runs one batch; where the store refused it, its commands one by one.
+    /// Decides one batch and hands it over.
     async fn batch(&mut self, mut orders: Vec<Order>) -> Result<(), Fatal> {
-        let Err(error) = self.attempt(&mut orders).await else { return Ok(()) };
+        // What reads past the store sees only what is durable.
+        let reads = orders.iter().any(|order| reads_what_is_durable(&order.command));
+        if reads {
+            self.land().await?;
+        }
+        let attempted = self.attempt(&mut orders).await;
+        if reads || attempted.is_err() {
+            self.land().await?;
+        }
+        match attempted {
+            Ok(()) => Ok(()),
+            Err(error) => self.refuse(&error, orders, Vec::new()).await,
+        }
+    }
+
+    /// Waits for all that is on its way.
+    async fn land(&mut self) -> Result<(), Fatal> {
+        while !self.underway.is_empty() {
+            let durable = self.store.durable().await;
+            self.landed(durable).await?;
+        }
+        Ok(())
+    }
+
+    /// The oldest batch on its way is durable, or it is not.
+    async fn landed(&mut self, durable: Result<Committed, StoreError>) -> Result<(), Fatal> {
+        let Some(batch) = self.underway.pop_front() else { return Ok(()) };
+        match durable {
+            Ok(proof) => {
+                self.say(batch, &proof).await;
+                Ok(())
+            }
+            Err(error) => {
+                let later = self.underway.drain(..).flat_map(|batch| batch.orders).collect();
+                self.refuse(&error, batch.orders, later).await
+            }
+        }
+    }
+
+    /// After a batch that the store refused: its commands one by one, so that only the guilty one suffers, and then those
+    /// that were decided after it.
+    async fn refuse(
+        &mut self,
+        error: &StoreError,
+        mut orders: Vec<Order>,
+        later: Vec<Order>,
+    ) -> Result<(), Fatal> {
         tracing::warn!(%error, commands = orders.len(), "a batch was not committed");
         let unclear = matches!(error, StoreError::Unknown(_) | StoreError::Corrupt(_));
         if unclear || orders.len() == 1 && !matches!(error, StoreError::Overtaken(_)) {
-            return self.refused(error, &mut orders).await;
+            if let Err(fatal) = self.refused(error, &mut orders).await {
+                unwritten(later);
+                return Err(fatal);
+            }
+            orders.clear();
+        } else {
+            self.begin_anew(error).await?;
         }
-        self.begin_anew(&error).await?;
-        for order in orders {
+        for order in orders.into_iter().chain(later) {
             self.alone(order).await?;
         }
         Ok(())
@@ -197,33 +315,48 @@ impl Loop {
 
     /// Runs one command as a batch of its own; where somebody else was faster, a few times.
     async fn alone(&mut self, order: Order) -> Result<(), Fatal> {
-        let mut one = [order];
-        for _ in 1..TRIES {
-            match self.attempt(&mut one).await {
-                Err(error @ StoreError::Overtaken(_)) => self.begin_anew(&error).await?,
-                Err(error) => return self.refused(error, &mut one).await,
-                Ok(()) => return Ok(()),
+        let mut one = vec![order];
+        let mut tries = 1;
+        while let Err(error) = self.durably(&mut one).await {
+            if tries == TRIES || !matches!(error, StoreError::Overtaken(_)) {
+                return self.refused(&error, &mut one).await;
             }
+            self.begin_anew(&error).await?;
+            tries += 1;
         }
-        match self.attempt(&mut one).await {
-            Err(error) => self.refused(error, &mut one).await,
-            Ok(()) => Ok(()),
+        Ok(())
+    }
+
+    /// Runs a batch to its end; nothing is on its way before or after.
+    async fn durably(&mut self, orders: &mut Vec<Order>) -> Result<(), StoreError> {
+        self.attempt(orders).await?;
+        let durable = self.store.durable().await;
+        let Some(batch) = self.underway.pop_back() else { return durable.map(drop) };
+        match durable {
+            Ok(proof) => {
+                self.say(batch, &proof).await;
+                Ok(())
+            }
+            Err(error) => {
+                *orders = batch.orders;
+                Err(error)
+            }
         }
     }
 
     /// Tells whoever was alone in a refused batch.
-    async fn refused(&mut self, error: StoreError, orders: &mut [Order]) -> Result<(), Fatal> {
+    async fn refused(&mut self, error: &StoreError, orders: &mut [Order]) -> Result<(), Fatal> {
         tracing::error!(%error, "a command was not committed");
         for order in orders.iter_mut() {
             if let Some(reply) = order.reply.take() {
-                let _ = reply.send(Err(Batch::failed(&error)));
+                let _ = reply.send(Err(Batch::failed(error)));
             } else if let Command::Frame(session, _) = &order.command
                 && let Some(outbox) = self.memory.outboxes.get(session)
             {
-                let _ = outbox.send(ToWorker::End(Batch::failed(&error)));
+                let _ = outbox.send(ToWorker::End(Batch::failed(error)));
             }
         }
-        self.begin_anew(&error).await
+        self.begin_anew(error).await
     }
 
     /// After a failed commit: memory is rebuilt from the store, or the ledger ends.
@@ -232,12 +365,7 @@ impl Loop {
             // Whoever waits in the lanes was not written at all.
             self.calls.close();
             self.frames.close();
-            while let Ok(order) = self.calls.try_recv() {
-                if let Some(reply) = order.reply {
-                    let _ = reply
-                        .send(Err(LedgerError::Store(StoreError::Unavailable("the daemon ends".into()))));
-                }
-            }
+            unwritten(std::iter::from_fn(|| self.calls.try_recv().ok()));
             return Err(Fatal::Store(error.clone()));
         }
         let now = self.shared.clock.now();
@@ -249,7 +377,8 @@ impl Loop {
         Ok(())
     }
 
-    async fn attempt(&mut self, orders: &mut [Order]) -> Result<(), StoreError> {
+    /// Decides a batch and hands it over, its orders with it.
+    async fn attempt(&mut self, orders: &mut Vec<Order>) -> Result<(), StoreError> {
         let now = self.shared.clock.now();
         let due = self.due(now);
         let mut want = Want { tasks: due.clone(), ..Want::default() };
@@ -282,19 +411,25 @@ impl Loop {
         batch.write().await?;
         batch.assign().await?;
         batch.write().await?;
-        let mut said = std::mem::take(&mut batch.said);
+        let said = std::mem::take(&mut batch.said);
         drop(batch);
-        let proof = self.store.commit().await?;
+        self.store.submit().await?;
+        self.underway.push_back(Underway { orders: std::mem::take(orders), answers, said, now });
+        Ok(())
+    }
+
+    /// A batch is durable.
+    async fn say(&mut self, batch: Underway, proof: &Committed) {
+        let Underway { orders, answers, mut said, now } = batch;
         self.memory.commits += 1;
         self.not_before = None;
-        for (order, answer) in orders.iter_mut().zip(answers) {
-            if let Some(reply) = order.reply.take() {
+        for (order, answer) in orders.into_iter().zip(answers) {
+            if let Some(reply) = order.reply {
                 said.replies.push((reply, answer));
             }
         }
         let assignments = Self::assignments(&self.shared, &self.memory, &mut said, now).await;
-        speak(said, &mut self.memory, &self.shared, assignments, &proof);
-        Ok(())
+        speak(said, &mut self.memory, &self.shared, assignments, proof);
     }
 
     /// Tasks whose time has come, after a look at the clocks.
@@ -371,6 +506,18 @@ impl Loop {
     }
 }
 
+/// Whether deciding it reads more than the store's writing half knows, or changes what later batches read there.
+const fn reads_what_is_durable(command: &Command) -> bool {
+    matches!(command, Command::Redrive { .. } | Command::Discard { .. })
+}
+
+/// Tells callers whose commands were not written at all that nobody will.
+fn unwritten(orders: impl IntoIterator<Item = Order>) {
+    for reply in orders.into_iter().filter_map(|order| order.reply) {
+        let _ = reply.send(Err(LedgerError::Store(StoreError::Unavailable("the daemon ends".into()))));
+    }
+}
+
 /// Operations and bytes of a command.
 fn weight(command: &Command) -> (usize, usize) {
     use command::FromWorker;
@@ -393,10 +540,6 @@ fn weight(command: &Command) -> (usize, usize) {
         }
         _ => (1, 0),
     }
-}
-
-const fn add(a: (usize, usize), b: (usize, usize)) -> (usize, usize) {
-    (a.0 + b.0, a.1 + b.1)
 }
 
 impl std::fmt::Debug for Handle {

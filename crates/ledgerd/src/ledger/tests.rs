@@ -23,6 +23,8 @@ struct Gate {
     reached: Notify,
     pass: Option<Semaphore>,
     failures: Mutex<VecDeque<StoreError>>,
+    /// Holds what the loop hears of commits.
+    heard: Option<Semaphore>,
     /// So many writes are overtaken by somebody else.
     overtakes: AtomicU32,
 }
@@ -30,12 +32,17 @@ struct Gate {
 struct GatedStore {
     inner: DynStore,
     gate: Arc<Gate>,
+    /// What was handed over: to the store, or nowhere, for it fails.
+    submitted: VecDeque<Result<(), StoreError>>,
+    let_through: bool,
 }
 
 impl Store for GatedStore {
     type Proof = Committed;
 
     fn recover(&mut self, now: Now) -> Fut<'_, Recovered> {
+        self.submitted.clear();
+        self.let_through = false;
         self.inner.recover(now)
     }
     fn ids(&mut self, n: usize) -> Fut<'_, u64> {
@@ -74,17 +81,39 @@ impl Store for GatedStore {
         }
         self.inner.write(changes)
     }
-    fn commit(&mut self) -> Fut<'_, Committed> {
+    fn submit(&mut self) -> Fut<'_, ()> {
         Box::pin(async {
             self.gate.reached.notify_one();
             if let Some(pass) = &self.gate.pass {
                 pass.acquire().await.expect("the gate is not closed for good").forget();
             }
-            let failure = self.gate.failures.lock().expect("nobody panicked").pop_front();
-            match failure {
-                Some(error) => Err(error),
-                None => self.inner.commit().await,
+            let mut failure = self.gate.failures.lock().expect("nobody panicked").pop_front();
+            if self.submitted.iter().any(Result::is_err) {
+                // Nothing is written after a batch that failed.
+                failure = Some(StoreError::Unavailable("an earlier batch failed".into()));
             }
+            let submitted = match failure {
+                Some(error) => Err(error),
+                None => self.inner.submit().await,
+            };
+            self.submitted.push_back(submitted);
+            Ok(())
+        })
+    }
+    fn durable(&mut self) -> Fut<'_, Committed> {
+        Box::pin(async {
+            if let Some(heard) = self.gate.heard.as_ref().filter(|_| !self.let_through) {
+                heard.acquire().await.expect("the gate is not closed for good").forget();
+                self.let_through = true;
+            }
+            let submitted = self.submitted.front().cloned().expect("a batch was handed over");
+            let durable = match submitted {
+                Ok(()) => self.inner.durable().await,
+                Err(error) => Err(error),
+            };
+            self.submitted.pop_front();
+            self.let_through = false;
+            durable
         })
     }
     fn next_due(&self, now: Now) -> Option<Timestamp> {
@@ -102,12 +131,18 @@ struct Fixture {
 
 impl Fixture {
     async fn new(name: &str, held: bool) -> Self {
+        Self::behind(name, Gate { pass: held.then(|| Semaphore::new(0)), ..Gate::default() }).await
+    }
+
+    async fn behind(name: &str, gate: Gate) -> Self {
         let folder = std::env::temp_dir().join(format!("ledgerd-loop-{}-{name}", std::process::id()));
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder).expect("the temporary folder is writable");
         let (store, reader) = open(&folder, Options::default()).await.expect("a new store opens");
-        let gate = Arc::new(Gate { pass: held.then(|| Semaphore::new(0)), ..Gate::default() });
-        let store = Box::new(GatedStore { inner: Box::new(store), gate: Arc::clone(&gate) });
+        let gate = Arc::new(gate);
+        let (submitted, let_through) = (VecDeque::new(), false);
+        let store =
+            Box::new(GatedStore { inner: Box::new(store), gate: Arc::clone(&gate), submitted, let_through });
         let stop = CancellationToken::new();
         let (handle, ended) = start(store, reader, Clock::start(), stop.clone()).await.expect("it starts");
         Self { handle, ended, gate, stop, folder }
@@ -236,6 +271,80 @@ async fn a_refused_batch_is_decided_anew_command_by_command() {
     assert!(internal <= 2, "a neighbour of the guilty command suffered");
     let stats = within(fixture.handle.stats()).await.expect("it goes on");
     assert_eq!(stats.counts[usize::from(State::Queued.code())], 3 - internal);
+}
+
+/// So many tasks in one call that its batch may be followed by another before it is durable.
+fn many(agent: &'static str) -> Vec<Result<NewTask, LedgerError>> {
+    std::iter::repeat_with(|| task(agent)).take(300).collect()
+}
+
+#[tokio::test]
+async fn a_large_batch_is_decided_while_another_is_on_its_way_and_said_after_it() {
+    let gate = Gate { heard: Some(Semaphore::new(0)), ..Gate::default() };
+    let fixture = Fixture::behind("underway", gate).await;
+    let call = |agent: &'static str| {
+        let handle = fixture.handle.clone();
+        tokio::spawn(async move { handle.enqueue(many(agent), BatchMode::Atomic, None).await })
+    };
+    let first = call("first");
+    within(fixture.gate.reached.notified()).await;
+    let second = call("second");
+    within(fixture.gate.reached.notified()).await;
+    assert!(!first.is_finished() && !second.is_finished(), "an answer before it is known to be durable");
+    let heard = fixture.gate.heard.as_ref().expect("this fixture holds what is heard");
+    heard.add_permits(1);
+    let ids = |stored: Result<Vec<Enqueued>, LedgerError>| match stored.expect("stored")[..] {
+        [Enqueued::Created(first), .., Enqueued::Created(last)] => (first, last),
+        ref other => panic!("{other:?}"),
+    };
+    assert_eq!(ids(within(first).await.expect("no panic")), (TaskId(1), TaskId(300)));
+    assert!(!second.is_finished(), "an answer before it is known to be durable");
+    heard.add_permits(1);
+    assert_eq!(ids(within(second).await.expect("no panic")), (TaskId(301), TaskId(600)));
+}
+
+#[tokio::test]
+async fn what_was_decided_on_a_batch_that_failed_is_decided_anew() {
+    let gate = Gate { heard: Some(Semaphore::new(0)), ..Gate::default() };
+    let fixture = Fixture::behind("fell", gate).await;
+    fixture.fail_next([StoreError::Full]);
+    let call = |agent: &'static str| {
+        let handle = fixture.handle.clone();
+        tokio::spawn(async move { handle.enqueue(many(agent), BatchMode::Atomic, None).await })
+    };
+    let guilty = call("guilty");
+    within(fixture.gate.reached.notified()).await;
+    let neighbour = call("neighbour");
+    within(fixture.gate.reached.notified()).await;
+    fixture.gate.heard.as_ref().expect("this fixture holds what is heard").add_permits(10);
+    let refused = within(guilty).await.expect("no panic");
+    assert!(matches!(refused, Err(LedgerError::Store(StoreError::Full))), "{refused:?}");
+    let stored = within(neighbour).await.expect("no panic").expect("stored");
+    assert!(matches!(stored[..], [Enqueued::Created(TaskId(1)), ..]), "{stored:?}");
+    let stats = within(fixture.handle.stats()).await.expect("it goes on");
+    assert_eq!(stats.counts[usize::from(State::Queued.code())], 300);
+    assert_eq!(stats.transitions, 300);
+}
+
+#[tokio::test]
+async fn an_unclear_commit_answers_those_behind_it_too() {
+    let gate = Gate { heard: Some(Semaphore::new(0)), ..Gate::default() };
+    let mut fixture = Fixture::behind("unclear", gate).await;
+    fixture.fail_next([StoreError::Unknown("planted".into())]);
+    let call = |agent: &'static str| {
+        let handle = fixture.handle.clone();
+        tokio::spawn(async move { handle.enqueue(many(agent), BatchMode::Atomic, None).await })
+    };
+    let first = call("first");
+    within(fixture.gate.reached.notified()).await;
+    let second = call("second");
+    within(fixture.gate.reached.notified()).await;
+    fixture.gate.heard.as_ref().expect("this fixture holds what is heard").add_permits(10);
+    let unclear = within(first).await.expect("no panic");
+    assert!(matches!(unclear, Err(LedgerError::Store(StoreError::Unknown(_)))), "{unclear:?}");
+    let unwritten = within(second).await.expect("no panic");
+    assert!(matches!(unwritten, Err(LedgerError::Store(StoreError::Unavailable(_)))), "{unwritten:?}");
+    assert!(within(&mut fixture.ended).await.expect("no panic").is_err());
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use ledger_core::store::{
     SessionRow, Store, StoreError, Want,
 };
 use ledger_core::{AgentId, Now, Record, State, Task, TaskId, Timestamp};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 #[derive(Clone, Default)]
@@ -31,6 +31,8 @@ struct Content {
 pub(super) struct ModelStore {
     durable: Content,
     open: Content,
+    /// Handed over, the oldest first.
+    submitted: VecDeque<Content>,
     /// Tasks that were changed since the caller read them.
     stale: HashSet<TaskId>,
     dice: u64,
@@ -45,6 +47,7 @@ impl ModelStore {
         Self {
             durable: Content::default(),
             open: Content::default(),
+            submitted: VecDeque::new(),
             stale: HashSet::new(),
             dice: seed.unwrap_or_default(),
             overtakes: seed.is_some(),
@@ -160,6 +163,7 @@ impl Store for ModelStore {
 
     fn recover(&mut self, _now: Now) -> Fut<'_, Recovered> {
         self.open = self.durable.clone();
+        self.submitted.clear();
         self.stale.clear();
         let content = &self.open;
         let recovered = Recovered {
@@ -252,8 +256,13 @@ impl Store for ModelStore {
         Box::pin(std::future::ready(Ok(refused)))
     }
 
-    fn commit(&mut self) -> Fut<'_, Self::Proof> {
-        self.durable = self.open.clone();
+    fn submit(&mut self) -> Fut<'_, ()> {
+        self.submitted.push_back(self.open.clone());
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn durable(&mut self) -> Fut<'_, Self::Proof> {
+        self.durable = self.submitted.pop_front().expect("a batch was handed over");
         let proof: Result<Committed, StoreError> = Ok(Committed::up_to(self.durable.seq));
         Box::pin(std::future::ready(proof))
     }

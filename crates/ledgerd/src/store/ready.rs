@@ -42,6 +42,8 @@ pub(super) struct Entry {
     pub(super) history: u64,
     /// It was changed in the open batch.
     pub(super) dirty: bool,
+    /// Batches that changed it and are not known to be durable.
+    pub(super) underway: u8,
     place: Place,
 }
 
@@ -93,7 +95,7 @@ impl Ready {
     /// Takes a task as it is stored.
     pub(super) fn load(&mut self, task: Task, history: u64) {
         let id = task.id;
-        self.tasks.insert(id, Entry { task, history, dirty: false, place: Place::Nowhere });
+        self.tasks.insert(id, Entry { task, history, dirty: false, underway: 0, place: Place::Nowhere });
         self.stand(id);
     }
 
@@ -101,7 +103,8 @@ impl Ready {
     pub(super) fn put(&mut self, task: Task) -> (Option<State>, bool) {
         let id = task.id;
         let Some(entry) = self.tasks.get_mut(&id) else {
-            self.tasks.insert(id, Entry { task, history: 0, dirty: true, place: Place::Nowhere });
+            self.tasks
+                .insert(id, Entry { task, history: 0, dirty: true, underway: 0, place: Place::Nowhere });
             self.stand(id);
             return (None, false);
         };

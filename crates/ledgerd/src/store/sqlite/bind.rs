@@ -4,13 +4,12 @@
 
 use super::insert::Table;
 use super::text;
-use super::write::Row;
-use crate::store::ready::Entry;
+use super::write::{Born, Image, Row};
 use bytes::Bytes;
 use ledger_core::store::{
-    AgentEvent, AgentEventKind, AgentRow, BreakerRow, BudgetRow, DeadLetter, Notes, SessionRow, TaskData,
+    AgentEvent, AgentEventKind, AgentRow, BreakerRow, BudgetRow, DeadLetter, Notes, SessionRow,
 };
-use ledger_core::{Overrides, Spec, TaskId, Timestamp};
+use ledger_core::{Overrides, TaskId, Timestamp};
 use rusqlite::{Statement, ToSql};
 
 /// The parameters of a prepared statement, bound one after the other; run again and again.
@@ -45,7 +44,8 @@ impl<'s, 'c> Args<'s, 'c> {
 }
 
 /// A row of `task_specs`.
-pub(super) fn spec(args: &mut Args<'_, '_>, id: TaskId, spec: &Spec, data: &TaskData) {
+pub(super) fn spec(args: &mut Args<'_, '_>, born: &Born) {
+    let Born { id, spec, data, .. } = born;
     args.add(id.0.cast_signed());
     args.add(i64::from(spec.agent.0));
     args.add(&*spec.task_type);
@@ -61,9 +61,9 @@ pub(super) fn spec(args: &mut Args<'_, '_>, id: TaskId, spec: &Spec, data: &Task
     args.add(data.parent.map(|parent| parent.0.cast_signed()));
 }
 
-/// A row of `tasks`, as long as `table` says.
-pub(super) fn task(args: &mut Args<'_, '_>, entry: &Entry, table: Table, result: Option<&Bytes>) {
-    let task = &entry.task;
+/// A row of `tasks`, as long as its form says.
+pub(super) fn task(args: &mut Args<'_, '_>, image: &Image) {
+    let task = &image.task;
     let id = task.id;
     args.add(id.0.cast_signed());
     args.add(i64::from(task.state.code()));
@@ -79,10 +79,10 @@ pub(super) fn task(args: &mut Args<'_, '_>, entry: &Entry, table: Table, result:
     args.add(i64::from(task.delivery));
     args.add(i64::from(task.attempt));
     args.add(i64::from(task.idle_deliveries));
-    args.add(entry.history.cast_signed());
-    match table {
+    args.add(image.history.cast_signed());
+    match image.form {
         Table::TasksPlain => return,
-        Table::TasksDone => return args.add(result.map(|result| &result[..])),
+        Table::TasksDone => return args.add(image.result.as_ref().map(|result| &result[..])),
         _ => {}
     }
     let holder = task.holder.as_ref();
@@ -97,7 +97,7 @@ pub(super) fn task(args: &mut Args<'_, '_>, entry: &Entry, table: Table, result:
         task.sample.map(|sample| if sample.permit.probe { i64::from(sample.permit.slot) + 1 } else { 0 }),
     );
     args.add(task.sample.map(|sample| sample.told));
-    if table == Table::TasksHeld {
+    if image.form == Table::TasksHeld {
         return;
     }
     args.add(i64::from(task.retry_count));
@@ -144,7 +144,8 @@ pub(super) fn result(args: &mut Args<'_, '_>, task: TaskId, result: &Bytes) {
 }
 
 /// A row of `idempotency_keys`.
-pub(super) fn key(args: &mut Args<'_, '_>, id: TaskId, spec: &Spec, data: &TaskData) {
+pub(super) fn key(args: &mut Args<'_, '_>, born: &Born) {
+    let Born { id, spec, data, .. } = born;
     args.add(spec.agent.0);
     args.add(&*data.key);
     args.add(id.0.cast_signed());

@@ -50,11 +50,13 @@ impl Checkpoints {
         });
     }
 
-    /// Waits until the log can start over, when it has grown too long. Between batches.
-    pub(super) async fn bound(&self) {
-        if self.pages.load(Ordering::Relaxed) < MOST_PAGES {
-            return;
-        }
+    /// Whether the log has grown too long.
+    pub(super) fn is_long(&self) -> bool {
+        self.pages.load(Ordering::Relaxed) >= MOST_PAGES
+    }
+
+    /// Waits until the log can start over. Between batches, none on its way.
+    pub(super) async fn restart(&self) {
         let mut conn = self.conn.lock().await;
         if let Err(error) = run(&mut conn, RESTART).await {
             tracing::warn!(%error, "the write-ahead log could not start over; it goes on growing");

@@ -1,14 +1,15 @@
 //! The ledger in one SQLite file, with one writer.
 //!
 //! One process owns everything, so nothing is ever overtaken and what is live is in memory. Invariants: one connection
-//! writes, one transaction per batch, on the thread of the caller; memory that a failed batch has touched is not used again
-//! before a recovery.
+//! writes, one transaction per batch, in the order in which they were decided; whatever a batch on its way to the file has
+//! changed is in memory until it is durable, so what is read from the file is never older than what was decided; memory
+//! that a failed batch has touched is not used again before a recovery.
 
-mod ahead;
 mod bind;
 mod checkpoint;
 mod insert;
 mod open;
+mod pipeline;
 #[cfg(test)]
 mod rate;
 mod read;
@@ -25,17 +26,18 @@ pub use read::SqliteReader;
 
 use crate::store::Committed;
 use crate::store::ready::Ready;
-use ahead::{Ahead, Part, WORTH};
 use checkpoint::Checkpoints;
+use insert::Table;
 use ledger_core::limits::REQUEST_MEMORY;
 use ledger_core::store::{Ask, Changed, Changes, Fut, Known, Recovered, Store, StoreError, TaskData, Want};
 use ledger_core::{AgentId, ByTask, Now, Record, State, Task, TaskId, Timestamp};
+use pipeline::Pipeline;
 use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
-use write::{BLOCK_BITS, Row, Sources, Staged, Tallies, is_live};
+use write::{BLOCK_BITS, Born, Image, Part, Row, Sealed, Staged, Tallies, WORTH, form, is_live};
 
 const FULL: i32 = 13;
 const BUSY: i32 = 5;
@@ -50,13 +52,15 @@ const SMALL_RESULT: usize = 256;
 
 /// The writing half.
 pub struct SqliteStore {
-    ahead: Ahead,
+    pipeline: Pipeline,
     /// For what is read at the start, and of tasks that have ended. Sees what is committed.
     conn: SqliteConnection,
     checkpoints: Checkpoints,
     fresh: Arc<Fresh>,
     ready: Ready,
     staged: Staged,
+    /// Handed over and not known to be durable, the oldest first.
+    underway: VecDeque<Underway>,
     tallies: Tallies,
     /// Read for this batch although they have ended.
     visited: Vec<TaskId>,
@@ -69,6 +73,21 @@ pub struct SqliteStore {
     _lock: File,
 }
 
+/// A batch on its way to the file, as far as the next ones have to know of it.
+struct Underway {
+    parts: Vec<Arc<Part>>,
+    sealed: Arc<Sealed>,
+    visited: Vec<TaskId>,
+    /// Number of its last history row.
+    seq: u64,
+}
+
+impl Underway {
+    fn parts(&self) -> impl Iterator<Item = &Part> {
+        self.parts.iter().map(|part| &**part).chain([&self.sealed.last])
+    }
+}
+
 impl std::fmt::Debug for SqliteStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SqliteStore").field("meta", &self.tallies.meta).finish_non_exhaustive()
@@ -77,19 +96,20 @@ impl std::fmt::Debug for SqliteStore {
 
 impl SqliteStore {
     fn new(
-        ahead: Ahead,
+        pipeline: Pipeline,
         conn: SqliteConnection,
         checkpoints: Checkpoints,
         fresh: Arc<Fresh>,
         lock: File,
     ) -> Self {
         Self {
-            ahead,
+            pipeline,
             conn,
             checkpoints,
             fresh,
             ready: Ready::new(Now::steady(Timestamp::EPOCH)),
             staged: Staged::default(),
+            underway: VecDeque::new(),
             tallies: Tallies::default(),
             visited: Vec::new(),
             counted: HashMap::new(),
@@ -106,7 +126,7 @@ impl SqliteStore {
     pub async fn close(self) -> Result<(), StoreError> {
         self.checkpoints.close().await.map_err(|error| failed(&error))?;
         self.conn.close().await.map_err(|error| failed(&error))?;
-        self.ahead.close().map_err(|error| failed(&error))
+        self.pipeline.close().map_err(|error| failed(&error))
     }
 
     fn usable(&self) -> Result<(), StoreError> {
@@ -143,7 +163,7 @@ impl SqliteStore {
         staged.data.append(&mut changes.data);
         for (id, result) in changes.results.drain(..) {
             if result.len() <= SMALL_RESULT {
-                staged.small.insert(id, result);
+                staged.small.push((id, result));
             } else {
                 staged.results.push((id, result));
             }
@@ -158,7 +178,9 @@ impl SqliteStore {
             let stays = self.ready.entry(letter.task).is_none_or(|entry| entry.task.state == State::Failed);
             staged.letters.insert(letter.task, stays.then_some(letter));
         }
-        staged.freed.extend(changes.freed_keys);
+        for id in changes.freed_keys {
+            staged.free(id);
+        }
         for row in &changes.requests {
             self.oldest_request = self.oldest_request.min(row.at);
         }
@@ -179,8 +201,9 @@ impl SqliteStore {
             self.stage_removal(id)?;
         }
         if self.staged.history.len() >= WORTH && self.staged.keeps_its_order() {
-            let part = self.part();
-            self.ahead.send(part);
+            let part = Arc::new(self.part());
+            self.staged.parts.push(Arc::clone(&part));
+            self.pipeline.send(part);
         }
         Ok(())
     }
@@ -188,14 +211,70 @@ impl SqliteStore {
     /// What of the batch is final.
     fn part(&mut self) -> Part {
         let staged = &mut self.staged;
-        let history = Arc::new(std::mem::take(&mut staged.history));
-        staged.ahead.push(Arc::clone(&history));
-        let new = &staged.data[staged.data_ahead..];
-        let spec = |id: &TaskId| self.ready.entry(*id).map(|entry| Arc::clone(&entry.task.spec));
-        let specs = new.iter().filter_map(|(id, data)| Some((*id, spec(id)?, Arc::clone(data)))).collect();
-        staged.data_ahead = staged.data.len();
-        let freed = (!staged.freed.is_empty()).then(|| write::ids(staged.freed.iter()));
-        Part { freed, specs, history, results: std::mem::take(&mut staged.results) }
+        let specs = staged.data.drain(..).filter_map(|(id, data)| {
+            let spec = Arc::clone(&self.ready.entry(id)?.task.spec);
+            let keyed = !data.key.is_empty() && !staged.freed.contains(&id);
+            Some(Born { id, spec, data, keyed })
+        });
+        let specs = specs.collect();
+        let freed = std::mem::take(&mut staged.freed_since);
+        Part {
+            freed: (!freed.is_empty()).then(|| write::ids(freed.iter())),
+            specs,
+            history: std::mem::take(&mut staged.history),
+            results: std::mem::take(&mut staged.results),
+        }
+    }
+
+    /// Ends the open batch.
+    fn seal(&mut self) -> Sealed {
+        self.staged.tasks.sort_unstable();
+        // The last result of each comes first.
+        self.staged.small.reverse();
+        self.staged.small.sort_by_key(|(id, _)| *id);
+        self.staged.small.dedup_by_key(|(id, _)| *id);
+        let mut small = std::mem::take(&mut self.staged.small).into_iter().peekable();
+        let mut apart = Vec::new();
+        let mut tasks = Vec::with_capacity(self.staged.tasks.len());
+        for id in self.staged.tasks.drain(..) {
+            let Some(entry) = self.ready.entry_mut(id) else { continue };
+            entry.dirty = false;
+            entry.underway += 1;
+            while let Some(before) = small.next_if(|(of, _)| *of < id) {
+                apart.push(before);
+            }
+            let (task, history) = (entry.task.clone(), entry.history);
+            let mut image = Image { form: form(&task), task, history, result: None };
+            if let Some((_, result)) = small.next_if(|(of, _)| *of == id) {
+                if image.task.state == State::Done && image.form == Table::TasksPlain {
+                    (image.form, image.result) = (Table::TasksDone, Some(result));
+                } else {
+                    apart.push((id, result));
+                }
+            }
+            tasks.push(image);
+        }
+        apart.extend(small);
+        self.staged.results.append(&mut apart);
+        let last = self.part();
+        let staged = std::mem::take(&mut self.staged);
+        let agent = |id: &TaskId| self.ready.entry(*id).map_or(0, |entry| entry.task.spec.agent.0);
+        let moved = staged.moved.iter().map(|(id, before)| (id.0, agent(id), before.0)).collect();
+        let count =
+            |agent, state| self.tallies.counts.get(agent).map_or(0, |counts| counts[usize::from(state)]);
+        let counts =
+            staged.counts.iter().map(|(agent, state)| (*agent, *state, count(agent, *state))).collect();
+        let now = self.ready.now().at;
+        Sealed {
+            last,
+            tasks,
+            moved,
+            counts,
+            blocks: staged.blocks.iter().map(|block| (*block, self.tallies.live(*block))).collect(),
+            meta: self.tallies.meta,
+            purge: (now >= self.oldest_request.after(REQUEST_MEMORY)).then(|| now.before(REQUEST_MEMORY)),
+            staged,
+        }
     }
 
     fn stage_task(&mut self, changed: Changed) -> Result<(), StoreError> {
@@ -243,7 +322,7 @@ impl SqliteStore {
         let count = &mut self.tallies.counts.entry(agent).or_default()[usize::from(state)];
         *count = count.saturating_sub(1);
         self.staged.counts.insert((agent, state));
-        self.staged.freed.insert(id);
+        self.staged.free(id);
         self.staged.removed.push(id);
         self.fresh.forget(id);
         self.ready.forget(id);
@@ -278,38 +357,32 @@ impl SqliteStore {
         Ok(())
     }
 
-    fn write_staged(&mut self) -> Result<(), StoreError> {
-        let ahead = self.ahead.wait();
-        self.staged.tasks.sort_unstable();
-        let purge = self.ready.now().at >= self.oldest_request.after(REQUEST_MEMORY);
-        let from = Sources { staged: &self.staged, ready: &self.ready, tallies: &self.tallies, purge };
-        let writer = self.ahead.writer();
-        let ahead = ahead.inspect_err(|_| writer.roll_back()).map_err(|error| failed_to_write(&error))?;
-        let bytes = writer.commit(&from).map_err(|error| failed_to_write(&error))?;
-        self.checkpoints.wrote(ahead + bytes);
-        if purge {
-            // The commit stands; a failed look only means that the next batch purges again.
-            self.oldest_request = writer.oldest_request().unwrap_or(Timestamp::EPOCH);
+    /// A batch is durable: what has ended, and nothing on its way changes, leaves memory.
+    fn settle(&mut self, mut batch: Underway) {
+        for image in &batch.sealed.tasks {
+            if let Some(entry) = self.ready.entry_mut(image.task.id) {
+                entry.underway -= 1;
+            }
         }
-        Ok(())
-    }
-
-    /// The batch is over: what has ended leaves memory.
-    fn settle(&mut self) {
-        let mut staged = std::mem::take(&mut self.staged);
-        for id in staged.tasks.drain(..).chain(self.visited.drain(..)) {
-            let Some(entry) = self.ready.entry_mut(id) else { continue };
-            entry.dirty = false;
-            if entry.task.state.is_terminal() {
+        let changed = batch.sealed.tasks.iter().map(|image| image.task.id);
+        for id in changed.chain(batch.visited.drain(..)) {
+            let Some(entry) = self.ready.entry(id) else { continue };
+            if entry.task.state.is_terminal() && !entry.dirty && entry.underway == 0 {
                 self.ready.forget(id);
             }
         }
-        for block in &staged.blocks {
+        for (block, _) in &batch.sealed.blocks {
             if self.tallies.blocks.get(block) == Some(&0) {
                 self.tallies.blocks.remove(block);
             }
         }
-        self.fresh.extend(staged.data.drain(..));
+        let new = batch.parts().flat_map(|part| &part.specs);
+        self.fresh.extend(new.map(|born| (born.id, Arc::clone(&born.data))));
+    }
+
+    /// Whether a batch on its way removes this task.
+    fn leaves(&self, id: TaskId) -> bool {
+        self.underway.iter().any(|batch| batch.sealed.staged.removed.contains(&id))
     }
 }
 
@@ -329,7 +402,11 @@ impl Store for SqliteStore {
     fn begin<'a>(&'a mut self, want: &'a Want) -> Fut<'a, Known> {
         Box::pin(async move {
             self.usable()?;
-            self.checkpoints.bound().await;
+            if self.checkpoints.is_long() {
+                // The log starts over when nothing of it is being written.
+                self.pipeline.drain().await;
+                self.checkpoints.restart().await;
+            }
             self.read_wanted(want).await
         })
     }
@@ -369,19 +446,32 @@ impl Store for SqliteStore {
         Box::pin(std::future::ready(written.map(|()| Vec::new())))
     }
 
-    fn commit(&mut self) -> Fut<'_, Self::Proof> {
+    fn submit(&mut self) -> Fut<'_, ()> {
+        let submitted = self.usable().map(|()| {
+            let parts = std::mem::take(&mut self.staged.parts);
+            let sealed = Arc::new(self.seal());
+            self.pipeline.commit(Arc::clone(&sealed));
+            let (visited, seq) = (std::mem::take(&mut self.visited), self.tallies.meta.last_seq);
+            self.underway.push_back(Underway { parts, sealed, visited, seq });
+        });
+        Box::pin(std::future::ready(submitted))
+    }
+
+    fn durable(&mut self) -> Fut<'_, Self::Proof> {
         Box::pin(async move {
-            self.usable()?;
-            if !self.staged.is_empty() {
-                // Until it is known to be durable, memory is ahead of the file.
-                self.broken = true;
-                self.write_staged()?;
-                self.broken = false;
+            let done = self.pipeline.next().await;
+            let Some(batch) = self.underway.pop_front() else {
+                return Err(StoreError::Statement("no batch was handed over".to_owned()));
+            };
+            // Until a recovery memory is ahead of the file.
+            let done = done.inspect_err(|_| self.broken = true).map_err(|error| failed_to_write(&error))?;
+            self.checkpoints.wrote(done.bytes);
+            if let Some(oldest) = done.oldest_request {
+                self.oldest_request = oldest;
             }
-            // Of a batch that only looked.
-            self.ahead.writer().roll_back();
-            self.settle();
-            Ok(Committed::up_to(self.tallies.meta.last_seq))
+            let proof = Committed::up_to(batch.seq);
+            self.settle(batch);
+            Ok(proof)
         })
     }
 

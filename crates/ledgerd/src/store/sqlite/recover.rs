@@ -3,14 +3,14 @@
 //! Invariant: a start looks into the blocks that have live tasks, never at finished ones elsewhere.
 
 use super::rows::{Columns, Shared, record_columns, task_columns};
-use super::write::{Staged, ids};
-use super::{SqliteStore, failed};
+use super::write::{Look, Staged, ids};
+use super::{SqliteStore, Underway, failed};
 use crate::store::ready::Ready;
 use futures_util::TryStreamExt;
 use ledger_core::store::{AgentRow, Counts, KeyHolder, Known, Recovered, StoreError, Want};
-use ledger_core::{AgentId, Now, Reason, Record, State, Task, TaskId};
+use ledger_core::{AgentId, ByKey, Now, Reason, Record, State, Task, TaskId};
 use sqlx::sqlite::SqliteConnection;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
 const META: &str = "SELECT seed, last_task, last_seq, last_session FROM meta WHERE id = 1";
@@ -65,9 +65,9 @@ pub(super) const STATEMENTS: [&str; 10] =
 impl SqliteStore {
     pub(super) async fn read_everything(&mut self, now: Now) -> Result<Recovered, StoreError> {
         // Of a batch that failed half-way.
-        let _ = self.ahead.wait();
-        self.ahead.writer().roll_back();
+        self.pipeline.anew().await;
         self.staged = Staged::default();
+        self.underway.clear();
         self.visited.clear();
         self.counted.clear();
         self.ready = Ready::new(now);
@@ -110,7 +110,7 @@ impl SqliteStore {
         })
         .await?;
         self.tallies.counts.clone_from(&found.counts);
-        self.oldest_request = self.ahead.writer().oldest_request().map_err(|error| failed(&error))?;
+        self.oldest_request = self.pipeline.writer().oldest_request().map_err(|error| failed(&error))?;
         let queue_timeouts = agents_with_queue_timeout(&found.agents);
         let timed = |task: &&Task| has_timer(task, &queue_timeouts);
         found.timed = self.ready.entries().map(|entry| &entry.task).filter(timed).cloned().collect();
@@ -130,7 +130,7 @@ impl SqliteStore {
                     known.tasks.insert(*id, entry.task.clone());
                 }
                 // A number that was never given needs no look.
-                None if id.0 <= self.tallies.meta.last_task => missing.push(*id),
+                None if id.0 <= self.tallies.meta.last_task && !self.leaves(*id) => missing.push(*id),
                 None => {}
             }
         }
@@ -145,54 +145,56 @@ impl SqliteStore {
             })
             .await?;
         }
-        self.read_keys(want, &mut known)?;
-        self.read_requests(want, &mut known)?;
+        self.read_remembered(want, &mut known).await?;
         Ok(known)
     }
 
-    fn read_keys(&mut self, want: &Want, known: &mut Known) -> Result<(), StoreError> {
-        if want.keys.is_empty() {
+    /// Keys and requests: what is in the file, and over it what is on its way there or staged.
+    async fn read_remembered(&self, want: &Want, known: &mut Known) -> Result<(), StoreError> {
+        if want.keys.is_empty() && want.requests.is_empty() {
             return Ok(());
         }
-        let writer = self.ahead.writer();
-        writer.begin().map_err(|error| failed(&error))?;
-        for (agent, key) in &want.keys {
-            let holder = writer.key(*agent, key).map_err(|error| failed(&error))?;
-            if let Some(holder) = holder.filter(|holder| !self.staged.freed.contains(&holder.task)) {
-                known.keys.insert((*agent, Arc::clone(key)), holder);
-            }
+        let look = |answer| Look { keys: want.keys.clone(), requests: want.requests.clone(), answer };
+        let found = self.pipeline.look(look).await.map_err(|error| failed(&error))?;
+        let changed: Vec<&Staged> =
+            self.underway.iter().map(|batch| &batch.sealed.staged).chain([&self.staged]).collect();
+        let is_free = |id: &TaskId| changed.iter().any(|batch| batch.freed.contains(id));
+        for (asked, holder) in want.keys.iter().zip(found.keys) {
+            known
+                .keys
+                .extend(holder.filter(|holder| !is_free(&holder.task)).map(|holder| (asked.clone(), holder)));
         }
-        // A batch that is decided anew in part asks again after it has written.
-        if self.staged.data.is_empty() {
-            return Ok(());
-        }
-        let asked: HashMap<(AgentId, &str), usize> =
-            want.keys.iter().enumerate().map(|(index, (agent, key))| ((*agent, &**key), index)).collect();
-        for (id, data) in self.staged.data.iter().filter(|(id, _)| !self.staged.freed.contains(id)) {
-            let Some(entry) = self.ready.entry(*id) else { continue };
-            if let Some(index) = asked.get(&(entry.task.spec.agent, &*data.key)) {
-                known.keys.insert(want.keys[*index].clone(), KeyHolder { task: *id, digest: data.digest });
-            }
+        let found = want.requests.iter().zip(found.requests);
+        known.requests.extend(found.filter_map(|(id, row)| Some((Arc::clone(id), row?))));
+        self.look_over(want, known, is_free);
+        if changed.iter().any(|batch| !batch.requests.is_empty()) {
+            let asked: HashSet<&Arc<str>> = want.requests.iter().collect();
+            let rows = changed.iter().flat_map(|batch| &batch.requests).filter(|row| asked.contains(&row.id));
+            known.requests.extend(rows.map(|row| (Arc::clone(&row.id), row.clone())));
         }
         Ok(())
     }
 
-    fn read_requests(&mut self, want: &Want, known: &mut Known) -> Result<(), StoreError> {
-        if want.requests.is_empty() {
-            return Ok(());
+    /// Keys of tasks that are not in the file yet.
+    fn look_over(&self, want: &Want, known: &mut Known, is_free: impl Fn(&TaskId) -> bool) {
+        let sent = self.underway.iter().flat_map(Underway::parts);
+        let sent = sent.chain(self.staged.parts.iter().map(|part| &**part)).flat_map(|part| &part.specs);
+        let sent = sent.map(|born| (born.id, born.spec.agent, &born.data));
+        let staged = self.staged.data.iter();
+        let staged =
+            staged.filter_map(|(id, data)| Some((*id, self.ready.entry(*id)?.task.spec.agent, data)));
+        let mut keyed = sent.chain(staged).filter(|(_, _, data)| !data.key.is_empty()).peekable();
+        if want.keys.is_empty() || keyed.peek().is_none() {
+            return;
         }
-        let writer = self.ahead.writer();
-        writer.begin().map_err(|error| failed(&error))?;
-        for id in &want.requests {
-            let request = writer.request(id).map_err(|error| failed(&error))?;
-            known.requests.extend(request.map(|request| (Arc::clone(id), request)));
+        let mut asked: ByKey<()> = ByKey::default();
+        asked.extend(want.keys.iter().map(|key| (key.clone(), ())));
+        for (id, agent, data) in keyed {
+            let key = (agent, Arc::clone(&data.key));
+            if asked.contains_key(&key) && !is_free(&id) {
+                known.keys.insert(key, KeyHolder { task: id, digest: data.digest });
+            }
         }
-        if !self.staged.requests.is_empty() {
-            let wanted: HashSet<&Arc<str>> = want.requests.iter().collect();
-            let staged = self.staged.requests.iter().filter(|row| wanted.contains(&row.id));
-            known.requests.extend(staged.map(|row| (Arc::clone(&row.id), row.clone())));
-        }
-        Ok(())
     }
 
     pub(super) async fn read_settled(
@@ -203,21 +205,17 @@ impl SqliteStore {
         if leases.is_empty() {
             return Ok(found);
         }
-        let staged: HashMap<(TaskId, u64), &Record> = self
-            .staged
-            .ahead
-            .iter()
-            .flat_map(|rows| rows.iter())
-            .chain(&self.staged.history)
-            .filter(|row| row.record.digest.is_some())
-            .map(|row| ((row.record.task, row.record.fence), &row.record))
-            .collect();
-        let mut missing = Vec::new();
-        for (index, lease) in leases.iter().enumerate() {
-            found[index] = staged.get(lease).map(|record| (*record).clone());
-            if found[index].is_none() {
-                missing.push(index);
-            }
+        let sent = self.underway.iter().flat_map(Underway::parts);
+        let sent = sent.chain(self.staged.parts.iter().map(|part| &**part)).flat_map(|part| &part.history);
+        let mut missing: Vec<usize> = (0..leases.len()).collect();
+        for row in sent.chain(&self.staged.history).filter(|row| row.record.digest.is_some()) {
+            missing.retain(|index| {
+                let is_it = (row.record.task, row.record.fence) == leases[*index];
+                if is_it {
+                    found[*index] = Some(row.record.clone());
+                }
+                !is_it
+            });
         }
         if !missing.is_empty() {
             let asked: Vec<(u64, u64)> =

@@ -1,5 +1,7 @@
 //! What only SQLite has to keep: files, modes, the lock, the disk, the statements and what they cost.
 
+mod underway;
+
 use super::insert::Table;
 use super::{OpenError, Options, open, read, recover, write};
 use crate::store::rig::{AGENT, Folder, Kind, New, Rig, START, everything, failure, notes};
@@ -135,7 +137,7 @@ async fn connections_are_set_as_durability_needs() {
         ("mmap_size", "0"),
         ("journal_mode", "wal"),
     ] {
-        assert_eq!(store.ahead.writer().pragma(pragma), expected, "{pragma}");
+        assert_eq!(store.pipeline.writer().pragma(pragma), expected, "{pragma}");
     }
 }
 
@@ -202,40 +204,6 @@ async fn a_refused_statement_rolls_its_batch_back() {
     rig.commit().await;
     assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM task_history").await, 4);
     assert_eq!(number(rig.folder(), "SELECT MAX(seq) FROM task_history").await, 4, "seq has no gap");
-}
-
-#[tokio::test]
-async fn what_was_written_ahead_goes_with_its_batch() {
-    let mut rig = Rig::sqlite().await;
-    let kept = rig.enqueue(New { key: "k", ..New::of("a") }).await;
-    rig.commit().await;
-    let twin = || New { key: "k", ..New::of("a") };
-    let many = || (0..1_000).map(|_| New::of("a"));
-    for twin_is_ahead in [true, false] {
-        let lost = if twin_is_ahead {
-            rig.enqueue_all(many().chain([twin()])).await
-        } else {
-            let lost = rig.enqueue_all(many()).await;
-            rig.enqueue(twin()).await;
-            lost
-        };
-        assert!(!store_of(&mut rig).staged.ahead.is_empty(), "so many rows are written ahead");
-        let error = rig.store().commit().await.expect_err("the key is taken");
-        assert!(matches!(error, StoreError::Statement(_)), "{error}");
-        rig.recover().await;
-        assert_eq!(rig.get(lost[0]).await, None);
-        assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM task_history").await, 1);
-        assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM task_specs").await, 1);
-    }
-    let all = rig.enqueue_all(many()).await;
-    rig.complete(all[0]).await;
-    rig.complete(kept).await;
-    rig.commit().await;
-    assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM task_history").await, 1_007);
-    assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM task_specs").await, 1_001);
-    let mut rig = rig.reopen().await;
-    assert_eq!(rig.get(all[0]).await.map(|task| task.state), Some(State::Done));
-    assert_eq!(rig.get(all[999]).await.map(|task| task.state), Some(State::Queued));
 }
 
 #[tokio::test]

@@ -1,32 +1,37 @@
 //! A batch on its way to the file: what was decided, and the statements it becomes.
 //!
 //! Decides nothing. The writing connection is not sqlx's: a statement there is a hop to another thread and back, and costs
-//! more than the row that it writes (docs/benchmarks.md). Here the thread that decided a batch also writes it, with
-//! statements that are prepared once. Invariants: one row image per task, the last; history in the order it was decided;
-//! the whole batch in one transaction.
+//! more than the row that it writes (docs/benchmarks.md). Here one thread runs all statements of a batch, each prepared
+//! once. Invariants: one row image per task, the last; history in the order it was decided; the whole batch in one
+//! transaction.
 
-use super::ahead::Part;
 use super::bind::{self, Args};
 use super::insert::Table;
 use super::text;
-use crate::store::ready::Ready;
 use bytes::Bytes;
-use ledger_core::limits::{FORGOTTEN_AT_ONCE, REQUEST_MEMORY, SALVAGED};
+use ledger_core::limits::{FORGOTTEN_AT_ONCE, SALVAGED};
 use ledger_core::store::{
     AgentEvent, AgentRow, BreakerRow, BudgetRow, Counts, DeadLetter, KeyHolder, Notes, RequestRow,
     SessionRow, TaskData,
 };
-use ledger_core::{AgentId, ByTask, Record, State, Task, TaskId, Timestamp};
+use ledger_core::{AgentId, Record, Spec, State, Task, TaskId, Timestamp};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Result, params};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
+use tokio::sync::oneshot;
 
 /// Task numbers whose live ones are counted together: 2 to the power of this.
 pub(super) const BLOCK_BITS: u32 = 12;
 /// More than there are statements.
 const STATEMENTS_KEPT: usize = 64;
+/// History rows, or bytes of payloads and results, from which on it is worth it that another thread writes them.
+pub(super) const WORTH: usize = 256;
+const WORTH_BYTES: usize = 256 << 10;
+/// Rows after which the writer sees whether somebody waits for a look.
+const LOOK_EVERY: usize = 32;
 
 /// A history row on its way.
 pub(super) struct Row {
@@ -40,19 +45,19 @@ pub(super) struct Row {
 pub(super) struct Staged {
     pub(super) tasks: Vec<TaskId>,
     pub(super) data: Vec<(TaskId, Arc<TaskData>)>,
-    /// So many of `data` are written ahead.
-    pub(super) data_ahead: usize,
     pub(super) history: Vec<Row>,
-    /// History that is written ahead.
-    pub(super) ahead: Vec<Arc<Vec<Row>>>,
     pub(super) results: Vec<(TaskId, Bytes)>,
     /// Results that fit into the row of their task.
-    pub(super) small: ByTask<Bytes>,
+    pub(super) small: Vec<(TaskId, Bytes)>,
+    /// What is written ahead, and not in the fields above any more.
+    pub(super) parts: Vec<Arc<Part>>,
     pub(super) salvage: Vec<(TaskId, u64, Bytes)>,
     pub(super) notes: Vec<(TaskId, Notes)>,
     /// None: there is no letter any more.
     pub(super) letters: BTreeMap<TaskId, Option<DeadLetter>>,
     pub(super) freed: BTreeSet<TaskId>,
+    /// Those that no part has.
+    pub(super) freed_since: Vec<TaskId>,
     pub(super) requests: Vec<RequestRow>,
     pub(super) agents: BTreeMap<AgentId, AgentRow>,
     pub(super) breakers: BTreeMap<(AgentId, Arc<str>), BreakerRow>,
@@ -77,6 +82,75 @@ pub(super) struct Meta {
     pub(super) last_session: u64,
 }
 
+/// Rows that nothing decided later can change.
+#[derive(Default)]
+pub(super) struct Part {
+    /// A JSON list of tasks whose keys are free; before the keys of new ones.
+    pub(super) freed: Option<String>,
+    pub(super) specs: Vec<Born>,
+    pub(super) history: Vec<Row>,
+    pub(super) results: Vec<(TaskId, Bytes)>,
+}
+
+/// A new task.
+pub(super) struct Born {
+    pub(super) id: TaskId,
+    pub(super) spec: Arc<Spec>,
+    pub(super) data: Arc<TaskData>,
+    /// It has a key, and has not freed it already.
+    pub(super) keyed: bool,
+}
+
+/// A task's row.
+pub(super) struct Image {
+    pub(super) task: Task,
+    /// Number of its newest history row.
+    pub(super) history: u64,
+    pub(super) form: Table,
+    /// In the row of a task that is DONE, when it is small.
+    pub(super) result: Option<Bytes>,
+}
+
+/// A batch that is decided: what its commit writes.
+#[derive(Default)]
+pub(super) struct Sealed {
+    /// What is neither here nor below.
+    pub(super) staged: Staged,
+    pub(super) last: Part,
+    /// By number.
+    pub(super) tasks: Vec<Image>,
+    /// Task, agent, agent before.
+    pub(super) moved: Vec<(u64, u32, u32)>,
+    pub(super) counts: Vec<(AgentId, u8, u64)>,
+    /// Blocks, and how many live tasks each has.
+    pub(super) blocks: Vec<(u64, u64)>,
+    pub(super) meta: Meta,
+    /// Answers of before this have grown old enough to be forgotten.
+    pub(super) purge: Option<Timestamp>,
+}
+
+/// What a commit tells.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Done {
+    /// Bytes that it added to the log, about.
+    pub(super) bytes: u64,
+    /// When the oldest answer was given that is remembered; of a batch that purged.
+    pub(super) oldest_request: Option<Timestamp>,
+}
+
+/// A question for what is stored under keys and request ids.
+pub(super) struct Look {
+    pub(super) keys: Vec<(AgentId, Arc<str>)>,
+    pub(super) requests: Vec<Arc<str>>,
+    pub(super) answer: oneshot::Sender<Result<Found>>,
+}
+
+/// Its answer, in the order of the question.
+pub(super) struct Found {
+    pub(super) keys: Vec<Option<KeyHolder>>,
+    pub(super) requests: Vec<Option<RequestRow>>,
+}
+
 /// Numbers kept beside the tasks, all of them written where they changed.
 #[derive(Default)]
 pub(super) struct Tallies {
@@ -86,7 +160,7 @@ pub(super) struct Tallies {
 }
 
 impl Tallies {
-    fn live(&self, block: u64) -> u64 {
+    pub(super) fn live(&self, block: u64) -> u64 {
         self.blocks.get(&block).copied().unwrap_or(0)
     }
 }
@@ -192,6 +266,14 @@ impl Staged {
             && self.removed.is_empty()
             && self.gone_workers.is_empty()
             && self.events_before.is_none()
+            && self.parts.is_empty()
+    }
+
+    /// The key of this task is free.
+    pub(super) fn free(&mut self, id: TaskId) {
+        if self.freed.insert(id) {
+            self.freed_since.push(id);
+        }
     }
 
     /// Whether rows may be written before others of the batch: nothing yet changes what new rows are found by.
@@ -199,34 +281,48 @@ impl Staged {
         self.moved.is_empty() && self.payloads.is_empty() && self.removed.is_empty()
     }
 
-    fn new_data(&self) -> &[(TaskId, Arc<TaskData>)] {
-        &self.data[self.data_ahead..]
-    }
-
     fn blob_bytes(&self) -> usize {
-        let data: usize = self.new_data().iter().map(|(_, data)| data.payload.len()).sum();
-        let results = self.results.iter().map(|(_, result)| result).chain(self.small.values());
-        let results: usize = results.map(Bytes::len).sum();
         let salvage: usize = self.salvage.iter().map(|(_, _, result)| result.len()).sum();
         let answers: usize = self.requests.iter().map(|row| row.answer.len()).sum();
         let notes = self.notes.iter().map(|(_, notes)| notes.checkpoint.as_ref().map_or(0, Bytes::len));
         let payloads: usize = self.payloads.iter().map(|(payload, _)| payload.len()).sum();
-        data + payloads + results + salvage + answers + notes.sum::<usize>()
+        payloads + salvage + answers + notes.sum::<usize>()
+    }
+}
+
+impl Sealed {
+    /// Whether a commit has nothing to write.
+    fn is_empty(&self) -> bool {
+        self.staged.is_empty()
+            && self.last.history.is_empty()
+            && self.tasks.is_empty()
+            && self.last.is_empty()
+    }
+
+    /// Whether a hand-over would cost more than it saves.
+    pub(super) fn is_small(&self) -> bool {
+        self.last.history.len() < WORTH && self.last.blob_bytes() < WORTH_BYTES
+    }
+}
+
+impl Part {
+    pub(super) fn is_empty(&self) -> bool {
+        self.specs.is_empty() && self.history.is_empty() && self.results.is_empty() && self.freed.is_none()
+    }
+
+    fn blob_bytes(&self) -> usize {
+        let payloads: usize = self.specs.iter().map(|born| born.data.payload.len()).sum();
+        let results: usize = self.results.iter().map(|(_, result)| result.len()).sum();
+        payloads + results
     }
 }
 
 /// The one connection that writes.
 pub(super) struct Writer {
     conn: Connection,
-}
-
-/// What a commit reads.
-pub(super) struct Sources<'a> {
-    pub(super) staged: &'a Staged,
-    pub(super) ready: &'a Ready,
-    pub(super) tallies: &'a Tallies,
-    /// Answers may have grown old enough to be forgotten.
-    pub(super) purge: bool,
+    looks: Receiver<Look>,
+    /// The other end.
+    ask: Sender<Look>,
 }
 
 impl Writer {
@@ -239,7 +335,13 @@ impl Writer {
             conn.pragma_update(None, name, value)?;
         }
         conn.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
-        Ok(Self { conn })
+        let (ask, looks) = channel();
+        Ok(Self { conn, looks, ask })
+    }
+
+    /// Where to leave a look for it.
+    pub(super) fn looks(&self) -> Sender<Look> {
+        self.ask.clone()
     }
 
     /// The value of a setting.
@@ -254,7 +356,7 @@ impl Writer {
     }
 
     /// Opens the batch's transaction, if it is not: what is read in one costs no locks of its own.
-    pub(super) fn begin(&self) -> Result<()> {
+    fn begin(&self) -> Result<()> {
         if self.conn.is_autocommit() { self.run(BEGIN, |_| {}) } else { Ok(()) }
     }
 
@@ -270,8 +372,25 @@ impl Writer {
         self.conn.close().map_err(|(_, error)| error)
     }
 
+    /// Reads what is stored, the open batch included as far as it is written.
+    pub(super) fn look(&self, keys: &[(AgentId, Arc<str>)], requests: &[Arc<str>]) -> Result<Found> {
+        self.begin()?;
+        Ok(Found {
+            keys: keys.iter().map(|(agent, key)| self.key(*agent, key)).collect::<Result<_>>()?,
+            requests: requests.iter().map(|id| self.request(id)).collect::<Result<_>>()?,
+        })
+    }
+
+    /// Answers whoever waits.
+    pub(super) fn answer_looks(&self) {
+        while let Ok(look) = self.looks.try_recv() {
+            // Nobody hears it when the ledger ends meanwhile.
+            let _ = look.answer.send(self.look(&look.keys, &look.requests));
+        }
+    }
+
     /// The holder of a key: task and digest.
-    pub(super) fn key(&self, agent: AgentId, key: &str) -> Result<Option<KeyHolder>> {
+    fn key(&self, agent: AgentId, key: &str) -> Result<Option<KeyHolder>> {
         let mut statement = self.conn.prepare_cached(KEY)?;
         let holder = statement.query_row(params![agent.0, key], |row| {
             Ok(KeyHolder {
@@ -283,7 +402,7 @@ impl Writer {
     }
 
     /// The answer to a request that was made before.
-    pub(super) fn request(&self, id: &Arc<str>) -> Result<Option<RequestRow>> {
+    fn request(&self, id: &Arc<str>) -> Result<Option<RequestRow>> {
         let mut statement = self.conn.prepare_cached(REQUEST)?;
         let request = statement.query_row(params![request_hash(id), &**id], |row| {
             Ok(RequestRow {
@@ -303,16 +422,28 @@ impl Writer {
         Ok(at.map_or(Timestamp::FAR, Timestamp::from_millis))
     }
 
-    /// Makes a batch durable. A guess of the bytes that it adds to the write-ahead log.
+    /// Makes a batch durable.
     ///
     /// # Errors
     /// SQLite's. Nothing of the batch is visible then; whether it is durable is unclear after an I/O error.
-    pub(super) fn commit(&self, from: &Sources<'_>) -> Result<u64> {
-        let written = self.write(from);
+    pub(super) fn commit(&self, sealed: &Sealed) -> Result<Done> {
+        if sealed.is_empty() {
+            // Of a batch that only looked.
+            self.roll_back();
+            return Ok(Done::default());
+        }
+        let written = self.write(sealed);
         if written.is_err() {
             self.roll_back();
         }
-        Ok((16 * 1_024 + 12 * written? + 1_024 * from.staged.removed.len() + from.staged.blob_bytes()) as u64)
+        let staged = &sealed.staged;
+        let results: usize =
+            sealed.tasks.iter().filter_map(|image| image.result.as_ref()).map(Bytes::len).sum();
+        let blobs = staged.blob_bytes() + results;
+        let bytes = written? + (16 * 1_024 + 1_024 * staged.removed.len() + blobs) as u64;
+        // The commit stands; a failed look only means that the next batch purges again.
+        let oldest_request = sealed.purge.map(|_| self.oldest_request().unwrap_or(Timestamp::EPOCH));
+        Ok(Done { bytes, oldest_request })
     }
 
     /// Writes a part of a batch whose rest is still to come; a guess of its bytes.
@@ -321,100 +452,67 @@ impl Writer {
         if let Some(freed) = &part.freed {
             self.run(FREE_KEYS, |args| args.add(freed))?;
         }
-        let mut values = self.rows(Table::Specs, part.specs.iter(), |args, (id, spec, data)| {
-            bind::spec(args, *id, spec, data);
-        })?;
-        let keyed = part.specs.iter().filter(|(_, _, data)| !data.key.is_empty());
-        values += self.rows(Table::Keys, keyed, |args, (id, spec, data)| bind::key(args, *id, spec, data))?;
+        let mut values = self.rows(Table::Specs, part.specs.iter(), bind::spec)?;
+        let keyed = part.specs.iter().filter(|born| born.keyed);
+        values += self.rows(Table::Keys, keyed, bind::key)?;
         values += self.rows(Table::History, part.history.iter(), bind::history)?;
         values += self.rows(Table::Results, part.results.iter(), |args, (id, result)| {
             bind::result(args, *id, result);
         })?;
-        let payloads: usize = part.specs.iter().map(|(_, _, data)| data.payload.len()).sum();
-        let results: usize = part.results.iter().map(|(_, result)| result.len()).sum();
-        Ok((12 * values + payloads + results) as u64)
+        Ok((12 * values + part.blob_bytes()) as u64)
     }
 
-    /// Runs the statements of a batch; the number of values written.
-    fn write(&self, from: &Sources<'_>) -> Result<usize> {
-        let Sources { staged, ready, tallies, purge } = *from;
-        let entry =
-            |id: &TaskId| ready.entry(*id).expect("what a batch writes is in memory until its commit");
-        self.begin()?;
-        let rare = !staged.freed.is_empty()
-            || !staged.letters.is_empty()
-            || !staged.moved.is_empty()
+    /// Runs the statements of a batch; bytes written but for those of its blobs, about.
+    fn write(&self, sealed: &Sealed) -> Result<u64> {
+        let staged = &sealed.staged;
+        let last = self.write_part(&sealed.last)?;
+        let rare = !staged.letters.is_empty()
+            || !sealed.moved.is_empty()
             || !staged.payloads.is_empty()
             || !staged.removed.is_empty()
             || !staged.gone_workers.is_empty()
             || staged.events_before.is_some();
         if rare {
-            self.write_rare(from)?;
+            self.write_rare(sealed)?;
         }
-        if purge {
+        if let Some(before) = sealed.purge {
             let most = 100 + 2 * staged.requests.len() as i64;
-            let before = ready.now().at.before(REQUEST_MEMORY).millis();
+            let before = before.millis();
             self.run(PURGE_REQUESTS, |args| {
                 args.add(most);
                 args.add(before);
             })?;
         }
-        let empty = staged.blocks.iter().filter(|block| tallies.live(**block) == 0);
-        self.each(EMPTY_BLOCK, empty, |args, block| args.add(block.cast_signed()))?;
-        let meta = tallies.meta;
+        let empty = sealed.blocks.iter().filter(|(_, live)| *live == 0);
+        self.each(EMPTY_BLOCK, empty, |args, (block, _)| args.add(block.cast_signed()))?;
+        let meta = sealed.meta;
         self.run(META, |args| {
             args.add(meta.last_task.cast_signed());
             args.add(meta.last_seq.cast_signed());
             args.add(meta.last_session.cast_signed());
         })?;
         let mut values = 0;
-        values += self.rows(Table::Counts, staged.counts.iter(), |args, (agent, state)| {
-            let counts = tallies.counts.get(agent);
+        values += self.rows(Table::Counts, sealed.counts.iter(), |args, (agent, state, count)| {
             args.add(agent.0);
             args.add(*state);
-            args.add(counts.map_or(0, |counts| counts[usize::from(*state)]).cast_signed());
+            args.add(count.cast_signed());
         })?;
-        let live = staged.blocks.iter().filter(|block| tallies.live(**block) > 0);
-        values += self.rows(Table::LiveBlocks, live, |args, block| {
+        let live = sealed.blocks.iter().filter(|(_, live)| *live > 0);
+        values += self.rows(Table::LiveBlocks, live, |args, (block, live)| {
             args.add(block.cast_signed());
-            args.add(tallies.live(*block).cast_signed());
+            args.add(live.cast_signed());
         })?;
         values += self.rows(Table::Agents, staged.agents.values(), bind::agent)?;
         values += self.rows(Table::Breakers, staged.breakers.values(), bind::breaker)?;
         values += self.rows(Table::Budgets, staged.budgets.values(), bind::budget)?;
         values += self.rows(Table::Sessions, staged.sessions.values(), bind::session)?;
         values += self.rows(Table::Events, staged.events.iter(), bind::event)?;
-        values += self.rows(Table::Specs, staged.new_data().iter(), |args, (id, data)| {
-            bind::spec(args, *id, &entry(id).task.spec, data);
-        })?;
-        let small = |task: &Task| staged.small.get(&task.id).filter(|_| task.state == State::Done);
         for table in [Table::TasksPlain, Table::TasksDone, Table::TasksHeld, Table::TasksFull] {
-            let form = |task: &Task| match form(task) {
-                Table::TasksPlain if small(task).is_some() => Table::TasksDone,
-                form => form,
-            };
-            let tasks = staged.tasks.iter().map(entry).filter(|entry| form(&entry.task) == table);
-            values += self.rows(table, tasks, |args, entry| {
-                bind::task(args, entry, table, small(&entry.task));
-            })?;
+            let images = sealed.tasks.iter().filter(|image| image.form == table);
+            values += self.rows(table, images, bind::task)?;
         }
-        let in_rows = |id: &TaskId| {
-            let row = staged.tasks.binary_search(id).ok().and_then(|_| ready.entry(*id));
-            row.is_some_and(|entry| entry.task.state == State::Done && form(&entry.task) == Table::TasksPlain)
-        };
-        let apart = staged.small.iter().filter(|(id, _)| !in_rows(id));
-        values += self.rows(Table::Results, apart, |args, (id, result)| bind::result(args, *id, result))?;
-        values += self.rows(Table::History, staged.history.iter(), bind::history)?;
-        values += self.rows(Table::Results, staged.results.iter(), |args, (id, result)| {
-            bind::result(args, *id, result);
-        })?;
         values += self.rows(Table::Notes, staged.notes.iter(), bind::notes)?;
         values += self.rows(Table::DeadLetters, staged.letters.values().flatten(), bind::letter)?;
-        let keyed =
-            staged.new_data().iter().filter(|(id, data)| !data.key.is_empty() && !staged.freed.contains(id));
-        values += self.rows(Table::Keys, keyed, |args, (id, data)| {
-            bind::key(args, *id, &entry(id).task.spec, data);
-        })?;
         values += self.rows(Table::Requests, staged.requests.iter(), |args, row| {
             args.add(request_hash(&row.id));
             args.add(&*row.id);
@@ -436,22 +534,17 @@ impl Writer {
             })?;
         }
         self.run(COMMIT, |_| {})?;
-        Ok(values)
+        Ok(last + 12 * values as u64)
     }
 
     /// What few batches do: all that takes something away.
-    fn write_rare(&self, from: &Sources<'_>) -> Result<()> {
-        let Sources { staged, ready, .. } = *from;
+    fn write_rare(&self, sealed: &Sealed) -> Result<()> {
+        let staged = &sealed.staged;
         let listed = |text, list: String| self.run(text, |args| args.add(&list));
-        if !staged.freed.is_empty() {
-            listed(FREE_KEYS, ids(staged.freed.iter()))?;
-        }
         let gone = staged.letters.iter().filter(|(_, letter)| letter.is_none()).map(|(id, _)| id);
         self.each(REDRIVEN, gone, |args, id| args.add(id.0.cast_signed()))?;
-        if !staged.moved.is_empty() {
-            let agent = |id: &TaskId| ready.entry(*id).map_or(0, |entry| entry.task.spec.agent.0);
-            let moved: Vec<_> = staged.moved.iter().map(|(id, before)| (id.0, agent(id), before.0)).collect();
-            let moved = text::written(&moved);
+        if !sealed.moved.is_empty() {
+            let moved = text::written(&sealed.moved);
             listed(MOVE_KEYS, moved.clone())?;
             listed(MOVE_SPECS, moved)?;
         }
@@ -507,6 +600,9 @@ impl Writer {
             bind(&mut args, item);
             args.run()?;
             count += 1;
+            if count % LOOK_EVERY == 0 {
+                self.answer_looks();
+            }
         }
         Ok(count)
     }
@@ -516,8 +612,8 @@ impl Writer {
     }
 }
 
-/// The shortest form of a task's row.
-fn form(task: &Task) -> Table {
+/// The shortest form of a task's row, but for a result in it.
+pub(super) fn form(task: &Task) -> Table {
     let rare = task.retry_count | task.losses | task.preemptions | task.redrives | task.probe_failures;
     let rare = rare | task.free_releases | task.blocks;
     if rare | task.tokens | task.previous_delay != 0 || task.stop.is_some() || task.discarded {

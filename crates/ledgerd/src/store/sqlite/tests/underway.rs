@@ -1,0 +1,159 @@
+//! Batches on their way to the file: what the next ones know of them, and what becomes of all when one fails.
+
+use super::{number, store_of};
+use crate::store::rig::{AGENT, New, Rig};
+use bytes::Bytes;
+use ledger_core::store::{Changes, RequestRow, StoreError, Want};
+use ledger_core::{State, TaskId};
+use std::sync::Arc;
+
+/// So many that another thread writes them.
+fn many() -> impl Iterator<Item = New> {
+    (0..1_000).map(|_| New::of("a"))
+}
+
+fn keyed(key: &'static str) -> New {
+    New { key, ..New::of("a") }
+}
+
+async fn submit(rig: &mut Rig) {
+    rig.store().submit().await.expect("it is handed over");
+}
+
+/// Hands a batch over to the thread that writes.
+async fn submit_many(rig: &mut Rig) -> Vec<TaskId> {
+    let ids = rig.enqueue_all(many()).await;
+    submit(rig).await;
+    ids
+}
+
+#[tokio::test]
+async fn what_was_written_ahead_goes_with_its_batch() {
+    let mut rig = Rig::sqlite().await;
+    let kept = rig.enqueue(keyed("k")).await;
+    rig.commit().await;
+    for twin_is_ahead in [true, false] {
+        let lost = if twin_is_ahead {
+            rig.enqueue_all(many().chain([keyed("k")])).await
+        } else {
+            let lost = rig.enqueue_all(many()).await;
+            rig.enqueue(keyed("k")).await;
+            lost
+        };
+        assert!(!store_of(&mut rig).staged.parts.is_empty(), "so many rows are written ahead");
+        let error = rig.store().commit().await.expect_err("the key is taken");
+        assert!(matches!(error, StoreError::Statement(_)), "{error}");
+        rig.recover().await;
+        assert_eq!(rig.get(lost[0]).await, None);
+        assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM task_history").await, 1);
+        assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM task_specs").await, 1);
+    }
+    let all = rig.enqueue_all(many()).await;
+    rig.complete(all[0]).await;
+    rig.complete(kept).await;
+    rig.commit().await;
+    assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM task_history").await, 1_007);
+    assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM task_specs").await, 1_001);
+    let mut rig = rig.reopen().await;
+    assert_eq!(rig.get(all[0]).await.map(|task| task.state), Some(State::Done));
+    assert_eq!(rig.get(all[999]).await.map(|task| task.state), Some(State::Queued));
+}
+
+#[tokio::test]
+async fn a_batch_knows_those_that_are_on_their_way() {
+    let mut rig = Rig::sqlite().await;
+    let old =
+        [rig.enqueue(keyed("gone")).await, rig.enqueue(New { frees_key: true, ..keyed("freed") }).await];
+    rig.complete(old[0]).await;
+    rig.commit().await;
+
+    let asked = ["gone", "freed", "new"].map(|key| (AGENT, Arc::from(key)));
+    let want = || Want { keys: asked.to_vec(), requests: vec!["r".into(), "s".into()], ..Want::default() };
+    let answered = |at| RequestRow { id: "r".into(), digest: 1, answer: Bytes::from_static(b"yes"), at };
+    rig.complete(old[1]).await;
+    let done = rig.enqueue(New { frees_key: false, ..keyed("new") }).await;
+    rig.complete(done).await;
+    let requests = vec![answered(rig.now.at)];
+    assert!(rig.get(old[0]).await.is_some());
+    rig.write(Changes { removed: vec![old[0]], requests, ..Changes::default() }).await;
+    let first = submit_many(&mut rig).await;
+
+    // Whatever of it is in the file by now.
+    assert_eq!(rig.get(old[0]).await, None, "it is removed");
+    for ended in [old[1], done] {
+        assert_eq!(rig.get(ended).await.map(|task| task.state), Some(State::Done));
+    }
+    assert_eq!(rig.get(first[999]).await.map(|task| task.state), Some(State::Queued));
+    let known = rig.known(want()).await;
+    let holders = asked.each_ref().map(|key| known.keys.get(key).map(|holder| holder.task));
+    assert_eq!(holders, [None, None, Some(done)]);
+    assert_eq!(known.requests.keys().collect::<Vec<_>>(), [&Arc::from("r")]);
+    let settled = rig.store().settled(&[(done, 1), (first[0], 1)]).await.expect("it looks");
+    assert_eq!(settled.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false]);
+    // Another on top of it, that changes what the first did.
+    rig.complete(first[0]).await;
+    submit_many(&mut rig).await;
+    assert_eq!(rig.get(first[0]).await.map(|task| task.state), Some(State::Done));
+    let proofs = [rig.store().durable().await, rig.store().durable().await].map(Result::unwrap);
+    assert!(proofs[0].seq() < proofs[1].seq());
+    rig.enqueue_all([keyed("gone"), keyed("freed")]).await;
+    rig.commit().await;
+    assert_eq!(rig.known(want()).await.keys.len(), 3, "both keys were free");
+    let mut again = rig.reopen().await;
+    assert_eq!(again.get(first[0]).await.map(|task| task.state), Some(State::Done));
+    assert_eq!(number(again.folder(), "SELECT COUNT(*) FROM tasks").await, 2_004);
+    assert_eq!(number(again.folder(), "SELECT COUNT(*) FROM task_history WHERE to_state = 5").await, 3);
+}
+
+#[tokio::test]
+async fn an_ended_task_stays_in_memory_until_its_last_batch_is_durable() {
+    let mut rig = Rig::sqlite().await;
+    let id = rig.enqueue(New::of("a")).await;
+    rig.run(id).await;
+    submit_many(&mut rig).await;
+    rig.end(id, 1, ledger_core::Outcome::Complete).await;
+    submit_many(&mut rig).await;
+    rig.store().durable().await.expect("it commits");
+    assert!(store_of(&mut rig).ready.entry(id).is_some(), "the file may still have it RUNNING");
+    rig.store().durable().await.expect("it commits");
+    assert!(store_of(&mut rig).ready.entry(id).is_none(), "the file has it");
+    assert_eq!(rig.get(id).await.map(|task| task.state), Some(State::Done));
+}
+
+#[tokio::test]
+async fn nothing_is_written_after_a_batch_that_failed() {
+    let mut rig = Rig::sqlite().await;
+    let kept = rig.enqueue(keyed("k")).await;
+    rig.commit().await;
+    rig.enqueue(keyed("k")).await;
+    submit_many(&mut rig).await;
+    for _ in 0..2 {
+        // One that would do for itself, and a small one.
+        submit_many(&mut rig).await;
+        rig.enqueue(New::of("a")).await;
+        submit(&mut rig).await;
+    }
+    let error = rig.store().durable().await.expect_err("the key is taken");
+    assert!(matches!(error, StoreError::Statement(_)), "{error}");
+    rig.recover().await;
+    assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM task_history").await, 1);
+    let all = submit_many(&mut rig).await;
+    rig.store().durable().await.expect("it goes on");
+    rig.complete(kept).await;
+    rig.commit().await;
+    assert_eq!(rig.get(all[0]).await.map(|task| task.state), Some(State::Queued));
+    assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM task_history").await, 1_004);
+}
+
+#[tokio::test]
+async fn a_log_that_grew_too_long_starts_over_when_nothing_is_on_its_way() {
+    let mut rig = Rig::sqlite().await;
+    submit_many(&mut rig).await;
+    store_of(&mut rig).checkpoints.pretend_long();
+    let ids = submit_many(&mut rig).await;
+    assert!(rig.get(ids[0]).await.is_some(), "it waited for both");
+    assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM tasks").await, 2_000);
+    for _ in 0..2 {
+        rig.store().durable().await.expect("both are told all the same");
+    }
+}
