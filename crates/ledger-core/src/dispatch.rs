@@ -18,8 +18,8 @@ pub type Group = (AgentId, Option<Arc<[Arc<str>]>>);
 /// sessions move on; `held` is not touched: the caller does that with the claim. Returns pairs in the order made.
 pub fn choose(
     sessions: &mut [&mut Session],
-    offers: &mut HashMap<Group, VecDeque<Task>>,
-) -> Vec<(SessionId, Task)> {
+    offers: &mut HashMap<Group, VecDeque<Arc<Task>>>,
+) -> Vec<(SessionId, Arc<Task>)> {
     let mut chosen = Vec::new();
     let mut taken = TaskSet::default();
     let mut room: Vec<usize> = sessions.iter().map(|session| session.room()).collect();
@@ -56,10 +56,10 @@ fn next_for(
     sessions: &mut [&mut Session],
     at: usize,
     room: &[usize],
-    offers: &mut HashMap<Group, VecDeque<Task>>,
+    offers: &mut HashMap<Group, VecDeque<Arc<Task>>>,
     taken: &mut TaskSet,
     lost: Lost,
-) -> Option<Task> {
+) -> Option<Arc<Task>> {
     let agents = sessions[at].agents.len();
     for turn in 0..agents {
         let index = (sessions[at].cursor + turn) % agents;

@@ -235,7 +235,7 @@ pub struct RequestRow {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Changed {
     /// As it is now.
-    pub task: Task,
+    pub task: Arc<Task>,
     /// Version that was read; 0 for a new task.
     pub expected: u64,
     /// State that was read; none for a new task.
@@ -336,7 +336,7 @@ pub struct KeyHolder {
 #[derive(Clone, Debug, Default)]
 pub struct Known {
     /// Tasks.
-    pub tasks: ByTask<Task>,
+    pub tasks: ByTask<Arc<Task>>,
     /// Holders of keys.
     pub keys: ByKey<KeyHolder>,
     /// Remembered answers.
@@ -419,19 +419,19 @@ pub trait Store: Send {
     ///
     /// # Errors
     /// Nothing was written.
-    fn offer<'a>(&'a mut self, asks: &'a [Ask], now: Now) -> Fut<'a, Vec<Vec<Task>>>;
+    fn offer<'a>(&'a mut self, asks: &'a [Ask], now: Now) -> Fut<'a, Vec<Vec<Arc<Task>>>>;
 
     /// Tasks of this agent that its open breaker holds back.
     ///
     /// # Errors
     /// Nothing was written.
-    fn gated(&mut self, agent: AgentId) -> Fut<'_, Vec<Task>>;
+    fn gated(&mut self, agent: AgentId) -> Fut<'_, Vec<Arc<Task>>>;
 
     /// Tasks of this agent that have not ended. Rare: looks at all of them.
     ///
     /// # Errors
     /// Nothing was written.
-    fn live(&mut self, agent: AgentId) -> Fut<'_, Vec<Task>>;
+    fn live(&mut self, agent: AgentId) -> Fut<'_, Vec<Arc<Task>>>;
 
     /// How many due tasks of its agent come before this one in the usual order, those that the agent's breaker holds back
     /// included; of these types, none: all. Counts to `most` and looks at no more than `most` types. Knows what was

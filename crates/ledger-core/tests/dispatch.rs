@@ -8,24 +8,24 @@ use ledger_core::{AgentId, Event, Spec, Task, TaskId};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-fn named(mut task: Task, agent: u32, id: u64) -> Task {
+fn named(mut task: Task, agent: u32, id: u64) -> Arc<Task> {
     task.id = TaskId(id);
     task.spec = Arc::new(Spec { agent: AgentId(agent), ..(*task.spec).clone() });
-    task
+    task.into()
 }
 
-fn task(agent: u32, id: u64) -> Task {
+fn task(agent: u32, id: u64) -> Arc<Task> {
     named(Life::new().task, agent, id)
 }
 
-fn lost_by_w(agent: u32, id: u64) -> Task {
+fn lost_by_w(agent: u32, id: u64) -> Arc<Task> {
     let mut life = Life::new();
     life.start().apply(&Event::LeaseOver);
     life.wait(LATER);
     named(life.task, agent, id)
 }
 
-fn tasks(agent: u32, ids: impl IntoIterator<Item = u64>) -> VecDeque<Task> {
+fn tasks(agent: u32, ids: impl IntoIterator<Item = u64>) -> VecDeque<Arc<Task>> {
     ids.into_iter().map(|id| task(agent, id)).collect()
 }
 
@@ -34,7 +34,7 @@ fn all_of(agent: u32) -> Group {
 }
 
 /// Who got what: session, task.
-fn hand_out(sessions: &mut [Session], offers: &mut HashMap<Group, VecDeque<Task>>) -> Vec<(u64, u64)> {
+fn hand_out(sessions: &mut [Session], offers: &mut HashMap<Group, VecDeque<Arc<Task>>>) -> Vec<(u64, u64)> {
     let mut sessions: Vec<_> = sessions.iter_mut().collect();
     choose(&mut sessions, offers).into_iter().map(|(session, task)| (session.0, task.id.0)).collect()
 }

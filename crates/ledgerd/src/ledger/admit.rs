@@ -57,8 +57,8 @@ pub(super) struct Asked {
 
 impl Asked {
     /// The answers, by group, in the usual order; a former probe comes last: one bad task cannot hold an agent down.
-    pub(super) fn sort(self, answers: Vec<Vec<Task>>) -> HashMap<Group, VecDeque<Task>> {
-        let mut offers: HashMap<Group, VecDeque<Task>> = HashMap::new();
+    pub(super) fn sort(self, answers: Vec<Vec<Arc<Task>>>) -> HashMap<Group, VecDeque<Arc<Task>>> {
+        let mut offers: HashMap<Group, VecDeque<Arc<Task>>> = HashMap::new();
         for ((group, last_probe), tasks) in self.groups.into_iter().zip(answers) {
             match offers.get_mut(&group) {
                 None if last_probe.is_none() => {
@@ -66,7 +66,7 @@ impl Asked {
                 }
                 before => {
                     let before = before.map(std::mem::take).unwrap_or_default();
-                    let mut all: Vec<Task> = before.into_iter().chain(tasks).collect();
+                    let mut all: Vec<Arc<Task>> = before.into_iter().chain(tasks).collect();
                     all.sort_by_key(|task| {
                         (Some(task.id) == last_probe, 9 - task.priority, task.run_at, task.id)
                     });

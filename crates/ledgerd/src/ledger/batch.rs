@@ -17,7 +17,8 @@ use tokio::sync::oneshot;
 /// A task that the batch has read.
 #[derive(Debug)]
 pub(super) struct Open {
-    pub(super) task: Task,
+    /// Shared with the store until it changes.
+    pub(super) task: Arc<Task>,
     /// Version and state as read; 0 and none for a new one.
     expected: u64,
     was: Option<State>,
@@ -36,7 +37,7 @@ impl Open {
 #[derive(Debug)]
 pub(super) struct Claimed {
     pub(super) session: SessionId,
-    pub(super) task: Task,
+    pub(super) task: Arc<Task>,
 }
 
 /// One batch of the ledger loop.
@@ -116,7 +117,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Takes up a task that the store offered or read.
-    pub(super) fn take_up(&mut self, id: TaskId, task: Task) {
+    pub(super) fn take_up(&mut self, id: TaskId, task: Arc<Task>) {
         self.open.entry(id).or_insert_with(|| Open {
             expected: task.version,
             was: Some(task.state),
@@ -132,8 +133,9 @@ impl<'a> Batch<'a> {
         }
         self.memory.transitions += 1;
         self.changes.history.push(record);
-        self.dirty.push(task.id);
-        self.open.insert(task.id, Open { task, expected: 0, was: None, dirty: true });
+        let (id, task) = (task.id, Arc::new(task));
+        self.dirty.push(id);
+        self.open.insert(id, Open { task, expected: 0, was: None, dirty: true });
     }
 
     /// Applies `event` to a task and does in memory what goes with it.
@@ -155,7 +157,7 @@ impl<'a> Batch<'a> {
         let affords = |tokens: u32| payer.affords(shared, at, tokens);
         let lost_with = self.lost_with;
         let cx = Context { now: self.now, settings: &settings, draw, affords: &affords, digest, lost_with };
-        let mut applied = open.task.apply(event, &cx).map_err(LedgerError::Refused)?;
+        let mut applied = Arc::make_mut(&mut open.task).apply(event, &cx).map_err(LedgerError::Refused)?;
         let Some(record) = applied.record.take() else { return Ok(applied) };
         if !open.dirty {
             open.dirty = true;
@@ -334,7 +336,11 @@ impl<'a> Batch<'a> {
         changes.tasks.reserve(self.dirty.len());
         for id in self.dirty.drain(..) {
             let Some(open) = self.open.get_mut(&id) else { continue };
-            changes.tasks.push(Changed { task: open.task.clone(), expected: open.expected, was: open.was });
+            changes.tasks.push(Changed {
+                task: Arc::clone(&open.task),
+                expected: open.expected,
+                was: open.was,
+            });
             open.dirty = false;
             open.expected = open.task.version;
             open.was = Some(open.task.state);

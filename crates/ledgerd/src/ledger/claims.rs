@@ -120,7 +120,7 @@ impl Batch<'_> {
     fn pass_probe(&mut self, id: TaskId) {
         let Some(open) = self.open.get_mut(&id) else { return };
         let spec = Arc::clone(&open.task.spec);
-        if let Some(told) = open.task.probe_passes() {
+        if let Some(told) = Arc::make_mut(&mut open.task).probe_passes() {
             self.touch(id);
             self.tell_breaker(spec.agent, &spec.task_type, told, &Effects::default(), 0);
         }
@@ -228,7 +228,7 @@ impl Batch<'_> {
         Ok(())
     }
 
-    fn claim(&mut self, session: SessionId, task: ledger_core::Task) {
+    fn claim(&mut self, session: SessionId, task: Arc<ledger_core::Task>) {
         let (id, agent_id) = (task.id, task.spec.agent);
         let now = self.now.at.since_epoch();
         let Some(holder) = self.memory.sessions.get(&session).map(holder) else { return };
@@ -268,7 +268,7 @@ impl Batch<'_> {
         match self.apply(id, &Event::Claim { holder, permit }, 0) {
             Ok(_) => {
                 if let Some(open) = self.open.get(&id) {
-                    self.said.claimed.push(Claimed { session, task: open.task.clone() });
+                    self.said.claimed.push(Claimed { session, task: Arc::clone(&open.task) });
                 }
             }
             Err(error) => {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 impl Batch<'_> {
     /// Facts of a task, but for what its history tells.
     pub(super) async fn facts(&mut self, id: TaskId) -> Result<Answer, LedgerError> {
-        let task = self.open.get(&id).map(|open| open.task.clone()).ok_or(LedgerError::UnknownTask(id))?;
+        let task = self.open.get(&id).map(|open| (*open.task).clone()).ok_or(LedgerError::UnknownTask(id))?;
         let agent = self.memory.agents.get(&task.spec.agent).ok_or(LedgerError::UnknownTask(id))?;
         let sessions = self.memory.sessions.values().filter(|session| session.agents.contains(&agent.id));
         let mut workers = WorkerFacts::of(sessions, &task.spec.task_type);

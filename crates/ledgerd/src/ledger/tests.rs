@@ -54,10 +54,10 @@ impl Store for GatedStore {
     fn settled<'a>(&'a mut self, leases: &'a [(TaskId, u64)]) -> Fut<'a, Vec<Option<Record>>> {
         self.inner.settled(leases)
     }
-    fn offer<'a>(&'a mut self, asks: &'a [Ask], now: Now) -> Fut<'a, Vec<Vec<Task>>> {
+    fn offer<'a>(&'a mut self, asks: &'a [Ask], now: Now) -> Fut<'a, Vec<Vec<Arc<Task>>>> {
         self.inner.offer(asks, now)
     }
-    fn gated(&mut self, agent: AgentId) -> Fut<'_, Vec<Task>> {
+    fn gated(&mut self, agent: AgentId) -> Fut<'_, Vec<Arc<Task>>> {
         self.inner.gated(agent)
     }
     fn ahead<'a>(
@@ -69,7 +69,7 @@ impl Store for GatedStore {
     ) -> Fut<'a, usize> {
         self.inner.ahead(task, types, most, now)
     }
-    fn live(&mut self, agent: AgentId) -> Fut<'_, Vec<Task>> {
+    fn live(&mut self, agent: AgentId) -> Fut<'_, Vec<Arc<Task>>> {
         self.inner.live(agent)
     }
     fn write(&mut self, changes: Changes) -> Fut<'_, Vec<TaskId>> {

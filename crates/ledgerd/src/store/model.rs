@@ -102,7 +102,7 @@ impl ModelStore {
             };
             assert!(before.is_none_or(seen), "an update was lost");
             self.open.last_task = self.open.last_task.max(changed.task.id.0);
-            self.open.tasks.insert(changed.task.id, changed.task);
+            self.open.tasks.insert(changed.task.id, (*changed.task).clone());
         }
         self.open.seq += changes.history.iter().filter(|record| kept(&record.task)).count() as u64;
         self.open.history.extend(changes.history.into_iter().filter(|record| kept(&record.task)));
@@ -195,7 +195,7 @@ impl Store for ModelStore {
         let mut known = Known::default();
         for id in &want.tasks {
             self.stale.remove(id);
-            known.tasks.extend(self.open.tasks.get(id).map(|task| (*id, task.clone())));
+            known.tasks.extend(self.open.tasks.get(id).map(|task| (*id, Arc::new(task.clone()))));
         }
         for key in &want.keys {
             known.keys.extend(self.open.keys.get(key).map(|holder| (key.clone(), *holder)));
@@ -214,25 +214,26 @@ impl Store for ModelStore {
         Box::pin(std::future::ready(Ok(leases.iter().map(row).collect())))
     }
 
-    fn offer<'a>(&'a mut self, asks: &'a [Ask], now: Now) -> Fut<'a, Vec<Vec<Task>>> {
-        let offers: Vec<Vec<Task>> = asks.iter().map(|ask| self.due(ask, now)).collect();
+    fn offer<'a>(&'a mut self, asks: &'a [Ask], now: Now) -> Fut<'a, Vec<Vec<Arc<Task>>>> {
+        let offers: Vec<Vec<Arc<Task>>> =
+            asks.iter().map(|ask| self.due(ask, now).into_iter().map(Arc::new).collect()).collect();
         for task in offers.iter().flatten() {
             self.stale.remove(&task.id);
         }
         Box::pin(std::future::ready(Ok(offers)))
     }
 
-    fn gated(&mut self, agent: AgentId) -> Fut<'_, Vec<Task>> {
+    fn gated(&mut self, agent: AgentId) -> Fut<'_, Vec<Arc<Task>>> {
         let tasks = self.open.tasks.values();
         let mut found: Vec<Task> =
             tasks.filter(|task| task.spec.agent == agent && task.is_gated()).cloned().collect();
         found.sort_by_key(|task| (9 - task.priority, task.run_at, task.id));
-        Box::pin(std::future::ready(Ok(found)))
+        Box::pin(std::future::ready(Ok(found.into_iter().map(Arc::new).collect())))
     }
 
-    fn live(&mut self, agent: AgentId) -> Fut<'_, Vec<Task>> {
+    fn live(&mut self, agent: AgentId) -> Fut<'_, Vec<Arc<Task>>> {
         let of = |task: &&Task| task.spec.agent == agent && !task.state.is_terminal();
-        let live = self.open.tasks.values().filter(of).cloned().collect();
+        let live = self.open.tasks.values().filter(of).cloned().map(Arc::new).collect();
         Box::pin(std::future::ready(Ok(live)))
     }
 

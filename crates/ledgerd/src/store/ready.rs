@@ -37,7 +37,7 @@ enum Place {
 #[derive(Debug)]
 pub(super) struct Entry {
     /// As of the last write, committed or not.
-    pub(super) task: Task,
+    pub(super) task: Arc<Task>,
     /// Number of its newest history row.
     pub(super) history: u64,
     /// It was changed in the open batch.
@@ -93,14 +93,14 @@ impl Ready {
     }
 
     /// Takes a task as it is stored.
-    pub(super) fn load(&mut self, task: Task, history: u64) {
+    pub(super) fn load(&mut self, task: Arc<Task>, history: u64) {
         let id = task.id;
         self.tasks.insert(id, Entry { task, history, dirty: false, underway: 0, place: Place::Nowhere });
         self.stand(id);
     }
 
     /// Takes a changed task. Returns the state it was in, none for a new one, and whether the batch changed it before.
-    pub(super) fn put(&mut self, task: Task) -> (Option<State>, bool) {
+    pub(super) fn put(&mut self, task: Arc<Task>) -> (Option<State>, bool) {
         let id = task.id;
         let Some(entry) = self.tasks.get_mut(&id) else {
             self.tasks
@@ -131,7 +131,7 @@ impl Ready {
     }
 
     /// Claimable tasks in the usual order.
-    pub(super) fn offer(&mut self, ask: &Ask, now: Now) -> Vec<Task> {
+    pub(super) fn offer(&mut self, ask: &Ask, now: Now) -> Vec<Arc<Task>> {
         self.advance(now);
         let Some(sets) = self.agents.get(&ask.agent) else { return Vec::new() };
         let mut types: Vec<_> = match &ask.types {
@@ -167,8 +167,8 @@ impl Ready {
             let next = if index == of_gated { gated.next() } else { types[index].next() };
             heads.extend(next.map(|key| Reverse((*key, index))));
             // Two equal names in one question must not offer a task twice.
-            if found.last().is_none_or(|last: &Task| last.id != key.2) {
-                found.push(self.tasks[&key.2].task.clone());
+            if found.last().is_none_or(|last: &Arc<Task>| last.id != key.2) {
+                found.push(Arc::clone(&self.tasks[&key.2].task));
             }
         }
         found
@@ -195,14 +195,14 @@ impl Ready {
     }
 
     /// Tasks that the agent's breaker holds back, in the usual order.
-    pub(super) fn gated(&self, agent: AgentId) -> Vec<Task> {
+    pub(super) fn gated(&self, agent: AgentId) -> Vec<Arc<Task>> {
         let sets = self.agents.get(&agent);
-        sets.iter().flat_map(|sets| &sets.gated).map(|(_, _, id)| self.tasks[id].task.clone()).collect()
+        sets.iter().flat_map(|sets| &sets.gated).map(|(_, _, id)| Arc::clone(&self.tasks[id].task)).collect()
     }
 
     /// Tasks of the agent that have not ended.
-    pub(super) fn live(&self, agent: AgentId) -> Vec<Task> {
-        let of = |task: &&Task| task.spec.agent == agent && !task.state.is_terminal();
+    pub(super) fn live(&self, agent: AgentId) -> Vec<Arc<Task>> {
+        let of = |task: &&Arc<Task>| task.spec.agent == agent && !task.state.is_terminal();
         self.tasks.values().map(|entry| &entry.task).filter(of).cloned().collect()
     }
 

@@ -143,7 +143,7 @@ impl Rig {
 
     pub(super) async fn get(&mut self, id: TaskId) -> Option<Task> {
         let want = Want { tasks: vec![id], ..Want::default() };
-        self.store().begin(&want).await.expect("it reads").tasks.remove(&id)
+        self.store().begin(&want).await.expect("it reads").tasks.remove(&id).map(Arc::unwrap_or_clone)
     }
 
     pub(super) async fn known(&mut self, want: Want) -> Known {
@@ -171,7 +171,7 @@ impl Rig {
                 frees_key: new.frees_key,
             });
             let (task, record) = Task::enqueue(id, spec, new.priority, new.run_at, new.deadline, self.now);
-            changes.tasks.push(Changed { task, expected: 0, was: None });
+            changes.tasks.push(Changed { task: Arc::new(task), expected: 0, was: None });
             changes.history.push(record);
             let data = TaskData {
                 payload: Bytes::from(format!("payload of {id}")),
@@ -215,7 +215,11 @@ impl Rig {
                 changes.freed_keys.push(id);
             }
             changes.history.extend(applied.record.clone());
-            changes.tasks.push(Changed { task, expected: before.version, was: Some(before.state) });
+            changes.tasks.push(Changed {
+                task: Arc::new(task),
+                expected: before.version,
+                was: Some(before.state),
+            });
             if self.write(changes).await.is_empty() {
                 return applied.record;
             }

@@ -243,7 +243,7 @@ impl SqliteStore {
             while let Some(before) = small.next_if(|(of, _)| *of < id) {
                 apart.push(before);
             }
-            let (task, history) = (entry.task.clone(), entry.history);
+            let (task, history) = (Arc::clone(&entry.task), entry.history);
             let mut image = Image { form: form(&task), task, history, result: None };
             if let Some((_, result)) = small.next_if(|(of, _)| *of == id) {
                 if image.task.state == State::Done && image.form == Table::TasksPlain {
@@ -415,16 +415,16 @@ impl Store for SqliteStore {
         Box::pin(self.read_settled(leases))
     }
 
-    fn offer<'a>(&'a mut self, asks: &'a [Ask], now: Now) -> Fut<'a, Vec<Vec<Task>>> {
+    fn offer<'a>(&'a mut self, asks: &'a [Ask], now: Now) -> Fut<'a, Vec<Vec<Arc<Task>>>> {
         let offers = asks.iter().map(|ask| self.ready.offer(ask, now)).collect();
         Box::pin(std::future::ready(self.usable().map(|()| offers)))
     }
 
-    fn gated(&mut self, agent: AgentId) -> Fut<'_, Vec<Task>> {
+    fn gated(&mut self, agent: AgentId) -> Fut<'_, Vec<Arc<Task>>> {
         Box::pin(std::future::ready(Ok(self.ready.gated(agent))))
     }
 
-    fn live(&mut self, agent: AgentId) -> Fut<'_, Vec<Task>> {
+    fn live(&mut self, agent: AgentId) -> Fut<'_, Vec<Arc<Task>>> {
         let live = self.usable().map(|()| self.ready.live(agent));
         Box::pin(std::future::ready(live))
     }

@@ -47,7 +47,7 @@ async fn measure(size: usize, rounds: usize, fused: bool) {
             let (task, record) = Task::enqueue(TaskId(first + n), spec, 5, None, None, now);
             let data = TaskData { payload: Bytes::from(vec![b'x'; 256]), digest: n, ..TaskData::default() };
             changes.data.push((task.id, Arc::new(data)));
-            changes.tasks.push(Changed { task, expected: 0, was: None });
+            changes.tasks.push(Changed { task: Arc::new(task), expected: 0, was: None });
             changes.history.push(record);
         }
         store.write(changes).await.expect("it writes");
@@ -91,7 +91,7 @@ async fn measure(size: usize, rounds: usize, fused: bool) {
 
 async fn step(
     store: &mut super::SqliteStore,
-    tasks: Vec<Task>,
+    tasks: Vec<Arc<Task>>,
     event: &Event,
     settings: &Settings,
     now: Now,
@@ -107,7 +107,7 @@ async fn step(
     let mut changes = Changes::default();
     for mut task in tasks {
         let (expected, was) = (task.version, Some(task.state));
-        let applied = task.apply(event, &cx).expect("the event is allowed");
+        let applied = Arc::make_mut(&mut task).apply(event, &cx).expect("the event is allowed");
         changes.history.extend(applied.record);
         if task.state == State::Done {
             changes.results.push((task.id, Bytes::from_static(b"a result of 32 bytes, more or so")));

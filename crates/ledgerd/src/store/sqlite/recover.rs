@@ -105,15 +105,21 @@ impl SqliteStore {
         each(conn, LIVE, None, |row| {
             let (mut task, history) = row.task(&mut shared)?;
             clamp(&mut task, now);
-            self.ready.load(task, history);
+            self.ready.load(Arc::new(task), history);
             Ok(())
         })
         .await?;
         self.tallies.counts.clone_from(&found.counts);
         self.oldest_request = self.pipeline.writer().oldest_request().map_err(|error| failed(&error))?;
         let queue_timeouts = agents_with_queue_timeout(&found.agents);
-        let timed = |task: &&Task| has_timer(task, &queue_timeouts);
-        found.timed = self.ready.entries().map(|entry| &entry.task).filter(timed).cloned().collect();
+        let timed = |task: &&Arc<Task>| has_timer(task, &queue_timeouts);
+        found.timed = self
+            .ready
+            .entries()
+            .map(|entry| &entry.task)
+            .filter(timed)
+            .map(|task| (**task).clone())
+            .collect();
         // The map has no order of its own; the same file must give the same answer.
         found.timed.sort_unstable_by_key(|task| task.id);
         self.broken = false;
@@ -127,7 +133,7 @@ impl SqliteStore {
         for id in &want.tasks {
             match self.ready.entry(*id) {
                 Some(entry) => {
-                    known.tasks.insert(*id, entry.task.clone());
+                    known.tasks.insert(*id, Arc::clone(&entry.task));
                 }
                 // A number that was never given needs no look.
                 None if id.0 <= self.tallies.meta.last_task && !self.leaves(*id) => missing.push(*id),
@@ -139,7 +145,8 @@ impl SqliteStore {
             each(&mut self.conn, TASKS, Some(ids(missing.iter())), |row| {
                 let (task, history) = row.task(&mut shared)?;
                 self.visited.push(task.id);
-                known.tasks.insert(task.id, task.clone());
+                let task = Arc::new(task);
+                known.tasks.insert(task.id, Arc::clone(&task));
                 self.ready.load(task, history);
                 Ok(())
             })

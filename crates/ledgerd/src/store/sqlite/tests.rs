@@ -211,7 +211,8 @@ async fn a_write_from_another_version_is_a_bug_that_is_caught() {
     let mut rig = Rig::sqlite().await;
     let id = rig.enqueue(New::of("a")).await;
     let task = rig.get(id).await.expect("it exists");
-    let changes = Changes { tasks: vec![Changed { task, expected: 7, was: None }], ..Changes::default() };
+    let changes =
+        Changes { tasks: vec![Changed { task: task.into(), expected: 7, was: None }], ..Changes::default() };
     let error = rig.store().write(changes).await.expect_err("7 was never stored");
     assert!(matches!(error, StoreError::Statement(_)), "{error}");
 }

@@ -103,7 +103,7 @@ pub(super) struct Born {
 
 /// A task's row.
 pub(super) struct Image {
-    pub(super) task: Task,
+    pub(super) task: Arc<Task>,
     /// Number of its newest history row.
     pub(super) history: u64,
     pub(super) form: Table,
