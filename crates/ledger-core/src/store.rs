@@ -402,11 +402,11 @@ pub trait Store: Send {
     /// Where numbers come from a server, that it is away.
     fn ids(&mut self, n: usize) -> Fut<'_, u64>;
 
-    /// Opens a batch and reads what its commands name.
+    /// Opens a batch that is decided at `now`, and reads what its commands name.
     ///
     /// # Errors
     /// Nothing was written.
-    fn begin<'a>(&'a mut self, want: &'a Want) -> Fut<'a, Known>;
+    fn begin<'a>(&'a mut self, want: &'a Want, now: Now) -> Fut<'a, Known>;
 
     /// The rows that settled these (task, fence) pairs, in order.
     ///

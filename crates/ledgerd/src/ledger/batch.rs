@@ -7,8 +7,8 @@ use super::memory::Memory;
 use crate::store::{Committed, DynStore};
 use ledger_core::store::{BudgetRow, Changed, Changes, DeadLetter, Known, Notes, Reader};
 use ledger_core::{
-    AgentId, Applied, ById, ByTask, Context, Event, EventKind, LostWith, Now, Reason, Record, Refusal,
-    SessionId, State, Task, TaskError, TaskId, TaskSet,
+    AgentId, Applied, ByTask, Context, Event, EventKind, LostWith, Now, Reason, Record, Refusal, SessionId,
+    State, Task, TaskError, TaskId, TaskSet,
 };
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -51,8 +51,6 @@ pub(super) struct Batch<'a> {
     /// Tasks whose rows are to be written.
     dirty: Vec<TaskId>,
     pub(super) changes: Changes,
-    /// Outcomes settled in this batch, not yet in the store.
-    settled: ById<(TaskId, u64), Record>,
     pub(super) breakers: BTreeSet<(AgentId, Arc<str>)>,
     budgets: BTreeSet<Option<AgentId>>,
     pub(super) configured: BTreeSet<AgentId>,
@@ -97,7 +95,6 @@ impl<'a> Batch<'a> {
             open: ByTask::default(),
             dirty: Vec::new(),
             changes: Changes::default(),
-            settled: ById::default(),
             breakers: BTreeSet::new(),
             budgets: BTreeSet::new(),
             configured: BTreeSet::new(),
@@ -286,9 +283,6 @@ impl<'a> Batch<'a> {
         {
             self.leave_budget_queue(id);
         }
-        if record.digest.is_some() {
-            self.settled.insert((id, record.fence), record.clone());
-        }
         self.memory.transitions += 1;
         self.changes.history.push(record);
     }
@@ -309,7 +303,6 @@ impl<'a> Batch<'a> {
         let settles = |record: &&mut Record| record.task == id && record.digest.is_some();
         if let Some(record) = self.changes.history.iter_mut().rev().find(settles) {
             record.facts.push((fact, Arc::clone(text)));
-            self.settled.insert((id, record.fence), record.clone());
         }
     }
 
@@ -323,7 +316,9 @@ impl<'a> Batch<'a> {
 
     /// The row that settled this fence, in this batch or before.
     pub(super) async fn settlement(&mut self, id: TaskId, fence: u64) -> Result<Option<Record>, LedgerError> {
-        if let Some(record) = self.settled.get(&(id, fence)) {
+        let settles =
+            |record: &&Record| (record.task, record.fence) == (id, fence) && record.digest.is_some();
+        if let Some(record) = self.changes.history.iter().rev().find(settles) {
             return Ok(Some(record.clone()));
         }
         let found = self.store.settled(&[(id, fence)]).await.map_err(LedgerError::Store)?;

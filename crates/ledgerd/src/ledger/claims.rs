@@ -178,7 +178,7 @@ impl Batch<'_> {
             return Ok(());
         }
         let want = ledger_core::store::Want { tasks: missing, ..ledger_core::store::Want::default() };
-        for (id, task) in self.store.begin(&want).await?.tasks {
+        for (id, task) in self.store.begin(&want, self.now).await?.tasks {
             self.take_up(id, task);
         }
         Ok(())

@@ -118,7 +118,7 @@ impl Batch<'_> {
             let before = self.open.get(id).map(|open| open.task.spec.agent);
             want.keys.extend(before.into_iter().chain([agent]).map(|of| (of, Arc::clone(&key))));
         }
-        let holders = self.store.begin(&want).await.map_err(LedgerError::Store)?.keys;
+        let holders = self.store.begin(&want, self.now).await.map_err(LedgerError::Store)?.keys;
         // The store has not heard yet of what this batch removes.
         let stays = |holder: &KeyHolder| !self.changes.removed.contains(&holder.task);
         for (place, holder) in holders.into_iter().filter(|(_, holder)| stays(holder)) {

@@ -385,7 +385,7 @@ impl Loop {
         for order in orders.iter() {
             decide::want(&order.command, &self.memory, &mut want);
         }
-        let known = self.store.begin(&want).await?;
+        let known = self.store.begin(&want, now).await?;
         let mut batch = Batch::new(&mut self.memory, &mut self.store, &self.shared.reader, now);
         batch.know(known);
         let mut answers = Vec::with_capacity(orders.len());

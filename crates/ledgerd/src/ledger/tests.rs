@@ -48,8 +48,8 @@ impl Store for GatedStore {
     fn ids(&mut self, n: usize) -> Fut<'_, u64> {
         self.inner.ids(n)
     }
-    fn begin<'a>(&'a mut self, want: &'a Want) -> Fut<'a, Known> {
-        self.inner.begin(want)
+    fn begin<'a>(&'a mut self, want: &'a Want, now: Now) -> Fut<'a, Known> {
+        self.inner.begin(want, now)
     }
     fn settled<'a>(&'a mut self, leases: &'a [(TaskId, u64)]) -> Fut<'a, Vec<Option<Record>>> {
         self.inner.settled(leases)

@@ -191,7 +191,7 @@ impl Store for ModelStore {
         Box::pin(std::future::ready(Ok(first)))
     }
 
-    fn begin<'a>(&'a mut self, want: &'a Want) -> Fut<'a, Known> {
+    fn begin<'a>(&'a mut self, want: &'a Want, _now: Now) -> Fut<'a, Known> {
         let mut known = Known::default();
         for id in &want.tasks {
             self.stale.remove(id);

@@ -216,7 +216,7 @@ impl Ready {
     }
 
     /// Moves what has become due by `now`.
-    fn advance(&mut self, now: Now) {
+    pub(super) fn advance(&mut self, now: Now) {
         let back = now.wall() < self.now.wall() || now.at < self.now.at;
         self.now = now;
         if back {

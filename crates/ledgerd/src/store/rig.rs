@@ -142,12 +142,13 @@ impl Rig {
     }
 
     pub(super) async fn get(&mut self, id: TaskId) -> Option<Task> {
-        let want = Want { tasks: vec![id], ..Want::default() };
-        self.store().begin(&want).await.expect("it reads").tasks.remove(&id).map(Arc::unwrap_or_clone)
+        let (want, now) = (Want { tasks: vec![id], ..Want::default() }, self.now);
+        self.store().begin(&want, now).await.expect("it reads").tasks.remove(&id).map(Arc::unwrap_or_clone)
     }
 
     pub(super) async fn known(&mut self, want: Want) -> Known {
-        self.store().begin(&want).await.expect("it reads")
+        let now = self.now;
+        self.store().begin(&want, now).await.expect("it reads")
     }
 
     pub(super) async fn write(&mut self, changes: Changes) -> Vec<TaskId> {

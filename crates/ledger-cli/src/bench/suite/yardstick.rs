@@ -99,7 +99,8 @@ fn open(path: &Path) -> rusqlite::Result<Connection> {
 }
 
 /// One thread, prepared statements, one commit for 1,000 tasks: some of them come, those before are claimed, those before
-/// these are completed; a history row for each. No index but the keys, no check, nothing else.
+/// these are completed; a history row for each. No index but the keys, no check, nothing else; what differs from task to
+/// task is a parameter.
 fn fast_schema(dir: &Path, duration: Duration) -> rusqlite::Result<f64> {
     let conn = open(&dir.join("fast.db"))?;
     conn.execute_batch(
@@ -111,35 +112,37 @@ fn fast_schema(dir: &Path, duration: Duration) -> rusqlite::Result<f64> {
     )?;
     let mut insert = conn.prepare(
         "INSERT INTO tasks (id, agent, kind, state, priority, run_at, attempts, max_attempts, version, created_at, \
-         updated_at, payload) VALUES (?1, 'agent-1', 'kind-1', 0, 5, ?2, 0, 3, 1, ?2, ?2, ?3)",
+         updated_at, payload) VALUES (?1, ?2, ?3, 0, ?4, ?5, 0, ?6, 1, ?7, ?7, ?8)",
     )?;
     let mut claim = conn.prepare(
-        "UPDATE tasks SET state = 1, attempts = 1, version = 2, worker = ?2, token = 1, lease_until = ?3, \
-         updated_at = ?3 WHERE id = ?1",
+        "UPDATE tasks SET state = 1, attempts = ?2, version = ?3, worker = ?4, token = ?5, lease_until = ?6, \
+         updated_at = ?7 WHERE id = ?1",
     )?;
     let mut complete = conn.prepare(
-        "UPDATE tasks SET state = 2, version = 3, worker = NULL, lease_until = NULL, updated_at = ?2, result = ?3 \
-         WHERE id = ?1 AND token = 1",
+        "UPDATE tasks SET state = 2, version = ?2, worker = NULL, lease_until = NULL, updated_at = ?3, result = ?4 \
+         WHERE id = ?1 AND token = ?5",
     )?;
     let mut history = conn.prepare(
-        "INSERT INTO history (task, version, from_state, to_state, at, worker) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        "INSERT INTO history (task, version, from_state, to_state, at, worker, detail) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
     )?;
     let (payload, result) = ([b'x'; 256], *b"0123456789abcdef");
+    let (none, nobody) = (None::<i64>, None::<&str>);
     let (start, mut rounds, mut first) = (Instant::now(), 0_u32, 1_i64);
     while start.elapsed() < duration {
         let now = first;
         conn.execute_batch("BEGIN IMMEDIATE")?;
         for id in first..first + BATCH {
-            insert.execute(params![id, now, &payload[..]])?;
-            history.execute(params![id, 1, None::<i64>, 0, now, None::<&str>])?;
+            insert.execute(params![id, "agent-1", "kind-1", 5, now, 3, now, &payload[..]])?;
+            history.execute(params![id, 1, none, 0, now, nobody, nobody])?;
         }
         for id in (first - BATCH).max(1)..first {
-            claim.execute(params![id, "worker-1", now])?;
-            history.execute(params![id, 2, 0, 1, now, "worker-1"])?;
+            claim.execute(params![id, 1, 2, "worker-1", 1, now, now])?;
+            history.execute(params![id, 2, 0, 1, now, "worker-1", nobody])?;
         }
         for id in (first - 2 * BATCH).max(1)..(first - BATCH).max(1) {
-            complete.execute(params![id, now, &result[..]])?;
-            history.execute(params![id, 3, 1, 2, now, "worker-1"])?;
+            complete.execute(params![id, 3, now, &result[..], 1])?;
+            history.execute(params![id, 3, 1, 2, now, "worker-1", nobody])?;
         }
         conn.execute_batch("COMMIT")?;
         (rounds, first) = (rounds + 1, first + BATCH);

@@ -399,7 +399,7 @@ impl Store for SqliteStore {
         Box::pin(std::future::ready(Ok(first)))
     }
 
-    fn begin<'a>(&'a mut self, want: &'a Want) -> Fut<'a, Known> {
+    fn begin<'a>(&'a mut self, want: &'a Want, now: Now) -> Fut<'a, Known> {
         Box::pin(async move {
             self.usable()?;
             if self.checkpoints.is_long() {
@@ -407,6 +407,7 @@ impl Store for SqliteStore {
                 self.pipeline.drain().await;
                 self.checkpoints.restart().await;
             }
+            self.ready.advance(now);
             self.read_wanted(want).await
         })
     }

@@ -68,7 +68,7 @@ async fn measure(size: usize, rounds: usize, fused: bool) {
         let events = [Event::Ack(caller(), 1), Event::Settle(caller(), 1, Outcome::Complete)];
         for (index, event) in events.iter().enumerate() {
             let want = Want { tasks: ids.clone(), ..Want::default() };
-            let mut known = store.begin(&want).await.expect("it reads").tasks;
+            let mut known = store.begin(&want, now).await.expect("it reads").tasks;
             let tasks = ids.iter().filter_map(|id| known.remove(id)).collect();
             step(&mut store, tasks, event, &settings, now).await;
             if !fused || index == 1 {

@@ -165,7 +165,8 @@ async fn a_start_does_not_read_finished_tasks() {
     let mut rig = rig.reopen().await;
     assert_eq!(rig.offer(everything()).await.len(), 100);
     let want = Want { tasks: vec![finished], ..Want::default() };
-    let error = rig.store().begin(&want).await.expect_err("this one is poisoned");
+    let now = rig.now;
+    let error = rig.store().begin(&want, now).await.expect_err("this one is poisoned");
     assert!(matches!(error, StoreError::Corrupt(_)), "{error}");
 }
 
@@ -178,7 +179,8 @@ async fn a_full_disk_is_named_and_passes() {
     let lost = rig.enqueue_all((0..2_000).map(|_| New { labels: vec![label.clone()], ..New::of("a") })).await;
     let error = rig.store().commit().await.expect_err("it does not fit");
     assert!(matches!(error, StoreError::Full), "{error}");
-    let error = rig.store().begin(&Want::default()).await.expect_err("memory is ahead of the file");
+    let now = rig.now;
+    let error = rig.store().begin(&Want::default(), now).await.expect_err("memory is ahead of the file");
     assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
     rig.recover().await;
     assert_eq!(rig.get(lost[0]).await, None);
