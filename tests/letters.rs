@@ -206,6 +206,12 @@ async fn what_is_changed_reaches_the_worker_the_history_and_every_count() {
     let daemon = daemon.kill_and_restart();
     let client = daemon.client().await;
     assert_eq!((counts(&client, "old").await, counts(&client, "new").await), (vec![0; 4], vec![2, 0, 0, 0]));
+    let listed = async |agent: &str| -> Vec<String> {
+        let request = v1::ListTasksRequest { agent: agent.into(), ..Default::default() };
+        let page = client.tasks().list_tasks(request).await.expect("it lists").into_inner();
+        page.tasks.into_iter().map(|task| task.task_id).rev().collect()
+    };
+    assert_eq!((listed("old").await, listed("new").await), (Vec::new(), ids.clone()));
     let mut worker = Stream::open(&daemon, hello("w", "new", 2)).await;
     for id in &ids {
         let assignment = worker.assignment().await;

@@ -152,6 +152,12 @@ pub(super) fn key(args: &mut Args<'_, '_>, born: &Born) {
     args.add(data.digest.cast_signed());
 }
 
+/// A row of `agent_blocks`.
+pub(super) fn agent_block(args: &mut Args<'_, '_>, (agent, block): (u32, u64)) {
+    args.add(agent);
+    args.add(block.cast_signed());
+}
+
 /// A row of `task_notes`.
 pub(super) fn notes(args: &mut Args<'_, '_>, (task, notes): &(TaskId, Notes)) {
     args.add(task.0.cast_signed());

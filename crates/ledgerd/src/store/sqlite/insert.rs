@@ -117,6 +117,8 @@ tables! {
     Events = "INSERT INTO agent_events" [
         "agent", "task_type", "at", "kind", "from_state", "to_state", "cause", "epoch", "actor", "reason", "until",
     ] "";
+    /// Those that are there stay.
+    AgentBlocks = "INSERT OR IGNORE INTO agent_blocks" ["agent", "block"] "";
     Counts = "REPLACE INTO counts" ["agent", "state", "n"] "";
     LiveBlocks = "REPLACE INTO live_blocks" ["block", "live"] "";
 }

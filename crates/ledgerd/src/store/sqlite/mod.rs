@@ -323,6 +323,7 @@ impl SqliteStore {
         *count = count.saturating_sub(1);
         self.staged.counts.insert((agent, state));
         self.staged.free(id);
+        self.staged.left.insert(write::agent_block(agent, id));
         self.staged.removed.push(id);
         self.fresh.forget(id);
         self.ready.forget(id);

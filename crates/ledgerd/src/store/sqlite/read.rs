@@ -31,17 +31,20 @@ const LOOK: usize = 2_000;
 const CONNECTIONS: u32 = 4;
 
 const NEWEST: &str = "SELECT id FROM tasks WHERE id < ?1 ORDER BY id DESC LIMIT ?2";
-const NEWEST_OF_AGENT: &str =
-    "SELECT id FROM task_specs WHERE agent = ?3 AND id < ?1 ORDER BY id DESC LIMIT ?2";
+/// The plus keeps SQLite from making an index by agent for the occasion.
+const NEWEST_OF_AGENT: &str = "SELECT s.id FROM agent_blocks AS a \
+    CROSS JOIN task_specs AS s ON s.id BETWEEN a.block << 4 AND (a.block << 4) + 15 \
+    WHERE a.agent = ?3 AND a.block <= ?1 >> 4 AND s.id < ?1 AND +s.agent = ?3 \
+    ORDER BY a.block DESC, s.id DESC LIMIT ?2";
 const NEWEST_LIVE: &str = "SELECT t.id FROM live_blocks AS b \
     CROSS JOIN tasks AS t ON t.id BETWEEN b.block << 12 AND (b.block << 12) + 4095 \
     WHERE b.block <= ?1 >> 12 AND b.live > 0 AND t.id < ?1 \
     ORDER BY b.block DESC, t.id DESC LIMIT ?2";
 const NEWEST_LIVE_OF_AGENT: &str = "SELECT s.id FROM live_blocks AS b \
-    CROSS JOIN task_specs AS s INDEXED BY task_specs_by_agent \
-    ON s.agent = ?3 AND s.id BETWEEN b.block << 12 AND (b.block << 12) + 4095 \
-    WHERE b.block <= ?1 >> 12 AND b.live > 0 AND s.id < ?1 \
-    ORDER BY b.block DESC, s.id DESC LIMIT ?2";
+    CROSS JOIN agent_blocks AS a ON a.agent = ?3 AND a.block BETWEEN b.block << 8 AND (b.block << 8) + 255 \
+    CROSS JOIN task_specs AS s ON s.id BETWEEN a.block << 4 AND (a.block << 4) + 15 \
+    WHERE b.block <= ?1 >> 12 AND b.live > 0 AND s.id < ?1 AND +s.agent = ?3 \
+    ORDER BY b.block DESC, a.block DESC, s.id DESC LIMIT ?2";
 const NEWEST_FAILED: &str =
     "SELECT task_id FROM dead_letter_queue WHERE task_id < ?1 ORDER BY task_id DESC LIMIT ?2";
 const NEWEST_FAILED_OF_AGENT: &str =

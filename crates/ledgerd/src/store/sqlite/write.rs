@@ -25,6 +25,8 @@ use tokio::sync::oneshot;
 
 /// Task numbers whose live ones are counted together: 2 to the power of this.
 pub(super) const BLOCK_BITS: u32 = 12;
+/// Task numbers that share an entry of each agent that has one of them: 2 to the power of this.
+const AGENT_BLOCK_BITS: u32 = 4;
 /// More than there are statements.
 const STATEMENTS_KEPT: usize = 64;
 /// History rows, or bytes of payloads and results, from which on it is worth it that another thread writes them.
@@ -65,6 +67,8 @@ pub(super) struct Staged {
     pub(super) sessions: BTreeMap<Arc<str>, SessionRow>,
     pub(super) events: Vec<AgentEvent>,
     pub(super) removed: Vec<TaskId>,
+    /// Agents that had those, and the blocks of these.
+    pub(super) left: BTreeSet<(u32, u64)>,
     pub(super) gone_workers: Vec<Arc<str>>,
     pub(super) events_before: Option<Timestamp>,
     /// Task, agent before.
@@ -186,6 +190,13 @@ const MOVE_SPECS: &str = "UPDATE task_specs SET agent = moved.value ->> 1 \
     FROM json_each(?) AS moved WHERE task_specs.id = moved.value ->> 0";
 const NEW_PAYLOAD: &str = "UPDATE task_specs SET payload = ? WHERE id IN (SELECT value FROM json_each(?))";
 const EMPTY_BLOCK: &str = "DELETE FROM live_blocks WHERE block = ?";
+/// [agent, block] each, of tasks that left.
+const LEFT_BLOCKS: &str = "DELETE FROM agent_blocks \
+    WHERE (agent, block) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?)) \
+    AND NOT EXISTS ( \
+        SELECT 1 FROM task_specs AS s \
+        WHERE s.id BETWEEN agent_blocks.block << 4 AND (agent_blocks.block << 4) + 15 \
+        AND s.agent = agent_blocks.agent)";
 const PRUNE_SALVAGE: &str = "DELETE FROM salvage \
     WHERE task_id IN (SELECT value FROM json_each(?)) \
     AND fence NOT IN ( \
@@ -219,7 +230,7 @@ const OLD_EVENTS: &str = "DELETE FROM agent_events WHERE seq IN ( \
 
 /// Every statement that is no insert, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 21] = [
+pub(super) const STATEMENTS: [&str; 22] = [
     REMOVE_HISTORY,
     REMOVE[0],
     REMOVE[1],
@@ -236,6 +247,7 @@ pub(super) const STATEMENTS: [&str; 21] = [
     MOVE_SPECS,
     NEW_PAYLOAD,
     EMPTY_BLOCK,
+    LEFT_BLOCKS,
     PRUNE_SALVAGE,
     PURGE_REQUESTS,
     KEY,
@@ -453,6 +465,11 @@ impl Writer {
             self.run(FREE_KEYS, |args| args.add(freed))?;
         }
         let mut values = self.rows(Table::Specs, part.specs.iter(), bind::spec)?;
+        let mut blocks: Vec<_> =
+            part.specs.iter().map(|born| agent_block(born.spec.agent, born.id)).collect();
+        blocks.sort_unstable();
+        blocks.dedup();
+        values += self.rows(Table::AgentBlocks, blocks.into_iter(), bind::agent_block)?;
         let keyed = part.specs.iter().filter(|born| born.keyed);
         values += self.rows(Table::Keys, keyed, bind::key)?;
         values += self.rows(Table::History, part.history.iter(), bind::history)?;
@@ -547,6 +564,8 @@ impl Writer {
             let moved = text::written(&sealed.moved);
             listed(MOVE_KEYS, moved.clone())?;
             listed(MOVE_SPECS, moved)?;
+            let blocks = sealed.moved.iter().map(|(id, agent, _)| agent_block(AgentId(*agent), TaskId(*id)));
+            self.rows(Table::AgentBlocks, blocks, bind::agent_block)?;
         }
         for (payload, tasks) in &staged.payloads {
             let tasks = ids(tasks.iter());
@@ -560,6 +579,11 @@ impl Writer {
             for statement in std::iter::once(REMOVE_HISTORY).chain(REMOVE) {
                 listed(statement, removed.clone())?;
             }
+        }
+        let moved_away = sealed.moved.iter().map(|(id, _, agent)| agent_block(AgentId(*agent), TaskId(*id)));
+        let left: Vec<_> = staged.left.iter().copied().chain(moved_away).collect();
+        if !left.is_empty() {
+            listed(LEFT_BLOCKS, text::written(&left))?;
         }
         self.each(GONE_WORKER, staged.gone_workers.iter(), |args, name| args.add(&**name))?;
         if let Some(before) = staged.events_before {
@@ -623,6 +647,11 @@ pub(super) fn form(task: &Task) -> Table {
     } else {
         Table::TasksPlain
     }
+}
+
+/// The entry that says that an agent has a task.
+pub(super) const fn agent_block(agent: AgentId, task: TaskId) -> (u32, u64) {
+    (agent.0, task.0 >> AGENT_BLOCK_BITS)
 }
 
 /// A hash of a request id that is stored, so it never changes: FNV-1a.
