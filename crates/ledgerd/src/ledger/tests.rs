@@ -148,6 +148,26 @@ impl Fixture {
         Self { handle, ended, gate, stop, folder }
     }
 
+    /// With a loop that hears of no commit until it is let.
+    async fn unheard(name: &str) -> Self {
+        Self::behind(name, Gate { heard: Some(Semaphore::new(0)), ..Gate::default() }).await
+    }
+
+    /// Lets the loop hear of so many commits.
+    fn hear(&self, commits: usize) {
+        self.gate.heard.as_ref().expect("this fixture holds what is heard").add_permits(commits);
+    }
+
+    /// Enqueues so many tasks in one call that its batch may be followed by another before it is durable. Returns when it is
+    /// handed over.
+    async fn hand_over_many(&self, agent: &'static str) -> JoinHandle<Result<Vec<Enqueued>, LedgerError>> {
+        let handle = self.handle.clone();
+        let many = std::iter::repeat_with(move || task(agent)).take(300).collect();
+        let call = tokio::spawn(async move { handle.enqueue(many, BatchMode::Atomic, None).await });
+        within(self.gate.reached.notified()).await;
+        call
+    }
+
     fn fail_next(&self, errors: impl IntoIterator<Item = StoreError>) {
         self.gate.failures.lock().expect("nobody panicked").extend(errors);
     }
@@ -273,50 +293,30 @@ async fn a_refused_batch_is_decided_anew_command_by_command() {
     assert_eq!(stats.counts[usize::from(State::Queued.code())], 3 - internal);
 }
 
-/// So many tasks in one call that its batch may be followed by another before it is durable.
-fn many(agent: &'static str) -> Vec<Result<NewTask, LedgerError>> {
-    std::iter::repeat_with(|| task(agent)).take(300).collect()
-}
-
 #[tokio::test]
 async fn a_large_batch_is_decided_while_another_is_on_its_way_and_said_after_it() {
-    let gate = Gate { heard: Some(Semaphore::new(0)), ..Gate::default() };
-    let fixture = Fixture::behind("underway", gate).await;
-    let call = |agent: &'static str| {
-        let handle = fixture.handle.clone();
-        tokio::spawn(async move { handle.enqueue(many(agent), BatchMode::Atomic, None).await })
-    };
-    let first = call("first");
-    within(fixture.gate.reached.notified()).await;
-    let second = call("second");
-    within(fixture.gate.reached.notified()).await;
+    let fixture = Fixture::unheard("underway").await;
+    let first = fixture.hand_over_many("first").await;
+    let second = fixture.hand_over_many("second").await;
     assert!(!first.is_finished() && !second.is_finished(), "an answer before it is known to be durable");
-    let heard = fixture.gate.heard.as_ref().expect("this fixture holds what is heard");
-    heard.add_permits(1);
+    fixture.hear(1);
     let ids = |stored: Result<Vec<Enqueued>, LedgerError>| match stored.expect("stored")[..] {
         [Enqueued::Created(first), .., Enqueued::Created(last)] => (first, last),
         ref other => panic!("{other:?}"),
     };
     assert_eq!(ids(within(first).await.expect("no panic")), (TaskId(1), TaskId(300)));
     assert!(!second.is_finished(), "an answer before it is known to be durable");
-    heard.add_permits(1);
+    fixture.hear(1);
     assert_eq!(ids(within(second).await.expect("no panic")), (TaskId(301), TaskId(600)));
 }
 
 #[tokio::test]
 async fn what_was_decided_on_a_batch_that_failed_is_decided_anew() {
-    let gate = Gate { heard: Some(Semaphore::new(0)), ..Gate::default() };
-    let fixture = Fixture::behind("fell", gate).await;
+    let fixture = Fixture::unheard("fell").await;
     fixture.fail_next([StoreError::Full]);
-    let call = |agent: &'static str| {
-        let handle = fixture.handle.clone();
-        tokio::spawn(async move { handle.enqueue(many(agent), BatchMode::Atomic, None).await })
-    };
-    let guilty = call("guilty");
-    within(fixture.gate.reached.notified()).await;
-    let neighbour = call("neighbour");
-    within(fixture.gate.reached.notified()).await;
-    fixture.gate.heard.as_ref().expect("this fixture holds what is heard").add_permits(10);
+    let guilty = fixture.hand_over_many("guilty").await;
+    let neighbour = fixture.hand_over_many("neighbour").await;
+    fixture.hear(10);
     let refused = within(guilty).await.expect("no panic");
     assert!(matches!(refused, Err(LedgerError::Store(StoreError::Full))), "{refused:?}");
     let stored = within(neighbour).await.expect("no panic").expect("stored");
@@ -328,18 +328,11 @@ async fn what_was_decided_on_a_batch_that_failed_is_decided_anew() {
 
 #[tokio::test]
 async fn an_unclear_commit_answers_those_behind_it_too() {
-    let gate = Gate { heard: Some(Semaphore::new(0)), ..Gate::default() };
-    let mut fixture = Fixture::behind("unclear", gate).await;
+    let mut fixture = Fixture::unheard("unclear").await;
     fixture.fail_next([StoreError::Unknown("planted".into())]);
-    let call = |agent: &'static str| {
-        let handle = fixture.handle.clone();
-        tokio::spawn(async move { handle.enqueue(many(agent), BatchMode::Atomic, None).await })
-    };
-    let first = call("first");
-    within(fixture.gate.reached.notified()).await;
-    let second = call("second");
-    within(fixture.gate.reached.notified()).await;
-    fixture.gate.heard.as_ref().expect("this fixture holds what is heard").add_permits(10);
+    let first = fixture.hand_over_many("first").await;
+    let second = fixture.hand_over_many("second").await;
+    fixture.hear(10);
     let unclear = within(first).await.expect("no panic");
     assert!(matches!(unclear, Err(LedgerError::Store(StoreError::Unknown(_)))), "{unclear:?}");
     let unwritten = within(second).await.expect("no panic");

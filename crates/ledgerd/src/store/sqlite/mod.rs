@@ -217,9 +217,12 @@ impl SqliteStore {
             Some(Born { id, spec, data, keyed })
         });
         let specs = specs.collect();
+        let agent = |id: TaskId| self.ready.entry(id).map_or(0, |entry| entry.task.spec.agent.0);
+        let moved = staged.moved.drain(..).map(|(id, before)| (id.0, agent(id), before.0)).collect();
         let freed = std::mem::take(&mut staged.freed_since);
         Part {
             freed: (!freed.is_empty()).then(|| write::ids(freed.iter())),
+            moved,
             specs,
             history: std::mem::take(&mut staged.history),
             results: std::mem::take(&mut staged.results),
@@ -258,8 +261,6 @@ impl SqliteStore {
         self.staged.results.append(&mut apart);
         let last = self.part();
         let staged = std::mem::take(&mut self.staged);
-        let agent = |id: &TaskId| self.ready.entry(*id).map_or(0, |entry| entry.task.spec.agent.0);
-        let moved = staged.moved.iter().map(|(id, before)| (id.0, agent(id), before.0)).collect();
         let count =
             |agent, state| self.tallies.counts.get(agent).map_or(0, |counts| counts[usize::from(state)]);
         let counts =
@@ -268,7 +269,6 @@ impl SqliteStore {
         Sealed {
             last,
             tasks,
-            moved,
             counts,
             blocks: staged.blocks.iter().map(|block| (*block, self.tallies.live(*block))).collect(),
             meta: self.tallies.meta,
@@ -379,6 +379,12 @@ impl SqliteStore {
         }
         let new = batch.parts().flat_map(|part| &part.specs);
         self.fresh.extend(new.map(|born| (born.id, Arc::clone(&born.data))));
+    }
+
+    /// Rows that the file may not have yet: of batches on their way, and of the open one.
+    fn sent(&self) -> impl Iterator<Item = &Part> {
+        let underway = self.underway.iter().flat_map(Underway::parts);
+        underway.chain(self.staged.parts.iter().map(|part| &**part))
     }
 
     /// Whether a batch on its way removes this task.

@@ -6,6 +6,7 @@
 //! nothing is ahead of is written by the caller's thread, for two hand-overs cost more than its rows.
 
 use super::write::{Done, Found, Look, Part, Sealed, Writer};
+use ledger_core::AgentId;
 use rusqlite::{Error, Result};
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -98,17 +99,13 @@ impl Pipeline {
     }
 
     /// Holders of keys and answers to requests. Rows of batches on their way may be seen or not.
-    pub(super) async fn look(
-        &self,
-        look: impl FnOnce(oneshot::Sender<Result<Found>>) -> Look,
-    ) -> Result<Found> {
-        let (answer, found) = oneshot::channel();
-        let look = look(answer);
+    pub(super) async fn look(&self, keys: &[(AgentId, Arc<str>)], requests: &[Arc<str>]) -> Result<Found> {
         if self.is_idle() {
-            return self.writer().look(&look.keys, &look.requests);
+            return self.writer().look(keys, requests);
         }
+        let (answer, found) = oneshot::channel();
         // Seen between two rows of what is being written, or else when the thread comes to the job.
-        let _ = self.looks.send(look);
+        let _ = self.looks.send(Look { keys: keys.to_vec(), requests: requests.to_vec(), answer });
         let _ = self.jobs.send(Job::Look);
         found.await.unwrap_or(Err(Error::InvalidQuery))
     }

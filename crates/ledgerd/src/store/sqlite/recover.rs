@@ -3,8 +3,8 @@
 //! Invariant: a start looks into the blocks that have live tasks, never at finished ones elsewhere.
 
 use super::rows::{Columns, Shared, record_columns, task_columns};
-use super::write::{Look, Staged, ids};
-use super::{SqliteStore, Underway, failed};
+use super::write::{Staged, ids};
+use super::{SqliteStore, failed};
 use crate::store::ready::Ready;
 use futures_util::TryStreamExt;
 use ledger_core::store::{AgentRow, Counts, KeyHolder, Known, Recovered, StoreError, Want};
@@ -161,8 +161,7 @@ impl SqliteStore {
         if want.keys.is_empty() && want.requests.is_empty() {
             return Ok(());
         }
-        let look = |answer| Look { keys: want.keys.clone(), requests: want.requests.clone(), answer };
-        let found = self.pipeline.look(look).await.map_err(|error| failed(&error))?;
+        let found = self.pipeline.look(&want.keys, &want.requests).await.map_err(|error| failed(&error))?;
         let changed: Vec<&Staged> =
             self.underway.iter().map(|batch| &batch.sealed.staged).chain([&self.staged]).collect();
         let is_free = |id: &TaskId| changed.iter().any(|batch| batch.freed.contains(id));
@@ -184,8 +183,7 @@ impl SqliteStore {
 
     /// Keys of tasks that are not in the file yet.
     fn look_over(&self, want: &Want, known: &mut Known, is_free: impl Fn(&TaskId) -> bool) {
-        let sent = self.underway.iter().flat_map(Underway::parts);
-        let sent = sent.chain(self.staged.parts.iter().map(|part| &**part)).flat_map(|part| &part.specs);
+        let sent = self.sent().flat_map(|part| &part.specs);
         let sent = sent.map(|born| (born.id, born.spec.agent, &born.data));
         let staged = self.staged.data.iter();
         let staged =
@@ -212,8 +210,7 @@ impl SqliteStore {
         if leases.is_empty() {
             return Ok(found);
         }
-        let sent = self.underway.iter().flat_map(Underway::parts);
-        let sent = sent.chain(self.staged.parts.iter().map(|part| &**part)).flat_map(|part| &part.history);
+        let sent = self.sent().flat_map(|part| &part.history);
         let mut missing: Vec<usize> = (0..leases.len()).collect();
         for row in sent.chain(&self.staged.history).filter(|row| row.record.digest.is_some()) {
             missing.retain(|index| {

@@ -91,6 +91,8 @@ pub(super) struct Meta {
 pub(super) struct Part {
     /// A JSON list of tasks whose keys are free; before the keys of new ones.
     pub(super) freed: Option<String>,
+    /// Task, agent, agent before; before the keys of new tasks too. Of a batch's last part alone.
+    pub(super) moved: Vec<(u64, u32, u32)>,
     pub(super) specs: Vec<Born>,
     pub(super) history: Vec<Row>,
     pub(super) results: Vec<(TaskId, Bytes)>,
@@ -118,13 +120,11 @@ pub(super) struct Image {
 /// A batch that is decided: what its commit writes.
 #[derive(Default)]
 pub(super) struct Sealed {
-    /// What is neither here nor below.
+    /// The rest, as it was staged.
     pub(super) staged: Staged,
     pub(super) last: Part,
     /// By number.
     pub(super) tasks: Vec<Image>,
-    /// Task, agent, agent before.
-    pub(super) moved: Vec<(u64, u32, u32)>,
     pub(super) counts: Vec<(AgentId, u8, u64)>,
     /// Blocks, and how many live tasks each has.
     pub(super) blocks: Vec<(u64, u64)>,
@@ -181,7 +181,7 @@ const FREE_KEYS: &str = "DELETE FROM idempotency_keys \
         CROSS JOIN task_specs AS s ON s.id = freed.value \
         WHERE s.key IS NOT NULL AND idempotency_keys.task_id = s.id)";
 const REDRIVEN: &str = "DELETE FROM dead_letter_queue WHERE task_id = ?";
-/// [task, agent, agent before] each. Before the tasks' own data, which says what the key is.
+/// [task, agent, agent before] each.
 const MOVE_KEYS: &str = "UPDATE idempotency_keys SET agent = moved.value ->> 1 \
     FROM json_each(?) AS moved CROSS JOIN task_specs AS s ON s.id = moved.value ->> 0 \
     WHERE idempotency_keys.agent = moved.value ->> 2 AND idempotency_keys.key = s.key \
@@ -305,10 +305,7 @@ impl Staged {
 impl Sealed {
     /// Whether a commit has nothing to write.
     fn is_empty(&self) -> bool {
-        self.staged.is_empty()
-            && self.last.history.is_empty()
-            && self.tasks.is_empty()
-            && self.last.is_empty()
+        self.staged.is_empty() && self.last.is_empty() && self.tasks.is_empty()
     }
 
     /// Whether a hand-over would cost more than it saves.
@@ -318,8 +315,12 @@ impl Sealed {
 }
 
 impl Part {
-    pub(super) fn is_empty(&self) -> bool {
-        self.specs.is_empty() && self.history.is_empty() && self.results.is_empty() && self.freed.is_none()
+    fn is_empty(&self) -> bool {
+        self.specs.is_empty()
+            && self.history.is_empty()
+            && self.results.is_empty()
+            && self.freed.is_none()
+            && self.moved.is_empty()
     }
 
     fn blob_bytes(&self) -> usize {
@@ -464,6 +465,13 @@ impl Writer {
         if let Some(freed) = &part.freed {
             self.run(FREE_KEYS, |args| args.add(freed))?;
         }
+        if !part.moved.is_empty() {
+            let moved = text::written(&part.moved);
+            self.run(MOVE_KEYS, |args| args.add(&moved))?;
+            self.run(MOVE_SPECS, |args| args.add(&moved))?;
+            let blocks = part.moved.iter().map(|(id, agent, _)| agent_block(AgentId(*agent), TaskId(*id)));
+            self.rows(Table::AgentBlocks, blocks, bind::agent_block)?;
+        }
         let mut values = self.rows(Table::Specs, part.specs.iter(), bind::spec)?;
         let mut blocks: Vec<_> =
             part.specs.iter().map(|born| agent_block(born.spec.agent, born.id)).collect();
@@ -484,7 +492,7 @@ impl Writer {
         let staged = &sealed.staged;
         let last = self.write_part(&sealed.last)?;
         let rare = !staged.letters.is_empty()
-            || !sealed.moved.is_empty()
+            || !sealed.last.moved.is_empty()
             || !staged.payloads.is_empty()
             || !staged.removed.is_empty()
             || !staged.gone_workers.is_empty()
@@ -560,13 +568,6 @@ impl Writer {
         let listed = |text, list: String| self.run(text, |args| args.add(&list));
         let gone = staged.letters.iter().filter(|(_, letter)| letter.is_none()).map(|(id, _)| id);
         self.each(REDRIVEN, gone, |args, id| args.add(id.0.cast_signed()))?;
-        if !sealed.moved.is_empty() {
-            let moved = text::written(&sealed.moved);
-            listed(MOVE_KEYS, moved.clone())?;
-            listed(MOVE_SPECS, moved)?;
-            let blocks = sealed.moved.iter().map(|(id, agent, _)| agent_block(AgentId(*agent), TaskId(*id)));
-            self.rows(Table::AgentBlocks, blocks, bind::agent_block)?;
-        }
         for (payload, tasks) in &staged.payloads {
             let tasks = ids(tasks.iter());
             self.run(NEW_PAYLOAD, |args| {
@@ -580,7 +581,8 @@ impl Writer {
                 listed(statement, removed.clone())?;
             }
         }
-        let moved_away = sealed.moved.iter().map(|(id, _, agent)| agent_block(AgentId(*agent), TaskId(*id)));
+        let moved_away =
+            sealed.last.moved.iter().map(|(id, _, agent)| agent_block(AgentId(*agent), TaskId(*id)));
         let left: Vec<_> = staged.left.iter().copied().chain(moved_away).collect();
         if !left.is_empty() {
             listed(LEFT_BLOCKS, text::written(&left))?;

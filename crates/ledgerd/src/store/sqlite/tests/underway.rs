@@ -3,8 +3,8 @@
 use super::{number, store_of};
 use crate::store::rig::{AGENT, New, Rig};
 use bytes::Bytes;
-use ledger_core::store::{Changes, RequestRow, StoreError, Want};
-use ledger_core::{State, TaskId};
+use ledger_core::store::{Changed, Changes, RequestRow, StoreError, Want};
+use ledger_core::{AgentId, Spec, State, Task, TaskId};
 use std::sync::Arc;
 
 /// So many that another thread writes them.
@@ -156,4 +156,23 @@ async fn a_log_that_grew_too_long_starts_over_when_nothing_is_on_its_way() {
     for _ in 0..2 {
         rig.store().durable().await.expect("both are told all the same");
     }
+}
+
+#[tokio::test]
+async fn a_key_that_moves_away_is_free_for_a_new_task_of_the_same_batch() {
+    let mut rig = Rig::sqlite().await;
+    let old = rig.enqueue(keyed("k")).await;
+    rig.commit().await;
+    let before = rig.get(old).await.expect("it exists");
+    let spec = Spec { agent: AgentId(2), ..(*before.spec).clone() };
+    let task = Task { spec: Arc::new(spec), ..before.clone() };
+    let changed = Changed { task: task.into(), expected: before.version, was: Some(before.state) };
+    let respecified = vec![(old, AGENT, None)];
+    rig.write(Changes { tasks: vec![changed], respecified, ..Changes::default() }).await;
+    let new = rig.enqueue(keyed("k")).await;
+    rig.commit().await;
+    let keys = [AGENT, AgentId(2)].map(|agent| (agent, Arc::from("k")));
+    let known = rig.known(Want { keys: keys.to_vec(), ..Want::default() }).await;
+    assert_eq!(keys.each_ref().map(|key| known.keys[key].task), [new, old]);
+    assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM agent_blocks").await, 2);
 }
