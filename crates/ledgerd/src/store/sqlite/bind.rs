@@ -3,8 +3,8 @@
 //! Nothing is copied but by SQLite itself. The other way is `rows`.
 
 use super::insert::Table;
+use super::staged::{Born, Image, Row};
 use super::text;
-use super::write::{Born, Image, Row};
 use bytes::Bytes;
 use ledger_core::store::{
     AgentEvent, AgentEventKind, AgentRow, BreakerRow, BudgetRow, DeadLetter, Notes, SessionRow,

@@ -15,6 +15,7 @@ mod rate;
 mod read;
 mod recover;
 mod rows;
+mod staged;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -34,10 +35,10 @@ use ledger_core::{AgentId, ByTask, Now, Record, State, Task, TaskId, Timestamp};
 use pipeline::Pipeline;
 use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
+use staged::{BLOCK_BITS, Born, Image, Part, Row, Sealed, Staged, Tallies, WORTH, form, is_live};
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
-use write::{BLOCK_BITS, Born, Image, Part, Row, Sealed, Staged, Tallies, WORTH, form, is_live};
 
 const FULL: i32 = 13;
 const BUSY: i32 = 5;

@@ -5,7 +5,8 @@
 //! a batch fails as a whole, wherever, and none after it is written until the caller has begun anew; a small batch that
 //! nothing is ahead of is written by the caller's thread, for two hand-overs cost more than its rows.
 
-use super::write::{Done, Found, Look, Part, Sealed, Writer};
+use super::staged::{Part, Sealed};
+use super::write::{Done, Found, Look, Writer};
 use ledger_core::AgentId;
 use rusqlite::{Error, Result};
 use std::collections::VecDeque;

@@ -3,7 +3,8 @@
 //! Invariant: a start looks into the blocks that have live tasks, never at finished ones elsewhere.
 
 use super::rows::{Columns, Shared, record_columns, task_columns};
-use super::write::{Staged, ids};
+use super::staged::Staged;
+use super::write::ids;
 use super::{SqliteStore, failed};
 use crate::store::ready::Ready;
 use futures_util::TryStreamExt;
