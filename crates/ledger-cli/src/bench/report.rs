@@ -135,6 +135,11 @@ impl Report {
         self.server_cpu_us_per_lifecycle
     }
 
+    /// Lifecycles that share a commit.
+    pub(super) fn tasks_per_commit(&self) -> Option<f64> {
+        self.fsyncs_per_lifecycle.filter(|commits| *commits > 0.0).map(|commits| 1.0 / commits)
+    }
+
     /// Bytes that one lifecycle wrote to storage.
     pub(super) fn written(&self) -> Option<f64> {
         self.written_bytes_per_lifecycle

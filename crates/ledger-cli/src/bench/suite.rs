@@ -31,6 +31,8 @@ use stage::{Kind, Stage};
 use yardstick::Which;
 
 const KIB64: u32 = 64 << 10;
+/// Tasks in a commit of plain SQLite.
+const COMMIT: u32 = 1_000;
 /// Tasks a second beside which lists and look-ups are timed.
 const BESIDE_READS: u32 = 10_000;
 /// Tasks a second at which nothing waits for anything but its own commit.
@@ -82,10 +84,19 @@ struct Report {
 struct Facts {
     binary_bytes: u64,
     fast_schema_per_s: Vec<f64>,
+    /// CPU time that plain SQLite takes for a lifecycle: what G14 is to be read beside on another machine.
+    fast_schema_cpu_us: Vec<f64>,
     bulk_implied_per_s: Vec<f64>,
     bulk_explicit_per_s: Vec<f64>,
     unary_per_s: Vec<f64>,
     echo_per_s: Vec<f64>,
+    /// CPU time of one echo, of caller and server.
+    echo_cpu_us: Vec<f64>,
+    /// CPU time of plain SQLite for a lifecycle, with as many tasks a commit as lone calls bring about.
+    unary_fast_schema_cpu_us: Vec<f64>,
+    /// What G3 would be on a machine whose cores are busy, if there were nothing but that echo and those rows: no worker's
+    /// stream, no ledger.
+    unary_bound: Vec<f64>,
     flush_p50_ms: Vec<f64>,
     start_p50_p99_ms: Vec<(f64, f64)>,
     payload_mb_per_s: Vec<f64>,
@@ -215,7 +226,8 @@ impl Suite<'_> {
         let (mut implied, mut explicit, mut tail, mut cpu, mut written) =
             <(Vec<_>, Vec<_>, Vec<_>, Vec<_>, Vec<_>)>::default();
         for _ in 0..self.size.rounds {
-            let ceiling = self.stage.yardstick(Which::FastSchema, self.size.seconds).await?;
+            let plain = self.stage.yardstick(Which::FastSchema, self.size.seconds, COMMIT).await?;
+            let ceiling = plain.value;
             let one = self.fresh(self.bulk_load()).await?;
             let two = self.fresh(Load { explicit_acks: true, ..self.bulk_load() }).await?;
             let large = self.fresh(Load { batch: 1_000, callers: 4, ..self.bulk_load() }).await?;
@@ -226,6 +238,7 @@ impl Suite<'_> {
             cpu.push(one.server_cpu().ok_or_else(no_figure)?);
             written.push(large.written().ok_or_else(no_figure)? / 1e3);
             self.facts.fast_schema_per_s.push(ceiling.round());
+            self.facts.fast_schema_cpu_us.extend(plain.cpu_us.map(goal::rounded));
             self.facts.bulk_implied_per_s.push(one.rate().round());
             self.facts.bulk_explicit_per_s.push(two.rate().round());
         }
@@ -268,9 +281,15 @@ impl Suite<'_> {
         for _ in 0..self.size.rounds {
             let echo = self.stage.echo(&load).await?;
             let ledger = self.fresh(load.clone()).await?;
-            ratios.push(ledger.calls_rate() / echo);
+            ratios.push(ledger.calls_rate() / echo.value);
             cpu.push(ledger.server_cpu().ok_or_else(no_figure)?);
-            self.facts.echo_per_s.push(echo.round());
+            self.facts.echo_per_s.push(echo.value.round());
+            let commit = ledger.tasks_per_commit().ok_or_else(no_figure)?.round().max(1.0);
+            let plain = self.stage.yardstick(Which::FastSchema, self.size.seconds, commit as u32).await?;
+            let bound = echo.cpu_us.zip(plain.cpu_us).map(|(call, rows)| call / (call + rows));
+            self.facts.echo_cpu_us.extend(echo.cpu_us.map(goal::rounded));
+            self.facts.unary_fast_schema_cpu_us.extend(plain.cpu_us.map(goal::rounded));
+            self.facts.unary_bound.extend(bound.map(goal::rounded));
             self.facts.unary_per_s.push(ledger.calls_rate().round());
         }
         self.row(
@@ -300,7 +319,7 @@ impl Suite<'_> {
         };
         let (mut half, mut tail) = (Vec::new(), Vec::new());
         for _ in 0..self.size.rounds {
-            let flush = self.stage.yardstick(Which::Flush, self.size.seconds.min(2)).await?;
+            let flush = self.stage.yardstick(Which::Flush, self.size.seconds.min(2), COMMIT).await?.value;
             let (p50, p99) = seen(self.fresh(load.clone()).await?.starts())?;
             half.push(p50 / flush);
             tail.push(p99 / flush);
@@ -320,7 +339,7 @@ impl Suite<'_> {
             Load { batch: 10, capacity: 200, payload: KIB64, duration: self.duration(), ..Load::default() };
         let mut ratios = Vec::new();
         for _ in 0..self.size.rounds {
-            let append = self.stage.yardstick(Which::Append, self.size.seconds.min(3)).await?;
+            let append = self.stage.yardstick(Which::Append, self.size.seconds.min(3), COMMIT).await?.value;
             let ledger = self.fresh(load.clone()).await?.rate() * f64::from(KIB64) / 1e6;
             ratios.push(ledger / append);
             self.facts.append_mb_per_s.push(append.round());

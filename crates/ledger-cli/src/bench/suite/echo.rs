@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
@@ -18,7 +19,9 @@ use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
+use super::super::machine::Spent;
 use super::super::{Args as Load, TASK_TYPE};
+use super::yardstick::Figure;
 use crate::daemon::cannot;
 use crate::failure::{Exit, Failure};
 use crate::output::print;
@@ -46,11 +49,11 @@ pub(super) async fn serve() -> Result<(), Failure> {
     served.map_err(|error| Failure::new(Exit::Failure, format!("the echo ended: {error}")))
 }
 
-/// Calls a second, as `load` says: callers, connections, payload, duration.
+/// Calls a second, as `load` says: callers, connections, payload, duration. The CPU time is the server's and the callers'.
 ///
 /// # Errors
 /// When a call fails.
-pub(super) async fn call(address: &str, load: &Load) -> Result<f64, Failure> {
+pub(super) async fn call(address: &str, server: u32, load: &Load) -> Result<Figure, Failure> {
     let failed =
         |error: &dyn std::fmt::Display| Failure::new(Exit::Failure, format!("the echo failed: {error}"));
     let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| failed(&error))?;
@@ -66,6 +69,8 @@ pub(super) async fn call(address: &str, load: &Load) -> Result<f64, Failure> {
         ..NewTask::default()
     };
     let request = EnqueueTaskRequest { task: Some(task), request_id: String::new() };
+    let both = [server, std::process::id()];
+    let before = both.map(Spent::read);
     let (began, end) = (Instant::now(), Instant::now() + load.duration.0);
     let mut callers = JoinSet::new();
     for (_, channel) in (0..load.callers).zip(connections.iter().cycle()) {
@@ -75,7 +80,10 @@ pub(super) async fn call(address: &str, load: &Load) -> Result<f64, Failure> {
     while let Some(one) = callers.join_next().await {
         calls += one.expect("a caller does not panic").map_err(|status| failed(&status))?;
     }
-    Ok(calls as f64 / began.elapsed().as_secs_f64())
+    let value = calls as f64 / began.elapsed().as_secs_f64();
+    let spent = std::iter::zip(both, before).map(|(process, before)| Spent::read(process).since(&before).cpu);
+    let spent: Option<Duration> = spent.sum();
+    Ok(Figure { value, cpu_us: spent.map(|cpu| cpu.as_secs_f64() * 1e6 / (calls as f64).max(1.0)) })
 }
 
 async fn one(channel: Channel, request: EnqueueTaskRequest, end: Instant) -> Result<u64, Status> {

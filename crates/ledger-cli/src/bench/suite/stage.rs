@@ -165,16 +165,16 @@ impl Stage {
         Ok(())
     }
 
-    /// A figure of the machine itself, in a process of its own.
-    pub(super) async fn yardstick(&self, which: Which, seconds: u64) -> Result<f64, Failure> {
+    /// A figure of the machine itself, in a process of its own; `batch` is of SQLite's alone.
+    pub(super) async fn yardstick(&self, which: Which, seconds: u64, batch: u32) -> Result<Figure, Failure> {
         let folder = tempfile::tempdir_in(&self.root).map_err(|error| cannot("make a folder", &error))?;
         let mut command = daemon::command()?;
         command
-            .args(["bench", "yardstick", which.name(), "--duration", &format!("{seconds}s"), "--dir"])
+            .args(["bench", "yardstick", which.name(), "--duration", &format!("{seconds}s")])
+            .args(["--batch", &batch.to_string(), "--dir"])
             .arg(folder.path());
         let said = output(command).await?;
-        let figure: Figure = serde_json::from_slice(&said).map_err(|_| broken("a yardstick", &said))?;
-        Ok(figure.value)
+        serde_json::from_slice(&said).map_err(|_| broken("a yardstick", &said))
     }
 
     /// Lifecycles a second of the loop in process, and of prepared statements on the same schema, for each round.
@@ -189,7 +189,7 @@ impl Stage {
     }
 
     /// Calls a second that a server with nothing behind it answers.
-    pub(super) async fn echo(&self, load: &Load) -> Result<f64, Failure> {
+    pub(super) async fn echo(&self, load: &Load) -> Result<Figure, Failure> {
         let mut command = daemon::command()?;
         command.args(["bench", "yardstick", "echo", "--dir"]).arg(&self.root);
         let mut server = tokio::process::Command::from(command)
@@ -205,7 +205,8 @@ impl Stage {
             .ok()
             .flatten()
             .ok_or_else(|| broken("the echo", b""))?;
-        echo::call(&address, load).await
+        let process = server.id().ok_or_else(|| broken("the echo", b""))?;
+        echo::call(&address, process, load).await
     }
 }
 

@@ -13,13 +13,12 @@ use tokio::time::Instant;
 
 use super::echo;
 use crate::bench::Histogram;
+use crate::bench::machine::Spent;
 use crate::daemon::cannot;
 use crate::failure::{Exit, Failure};
 use crate::output::print;
 use crate::policy::Span;
 
-/// Tasks in a commit.
-const BATCH: i64 = 1_000;
 /// A page of SQLite's.
 const PAGE: usize = 4_096;
 /// What one sync of the payload row covers: ten payloads of 64 KiB, a call of its load.
@@ -37,6 +36,9 @@ pub(in crate::bench) struct Args {
     /// How long
     #[arg(long, value_name = "DUR", default_value = "5s")]
     duration: Span,
+    /// Tasks in a commit
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    batch: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
@@ -56,19 +58,25 @@ pub(super) enum Which {
 pub(super) struct Figure {
     /// Per second, or milliseconds at p50.
     pub(super) value: f64,
+    /// CPU time for one, in microseconds, of what is told per second.
+    pub(super) cpu_us: Option<f64>,
 }
 
 impl Args {
     pub(in crate::bench) async fn run(self) -> Result<(), Failure> {
-        let value = match self.which {
-            Which::FastSchema => {
-                fast_schema(&self.dir, self.duration.0).map_err(|error| database("run", &error))?
+        let figure = |value| Figure { value, cpu_us: None };
+        let figure = match self.which {
+            Which::FastSchema => fast_schema(&self.dir, self.duration.0, self.batch.into())
+                .map_err(|error| database("run", &error))?,
+            Which::Flush => {
+                figure(flush(&self.dir, self.duration.0).map_err(|error| cannot("flush", &error))?)
             }
-            Which::Flush => flush(&self.dir, self.duration.0).map_err(|error| cannot("flush", &error))?,
-            Which::Append => append(&self.dir, self.duration.0).map_err(|error| cannot("append", &error))?,
+            Which::Append => {
+                figure(append(&self.dir, self.duration.0).map_err(|error| cannot("append", &error))?)
+            }
             Which::Echo => return echo::serve().await,
         };
-        print(&(serde_json::to_string(&Figure { value }).expect("a number has a JSON form") + "\n"))
+        print(&(serde_json::to_string(&figure).expect("a number has a JSON form") + "\n"))
     }
 }
 
@@ -98,10 +106,10 @@ fn open(path: &Path) -> rusqlite::Result<Connection> {
     Ok(conn)
 }
 
-/// One thread, prepared statements, one commit for 1,000 tasks: some of them come, those before are claimed, those before
+/// One thread, prepared statements, one commit for a batch of tasks: some of them come, those before are claimed, those before
 /// these are completed; a history row for each. No index but the keys, no check, nothing else; what differs from task to
 /// task is a parameter.
-fn fast_schema(dir: &Path, duration: Duration) -> rusqlite::Result<f64> {
+fn fast_schema(dir: &Path, duration: Duration, batch: i64) -> rusqlite::Result<Figure> {
     let conn = open(&dir.join("fast.db"))?;
     conn.execute_batch(
         "CREATE TABLE tasks (id INTEGER PRIMARY KEY, agent TEXT, kind TEXT, state INTEGER, priority INTEGER, \
@@ -128,27 +136,33 @@ fn fast_schema(dir: &Path, duration: Duration) -> rusqlite::Result<f64> {
     )?;
     let (payload, result) = ([b'x'; 256], *b"0123456789abcdef");
     let (none, nobody) = (None::<i64>, None::<&str>);
+    let before = Spent::read(std::process::id());
     let (start, mut rounds, mut first) = (Instant::now(), 0_u32, 1_i64);
     while start.elapsed() < duration {
         let now = first;
         conn.execute_batch("BEGIN IMMEDIATE")?;
-        for id in first..first + BATCH {
+        for id in first..first + batch {
             insert.execute(params![id, "agent-1", "kind-1", 5, now, 3, now, &payload[..]])?;
             history.execute(params![id, 1, none, 0, now, nobody, nobody])?;
         }
-        for id in (first - BATCH).max(1)..first {
+        for id in (first - batch).max(1)..first {
             claim.execute(params![id, 1, 2, "worker-1", 1, now, now])?;
             history.execute(params![id, 2, 0, 1, now, "worker-1", nobody])?;
         }
-        for id in (first - 2 * BATCH).max(1)..(first - BATCH).max(1) {
+        for id in (first - 2 * batch).max(1)..(first - batch).max(1) {
             complete.execute(params![id, 3, now, &result[..], 1])?;
             history.execute(params![id, 3, 1, 2, now, "worker-1", nobody])?;
         }
         conn.execute_batch("COMMIT")?;
-        (rounds, first) = (rounds + 1, first + BATCH);
+        (rounds, first) = (rounds + 1, first + batch);
     }
     // The first two commits are not whole.
-    Ok(f64::from(rounds.saturating_sub(2)) * BATCH as f64 / start.elapsed().as_secs_f64())
+    let lifecycles = f64::from(rounds.saturating_sub(2)) * batch as f64;
+    let cpu = Spent::read(std::process::id()).since(&before).cpu;
+    Ok(Figure {
+        value: lifecycles / start.elapsed().as_secs_f64(),
+        cpu_us: cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / lifecycles.max(1.0)),
+    })
 }
 
 /// The median, in milliseconds.

@@ -10,25 +10,53 @@ use ledger_core::store::{
     AgentEvent, AgentEventKind, AgentRow, BreakerRow, BudgetRow, DeadLetter, Notes, SessionRow,
 };
 use ledger_core::{Overrides, TaskId, Timestamp};
+use rusqlite::types::{ToSqlOutput, Value, ValueRef};
 use rusqlite::{Statement, ToSql};
 
 /// The parameters of a prepared statement, bound one after the other; run again and again.
+///
+/// A parameter keeps its value from run to run, and most are the same or NULL in row after row: those are not bound again.
 pub(super) struct Args<'s, 'c> {
     statement: &'s mut Statement<'c>,
     bound: usize,
+    /// What each parameter has, as far as that is cheap to compare. None: NULL, as all are at first.
+    has: Vec<Option<Had>>,
     /// The first that could not be bound.
     error: Option<rusqlite::Error>,
 }
 
+#[derive(Clone, Copy, PartialEq)]
+enum Had {
+    Integer(i64),
+    /// Text, bytes or a fraction.
+    Other,
+}
+
 impl<'s, 'c> Args<'s, 'c> {
-    pub(super) const fn of(statement: &'s mut Statement<'c>) -> Self {
-        Self { statement, bound: 0, error: None }
+    pub(super) fn of(statement: &'s mut Statement<'c>) -> Self {
+        // A statement that was used before comes back without values.
+        let has = vec![None; statement.parameter_count()];
+        Self { statement, bound: 0, has, error: None }
     }
 
     /// One value more.
     pub(super) fn add(&mut self, value: impl ToSql) {
         self.bound += 1;
-        if let Err(error) = self.statement.raw_bind_parameter(self.bound, value) {
+        let bound = value.to_sql().and_then(|value| {
+            let now = match value {
+                ToSqlOutput::Borrowed(ValueRef::Null) | ToSqlOutput::Owned(Value::Null) => None,
+                ToSqlOutput::Borrowed(ValueRef::Integer(number))
+                | ToSqlOutput::Owned(Value::Integer(number)) => Some(Had::Integer(number)),
+                _ => Some(Had::Other),
+            };
+            match self.has.get_mut(self.bound - 1) {
+                Some(had) if *had == now && now != Some(Had::Other) => return Ok(()),
+                Some(had) => *had = now,
+                None => {}
+            }
+            self.statement.raw_bind_parameter(self.bound, value)
+        });
+        if let Err(error) = bound {
             self.error.get_or_insert(error);
         }
     }
@@ -281,4 +309,39 @@ pub(super) const fn event_code(kind: AgentEventKind) -> i64 {
 /// None for an empty text.
 fn filled(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rusqlite::Connection;
+
+    #[test]
+    fn a_parameter_that_is_not_bound_again_has_the_value_it_had() {
+        let conn = Connection::open_in_memory().expect("it opens");
+        conn.execute_batch("CREATE TABLE rows (a, b)").expect("a table");
+        let rows = [
+            (Value::Null, Value::Integer(0)),
+            (Value::Integer(0), Value::Integer(0)),
+            (Value::Text("x".into()), Value::Integer(0)),
+            (Value::Text("y".into()), Value::Null),
+            (Value::Integer(0), Value::Null),
+            (Value::Null, Value::Blob(vec![1])),
+            (Value::Null, Value::Blob(vec![2])),
+        ];
+        for _ in 0..2 {
+            // The second time from the cache, where nothing is left of the last row.
+            let mut statement = conn.prepare_cached("INSERT INTO rows VALUES (?, ?)").expect("a statement");
+            let mut args = Args::of(&mut statement);
+            for (a, b) in &rows {
+                args.add(a);
+                args.add(b);
+                args.run().expect("a row");
+            }
+        }
+        let mut found = conn.prepare("SELECT a, b FROM rows ORDER BY rowid").expect("a statement");
+        let found = found.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).expect("rows");
+        let found: Vec<(Value, Value)> = found.collect::<Result<_, _>>().expect("rows");
+        assert_eq!(found, [rows.clone(), rows].concat());
+    }
 }

@@ -8,6 +8,7 @@
 mod bind;
 mod checkpoint;
 mod insert;
+mod lookup;
 mod open;
 mod pipeline;
 #[cfg(test)]
@@ -32,6 +33,7 @@ use insert::Table;
 use ledger_core::limits::REQUEST_MEMORY;
 use ledger_core::store::{Ask, Changed, Changes, Fut, Known, Recovered, Store, StoreError, TaskData, Want};
 use ledger_core::{AgentId, ByTask, Now, Record, State, Task, TaskId, Timestamp};
+use lookup::Lookup;
 use pipeline::Pipeline;
 use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
@@ -54,6 +56,7 @@ const SMALL_RESULT: usize = 256;
 /// The writing half.
 pub struct SqliteStore {
     pipeline: Pipeline,
+    lookup: Lookup,
     /// For what is read at the start, and of tasks that have ended. Sees what is committed.
     conn: SqliteConnection,
     checkpoints: Checkpoints,
@@ -97,7 +100,7 @@ impl std::fmt::Debug for SqliteStore {
 
 impl SqliteStore {
     fn new(
-        pipeline: Pipeline,
+        (pipeline, lookup): (Pipeline, Lookup),
         conn: SqliteConnection,
         checkpoints: Checkpoints,
         fresh: Arc<Fresh>,
@@ -105,6 +108,7 @@ impl SqliteStore {
     ) -> Self {
         Self {
             pipeline,
+            lookup,
             conn,
             checkpoints,
             fresh,
@@ -127,6 +131,7 @@ impl SqliteStore {
     pub async fn close(self) -> Result<(), StoreError> {
         self.checkpoints.close().await.map_err(|error| failed(&error))?;
         self.conn.close().await.map_err(|error| failed(&error))?;
+        self.lookup.close().map_err(|error| failed(&error))?;
         self.pipeline.close().map_err(|error| failed(&error))
     }
 

@@ -4,6 +4,7 @@
 //! a symbolic link; a schema that is newer than this program is left alone.
 
 use super::checkpoint::Checkpoints;
+use super::lookup::Lookup;
 use super::pipeline::Pipeline;
 use super::read::SqliteReader;
 use super::write::Writer;
@@ -130,11 +131,12 @@ pub async fn open(dir: &Path, options: Options) -> Result<(SqliteStore, Arc<Sqli
     let checkpoints = Checkpoints::open(&writing).await.map_err(named)?;
     // Opened on the final schema.
     let writer = Writer::open(&path, BUSY, &pragmas(&options)).map_err(|error| of_sqlite(&path, &error))?;
+    let lookup = Lookup::open(&path, BUSY, &PRAGMAS).map_err(|error| of_sqlite(&path, &error))?;
     let pipeline = Pipeline::start(writer).map_err(|source| OpenError::Io { path: path.clone(), source })?;
     let fresh = Arc::new(Fresh::new(options.fresh_bytes));
     let reading = settings(&path).read_only(true).pragma("query_only", "ON");
     let reader = Arc::new(SqliteReader::open(reading, Arc::clone(&fresh), side("-wal")));
-    Ok((SqliteStore::new(pipeline, conn, checkpoints, fresh, lock), reader))
+    Ok((SqliteStore::new((pipeline, lookup), conn, checkpoints, fresh, lock), reader))
 }
 
 /// What every connection is set to.

@@ -6,8 +6,7 @@
 //! nothing is ahead of is written by the caller's thread, for two hand-overs cost more than its rows.
 
 use super::staged::{Part, Sealed};
-use super::write::{Done, Found, Look, Writer};
-use ledger_core::AgentId;
+use super::write::{Done, Writer};
 use rusqlite::{Error, Result};
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -19,8 +18,6 @@ use tokio::sync::oneshot;
 enum Job {
     Part(Arc<Part>),
     Commit(Arc<Sealed>),
-    /// A [`Look`] was left with the writer, which may have seen it by now.
-    Look,
     /// What was refused is forgotten.
     Anew(oneshot::Sender<()>),
 }
@@ -28,7 +25,6 @@ enum Job {
 /// See the module.
 pub(super) struct Pipeline {
     writer: Arc<Mutex<Writer>>,
-    looks: Sender<Look>,
     jobs: Sender<Job>,
     done: UnboundedReceiver<Result<Done>>,
     thread: JoinHandle<()>,
@@ -44,14 +40,13 @@ impl Pipeline {
     /// # Errors
     /// When there can be no thread.
     pub(super) fn start(writer: Writer) -> std::io::Result<Self> {
-        let looks = writer.looks();
         let writer = Arc::new(Mutex::new(writer));
         let ((jobs, orders), (tell, done)) = (channel(), unbounded_channel());
         let own = Arc::clone(&writer);
         let thread = std::thread::Builder::new()
             .name("ledger-writer".to_owned())
             .spawn(move || write(&own, orders, &tell))?;
-        Ok(Self { writer, looks, jobs, done, thread, underway: 0, begun: false, told: VecDeque::new() })
+        Ok(Self { writer, jobs, done, thread, underway: 0, begun: false, told: VecDeque::new() })
     }
 
     /// The writer, while nothing is on its way.
@@ -97,18 +92,6 @@ impl Pipeline {
             self.underway -= 1;
             self.told.push_back(done.unwrap_or(Err(Error::InvalidQuery)));
         }
-    }
-
-    /// Holders of keys and answers to requests. Rows of batches on their way may be seen or not.
-    pub(super) async fn look(&self, keys: &[(AgentId, Arc<str>)], requests: &[Arc<str>]) -> Result<Found> {
-        if self.is_idle() {
-            return self.writer().look(keys, requests);
-        }
-        let (answer, found) = oneshot::channel();
-        // Seen between two rows of what is being written, or else when the thread comes to the job.
-        let _ = self.looks.send(Look { keys: keys.to_vec(), requests: requests.to_vec(), answer });
-        let _ = self.jobs.send(Job::Look);
-        found.await.unwrap_or(Err(Error::InvalidQuery))
     }
 
     /// Forgets what was sent and not committed.
@@ -167,7 +150,6 @@ fn write(writer: &Mutex<Writer>, jobs: Receiver<Job>, tell: &UnboundedSender<Res
                     return;
                 }
             }
-            Job::Look => writer.answer_looks(),
             Job::Anew(answer) => {
                 writer.roll_back();
                 open = Ok(0);

@@ -153,16 +153,16 @@ impl SqliteStore {
             })
             .await?;
         }
-        self.read_remembered(want, &mut known).await?;
+        self.read_remembered(want, &mut known)?;
         Ok(known)
     }
 
     /// Keys and requests: what is in the file, and over it what is on its way there or staged.
-    async fn read_remembered(&self, want: &Want, known: &mut Known) -> Result<(), StoreError> {
+    fn read_remembered(&mut self, want: &Want, known: &mut Known) -> Result<(), StoreError> {
         if want.keys.is_empty() && want.requests.is_empty() {
             return Ok(());
         }
-        let found = self.pipeline.look(&want.keys, &want.requests).await.map_err(|error| failed(&error))?;
+        let found = self.lookup.look(&want.keys, &want.requests).map_err(|error| failed(&error))?;
         let changed: Vec<&Staged> =
             self.underway.iter().map(|batch| &batch.sealed.staged).chain([&self.staged]).collect();
         let is_free = |id: &TaskId| changed.iter().any(|batch| batch.freed.contains(id));

@@ -3,7 +3,7 @@
 mod underway;
 
 use super::insert::Table;
-use super::{OpenError, Options, open, read, recover, write};
+use super::{OpenError, Options, lookup, open, read, recover, write};
 use crate::store::rig::{AGENT, Folder, Kind, New, Rig, START, everything, failure, notes};
 use bytes::Bytes;
 use ledger_core::store::{
@@ -41,7 +41,11 @@ fn store_of(rig: &mut Rig) -> &mut super::SqliteStore {
 async fn every_statement_can_be_prepared() {
     let rig = Rig::sqlite().await;
     let mut conn = raw(rig.folder()).await;
-    let fixed = write::STATEMENTS.into_iter().chain(recover::STATEMENTS).chain(read::STATEMENTS);
+    let fixed = write::STATEMENTS
+        .into_iter()
+        .chain(lookup::STATEMENTS)
+        .chain(recover::STATEMENTS)
+        .chain(read::STATEMENTS);
     let inserts = Table::ALL.iter().map(|table| table.insert().text());
     for text in fixed.chain(inserts) {
         conn.prepare(AssertSqlSafe(text).into_sql_str())
@@ -54,7 +58,12 @@ async fn every_statement_can_be_prepared() {
 async fn no_list_sorts_and_no_look_up_scans() {
     let rig = Rig::sqlite().await;
     let mut conn = raw(rig.folder()).await;
-    let steps = read::STATEMENTS.into_iter().take(6).chain(recover::STATEMENTS).chain(write::STATEMENTS);
+    let steps = read::STATEMENTS
+        .into_iter()
+        .take(6)
+        .chain(lookup::STATEMENTS)
+        .chain(recover::STATEMENTS)
+        .chain(write::STATEMENTS);
     for text in steps {
         let plan = sqlx::query(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {text}")));
         let rows = plan.fetch_all(&mut conn).await.expect("it explains");

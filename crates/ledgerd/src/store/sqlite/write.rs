@@ -10,22 +10,16 @@ use super::staged::{Part, Sealed};
 use super::text;
 use bytes::Bytes;
 use ledger_core::limits::{FORGOTTEN_AT_ONCE, SALVAGED};
-use ledger_core::store::{KeyHolder, RequestRow};
 use ledger_core::{AgentId, TaskId, Timestamp};
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Result, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Result};
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
-use tokio::sync::oneshot;
 
 /// Task numbers that share an entry of each agent that has one of them: 2 to the power of this.
 const AGENT_BLOCK_BITS: u32 = 4;
 /// More than there are statements.
 const STATEMENTS_KEPT: usize = 64;
-/// Rows after which the writer sees whether somebody waits for a look.
-const LOOK_EVERY: usize = 32;
 
 /// What a commit tells.
 #[derive(Clone, Copy, Debug, Default)]
@@ -36,23 +30,8 @@ pub(super) struct Done {
     pub(super) oldest_request: Option<Timestamp>,
 }
 
-/// A question for what is stored under keys and request ids.
-pub(super) struct Look {
-    pub(super) keys: Vec<(AgentId, Arc<str>)>,
-    pub(super) requests: Vec<Arc<str>>,
-    pub(super) answer: oneshot::Sender<Result<Found>>,
-}
-
-/// Its answer, in the order of the question.
-pub(super) struct Found {
-    pub(super) keys: Vec<Option<KeyHolder>>,
-    pub(super) requests: Vec<Option<RequestRow>>,
-}
-
 const BEGIN: &str = "BEGIN IMMEDIATE";
 const COMMIT: &str = "COMMIT";
-const KEY: &str = "SELECT task_id, digest FROM idempotency_keys WHERE agent = ? AND key = ?";
-const REQUEST: &str = "SELECT digest, answer, at FROM requests WHERE hash = ? AND id = ?";
 const OLDEST_REQUEST: &str = "SELECT at FROM requests ORDER BY seq LIMIT 1";
 const META: &str = "UPDATE meta SET last_task = ?, last_seq = ?, last_session = ? WHERE id = 1";
 const FREE_KEYS: &str = "DELETE FROM idempotency_keys \
@@ -110,7 +89,7 @@ const OLD_EVENTS: &str = "DELETE FROM agent_events WHERE seq IN ( \
 
 /// Every statement that is no insert, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 22] = [
+pub(super) const STATEMENTS: [&str; 20] = [
     REMOVE_HISTORY,
     REMOVE[0],
     REMOVE[1],
@@ -130,17 +109,12 @@ pub(super) const STATEMENTS: [&str; 22] = [
     LEFT_BLOCKS,
     PRUNE_SALVAGE,
     PURGE_REQUESTS,
-    KEY,
-    REQUEST,
     OLDEST_REQUEST,
 ];
 
 /// The one connection that writes.
 pub(super) struct Writer {
     conn: Connection,
-    looks: Receiver<Look>,
-    /// The other end.
-    ask: Sender<Look>,
 }
 
 impl Writer {
@@ -153,13 +127,7 @@ impl Writer {
             conn.pragma_update(None, name, value)?;
         }
         conn.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
-        let (ask, looks) = channel();
-        Ok(Self { conn, looks, ask })
-    }
-
-    /// Where to leave a look for it.
-    pub(super) fn looks(&self) -> Sender<Look> {
-        self.ask.clone()
+        Ok(Self { conn })
     }
 
     /// The value of a setting.
@@ -173,7 +141,7 @@ impl Writer {
         }
     }
 
-    /// Opens the batch's transaction, if it is not: what is read in one costs no locks of its own.
+    /// Opens the batch's transaction, if it is not.
     fn begin(&self) -> Result<()> {
         if self.conn.is_autocommit() { self.run(BEGIN, |_| {}) } else { Ok(()) }
     }
@@ -188,49 +156,6 @@ impl Writer {
 
     pub(super) fn close(self) -> Result<()> {
         self.conn.close().map_err(|(_, error)| error)
-    }
-
-    /// Reads what is stored, the open batch included as far as it is written.
-    pub(super) fn look(&self, keys: &[(AgentId, Arc<str>)], requests: &[Arc<str>]) -> Result<Found> {
-        self.begin()?;
-        Ok(Found {
-            keys: keys.iter().map(|(agent, key)| self.key(*agent, key)).collect::<Result<_>>()?,
-            requests: requests.iter().map(|id| self.request(id)).collect::<Result<_>>()?,
-        })
-    }
-
-    /// Answers whoever waits.
-    pub(super) fn answer_looks(&self) {
-        while let Ok(look) = self.looks.try_recv() {
-            // Nobody hears it when the ledger ends meanwhile.
-            let _ = look.answer.send(self.look(&look.keys, &look.requests));
-        }
-    }
-
-    /// The holder of a key: task and digest.
-    fn key(&self, agent: AgentId, key: &str) -> Result<Option<KeyHolder>> {
-        let mut statement = self.conn.prepare_cached(KEY)?;
-        let holder = statement.query_row(params![agent.0, key], |row| {
-            Ok(KeyHolder {
-                task: TaskId(row.get::<_, i64>(0)?.cast_unsigned()),
-                digest: row.get::<_, i64>(1)?.cast_unsigned(),
-            })
-        });
-        holder.optional()
-    }
-
-    /// The answer to a request that was made before.
-    fn request(&self, id: &Arc<str>) -> Result<Option<RequestRow>> {
-        let mut statement = self.conn.prepare_cached(REQUEST)?;
-        let request = statement.query_row(params![request_hash(id), &**id], |row| {
-            Ok(RequestRow {
-                id: Arc::clone(id),
-                digest: row.get::<_, i64>(0)?.cast_unsigned(),
-                answer: row.get::<_, Vec<u8>>(1)?.into(),
-                at: Timestamp::from_millis(row.get(2)?),
-            })
-        });
-        request.optional()
     }
 
     /// When the oldest answer was given that is remembered.
@@ -431,9 +356,6 @@ impl Writer {
             bind(&mut args, item);
             args.run()?;
             count += 1;
-            if count % LOOK_EVERY == 0 {
-                self.answer_looks();
-            }
         }
         Ok(count)
     }

@@ -1,11 +1,13 @@
 //! Batches on their way to the file: what the next ones know of them, and what becomes of all when one fails.
 
-use super::{number, store_of};
+use super::{number, raw, store_of};
 use crate::store::rig::{AGENT, New, Rig};
 use bytes::Bytes;
 use ledger_core::store::{Changed, Changes, RequestRow, StoreError, Want};
 use ledger_core::{AgentId, Spec, State, Task, TaskId};
+use sqlx::Executor;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// So many that another thread writes them.
 fn many() -> impl Iterator<Item = New> {
@@ -57,6 +59,24 @@ async fn what_was_written_ahead_goes_with_its_batch() {
     let mut rig = rig.reopen().await;
     assert_eq!(rig.get(all[0]).await.map(|task| task.state), Some(State::Done));
     assert_eq!(rig.get(all[999]).await.map(|task| task.state), Some(State::Queued));
+}
+
+#[tokio::test]
+async fn keys_are_known_while_the_writer_waits() {
+    let mut rig = Rig::sqlite().await;
+    let held = rig.enqueue(keyed("held")).await;
+    rig.commit().await;
+    let mut other = raw(rig.folder()).await;
+    other.execute("BEGIN IMMEDIATE").await.expect("nobody writes");
+    submit_many(&mut rig).await;
+    let asked = ["held", "new"].map(|key| (AGENT, Arc::from(key)));
+    let want = Want { keys: asked.to_vec(), ..Want::default() };
+    let known =
+        tokio::time::timeout(Duration::from_secs(2), rig.known(want)).await.expect("sooner than a write");
+    let holders = asked.each_ref().map(|key| known.keys.get(key).map(|holder| holder.task));
+    assert_eq!(holders, [Some(held), None]);
+    other.execute("ROLLBACK").await.expect("it ends");
+    rig.store().durable().await.expect("the writer had patience");
 }
 
 #[tokio::test]
