@@ -148,6 +148,10 @@ const PRAGMAS: [(&str, &str); 5] = [
     ("temp_store", "MEMORY"),
 ];
 
+/// Pages that the writer keeps: 16 MiB, more than a batch can change. SQLite looks at each of them at every commit while the
+/// file is below 1 GiB, for a tree that grows in its middle, as that of the keys does, moves pages past its end for a moment.
+const WRITER_CACHE: &str = "-16384";
+
 /// Every commit is on the disk before anybody hears of it. A test of that must be able to fail, so a debug build can be told
 /// not to wait for the disk; a release build cannot.
 fn synchronous() -> SqliteSynchronous {
@@ -165,6 +169,7 @@ fn pragmas(options: &Options) -> Vec<(&'static str, String)> {
     let off = matches!(synchronous(), SqliteSynchronous::Off);
     pragmas.push(("synchronous", if off { "OFF" } else { "FULL" }.to_owned()));
     pragmas.push(("wal_autocheckpoint", "0".to_owned()));
+    pragmas.push(("cache_size", WRITER_CACHE.to_owned()));
     pragmas.extend(options.max_pages.map(|pages| ("max_page_count", pages.to_string())));
     pragmas
 }

@@ -142,7 +142,7 @@ async fn connections_are_set_as_durability_needs() {
         ("cell_size_check", "1"),
         ("wal_autocheckpoint", "0"),
         ("page_size", "4096"),
-        ("cache_size", "-65536"),
+        ("cache_size", "-16384"),
         ("temp_store", "2"),
         ("mmap_size", "0"),
         ("journal_mode", "wal"),
