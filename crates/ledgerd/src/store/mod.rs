@@ -4,6 +4,7 @@
 //! [`Committed`] is made by a commit alone, after everything of its batch is durable; an error leaves nothing of the
 //! batch behind, in memory too once the caller has recovered.
 
+mod bind;
 #[cfg(test)]
 mod conformance;
 #[cfg(test)]
@@ -11,10 +12,13 @@ mod model;
 mod ready;
 #[cfg(test)]
 mod rig;
+mod rows;
 mod sqlite;
+mod text;
 
-pub(crate) use sqlite::settings_text;
 pub use sqlite::{OpenError, Options, SqliteReader, SqliteStore, open};
+
+pub(crate) use text::settings_text;
 
 /// Proof that a batch is durable: replies are made from it. Only a store's commit can make one.
 #[derive(Debug)]

@@ -85,7 +85,7 @@ tables! {
         "stop_until", "discarded", "loss_weight", "lost_at", "free_releases", "blocks",
     ] "";
     History = "INSERT INTO task_history" [
-        "seq", "task_id", "version", "prev", "kind", "from_state", "to_state", "reason", "at", "fence", "attempt",
+        "seq", "prev", "task_id", "version", "kind", "from_state", "to_state", "reason", "at", "fence", "attempt",
         "worker", "until", "digest", "error", "facts",
     ] "";
     Results = "REPLACE INTO results" ["task_id", "result"] "";

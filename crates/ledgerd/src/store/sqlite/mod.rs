@@ -5,7 +5,7 @@
 //! changed is in memory until it is durable, so what is read from the file is never older than what was decided; memory
 //! that a failed batch has touched is not used again before a recovery.
 
-mod bind;
+mod args;
 mod checkpoint;
 mod insert;
 mod lookup;
@@ -15,12 +15,9 @@ mod pipeline;
 mod rate;
 mod read;
 mod recover;
-mod rows;
 mod staged;
 #[cfg(test)]
 mod tests;
-mod text;
-pub(crate) use text::settings_text;
 mod write;
 
 pub use open::{OpenError, Options, open};

@@ -3,13 +3,13 @@
 //! Invariants: a list looks at a bounded number of rows and says where it stopped; no read waits for the writer or makes
 //! it wait.
 
-use super::recover::each;
-use super::rows::{
-    Columns, Shared, data_columns, dead_letter_columns, event_columns, note_columns, record_columns,
-    task_columns,
-};
+use super::recover::{Columns, each};
 use super::write::ids;
-use super::{Fresh, failed, text};
+use super::{Fresh, failed};
+use crate::store::rows::{
+    Shared, data_columns, dead_letter_columns, event_columns, note_columns, record_columns, task_columns,
+};
+use crate::store::text;
 use bytes::Bytes;
 use ledger_core::limits::LETTERS_LOOKED_AT;
 use ledger_core::store::{
@@ -265,7 +265,7 @@ impl SqliteReader {
         let mut found = Vec::with_capacity(rows.len());
         for row in &rows {
             let mut row = Columns::of(row);
-            let (task, _) = row.task(&mut shared)?;
+            let task = row.task(&mut shared)?;
             let name = row.maybe_text()?.unwrap_or_default();
             let agent = Arc::clone(names.entry(task.spec.agent).or_insert_with(|| name.into()));
             let payload = row.maybe_bytes()?.unwrap_or_default();
@@ -546,7 +546,7 @@ impl Reader for SqliteReader {
             let row = query.fetch_one(&self.pool).await.map_err(|error| failed(&error))?;
             let mut row = Columns::of(&row);
             let (looked, last) = (row.number()?, row.number()?);
-            let found = super::text::task_ids(row.text()?)?;
+            let found = text::task_ids(row.text()?)?;
             Ok((found, (looked == look as u64).then_some(TaskId(last))))
         })
     }

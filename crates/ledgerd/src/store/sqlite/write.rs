@@ -4,12 +4,14 @@
 //! more than the row that it writes (docs/benchmarks.md). Here one thread runs all statements of a batch, each prepared
 //! once. Invariant: the whole batch in one transaction.
 
-use super::bind::{self, Args};
+use super::args::Args;
 use super::insert::Table;
-use super::staged::{Part, Sealed};
-use super::text;
+use super::staged::{Image, Part, Row, Sealed};
+use crate::store::bind::{self, Sink};
+use crate::store::text;
 use bytes::Bytes;
 use ledger_core::limits::{FORGOTTEN_AT_ONCE, SALVAGED};
+use ledger_core::store::KeyHolder;
 use ledger_core::{AgentId, TaskId, Timestamp};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Result};
 use std::collections::BTreeSet;
@@ -193,24 +195,29 @@ impl Writer {
     pub(super) fn write_part(&self, part: &Part) -> Result<u64> {
         self.begin()?;
         if let Some(freed) = &part.freed {
-            self.run(FREE_KEYS, |args| args.add(freed))?;
+            self.run(FREE_KEYS, |args| args.add(freed.as_str()))?;
         }
         if !part.moved.is_empty() {
             let moved = text::written(&part.moved);
-            self.run(MOVE_KEYS, |args| args.add(&moved))?;
-            self.run(MOVE_SPECS, |args| args.add(&moved))?;
+            self.run(MOVE_KEYS, |args| args.add(moved.as_str()))?;
+            self.run(MOVE_SPECS, |args| args.add(moved.as_str()))?;
             let blocks = part.moved.iter().map(|(id, agent, _)| agent_block(AgentId(*agent), TaskId(*id)));
-            self.rows(Table::AgentBlocks, blocks, bind::agent_block)?;
+            self.rows(Table::AgentBlocks, blocks, add_agent_block)?;
         }
-        let mut values = self.rows(Table::Specs, part.specs.iter(), bind::spec)?;
+        let mut values = self.rows(Table::Specs, part.specs.iter(), |args, born| {
+            bind::spec(args, born.id, &born.spec, &born.data);
+        })?;
         let mut blocks: Vec<_> =
             part.specs.iter().map(|born| agent_block(born.spec.agent, born.id)).collect();
         blocks.sort_unstable();
         blocks.dedup();
-        values += self.rows(Table::AgentBlocks, blocks.into_iter(), bind::agent_block)?;
+        values += self.rows(Table::AgentBlocks, blocks.into_iter(), add_agent_block)?;
         let keyed = part.specs.iter().filter(|born| born.keyed);
-        values += self.rows(Table::Keys, keyed, bind::key)?;
-        values += self.rows(Table::History, part.history.iter(), bind::history)?;
+        values += self.rows(Table::Keys, keyed, |args, born| {
+            let holder = KeyHolder { task: born.id, digest: born.data.digest };
+            bind::key(args, born.spec.agent, &born.data.key, holder);
+        })?;
+        values += self.rows(Table::History, part.history.iter(), add_row)?;
         values += self.rows(Table::Results, part.results.iter(), |args, (id, result)| {
             bind::result(args, *id, result);
         })?;
@@ -249,7 +256,7 @@ impl Writer {
         let mut values = 0;
         values += self.rows(Table::Counts, sealed.counts.iter(), |args, (agent, state, count)| {
             args.add(agent.0);
-            args.add(*state);
+            args.add(i64::from(*state));
             args.add(count.cast_signed());
         })?;
         let live = sealed.blocks.iter().filter(|(_, live)| *live > 0);
@@ -257,23 +264,24 @@ impl Writer {
             args.add(block.cast_signed());
             args.add(live.cast_signed());
         })?;
-        values += self.rows(Table::Agents, staged.agents.values(), bind::agent)?;
-        values += self.rows(Table::Breakers, staged.breakers.values(), bind::breaker)?;
-        values += self.rows(Table::Budgets, staged.budgets.values(), bind::budget)?;
-        values += self.rows(Table::Sessions, staged.sessions.values(), bind::session)?;
-        values += self.rows(Table::Events, staged.events.iter(), bind::event)?;
+        values += self.rows(Table::Agents, staged.agents.values(), |args, row| bind::agent(args, row))?;
+        values +=
+            self.rows(Table::Breakers, staged.breakers.values(), |args, row| bind::breaker(args, row))?;
+        values += self.rows(Table::Budgets, staged.budgets.values(), |args, row| bind::budget(args, row))?;
+        values +=
+            self.rows(Table::Sessions, staged.sessions.values(), |args, row| bind::session(args, row))?;
+        values += self.rows(Table::Events, staged.events.iter(), |args, row| bind::event(args, row))?;
         for table in [Table::TasksPlain, Table::TasksDone, Table::TasksHeld, Table::TasksFull] {
             let images = sealed.tasks.iter().filter(|image| image.form == table);
-            values += self.rows(table, images, bind::task)?;
+            values += self.rows(table, images, add_image)?;
         }
-        values += self.rows(Table::Notes, staged.notes.iter(), bind::notes)?;
-        values += self.rows(Table::DeadLetters, staged.letters.values().flatten(), bind::letter)?;
+        values += self.rows(Table::Notes, staged.notes.iter(), |args, row| bind::notes(args, row))?;
+        values += self.rows(Table::DeadLetters, staged.letters.values().flatten(), |args, row| {
+            bind::letter(args, row)
+        })?;
         values += self.rows(Table::Requests, staged.requests.iter(), |args, row| {
             args.add(request_hash(&row.id));
-            args.add(&*row.id);
-            args.add(row.digest.cast_signed());
-            args.add(&row.answer[..]);
-            args.add(row.at.millis());
+            bind::request(args, row);
         })?;
         values += self.rows(Table::Salvage, staged.salvage.iter(), |args, (task, fence, result)| {
             args.add(task.0.cast_signed());
@@ -284,7 +292,7 @@ impl Writer {
             let tasks: BTreeSet<_> = staged.salvage.iter().map(|(task, _, _)| task).collect();
             let tasks = ids(tasks.into_iter());
             self.run(PRUNE_SALVAGE, |args| {
-                args.add(&tasks);
+                args.add(tasks.as_str());
                 args.add(SALVAGED as i64);
             })?;
         }
@@ -295,14 +303,14 @@ impl Writer {
     /// What few batches do: all that takes something away.
     fn write_rare(&self, sealed: &Sealed) -> Result<()> {
         let staged = &sealed.staged;
-        let listed = |text, list: String| self.run(text, |args| args.add(&list));
+        let listed = |text, list: String| self.run(text, |args| args.add(list.as_str()));
         let gone = staged.letters.iter().filter(|(_, letter)| letter.is_none()).map(|(id, _)| id);
         self.each(REDRIVEN, gone, |args, id| args.add(id.0.cast_signed()))?;
         for (payload, tasks) in &staged.payloads {
             let tasks = ids(tasks.iter());
             self.run(NEW_PAYLOAD, |args| {
                 args.add(&payload[..]);
-                args.add(&tasks);
+                args.add(tasks.as_str());
             })?;
         }
         if !staged.removed.is_empty() {
@@ -363,6 +371,33 @@ impl Writer {
     fn run(&self, text: &'static str, bind: impl Fn(&mut Args<'_, '_>)) -> Result<()> {
         self.each(text, std::iter::once(()), |args, ()| bind(args)).map(drop)
     }
+}
+
+/// A row of `tasks`, as long as its form says.
+fn add_image(args: &mut Args<'_, '_>, image: &Image) {
+    bind::task(args, &image.task);
+    args.add(image.history.cast_signed());
+    match image.form {
+        Table::TasksPlain => return,
+        Table::TasksDone => return args.add(image.result.as_ref().map(|result| &result[..])),
+        _ => bind::held(args, &image.task),
+    }
+    if image.form != Table::TasksHeld {
+        bind::rare(args, &image.task);
+    }
+}
+
+/// A row of `task_history`.
+fn add_row(args: &mut Args<'_, '_>, row: &Row) {
+    args.add(row.seq.cast_signed());
+    args.add(row.prev.map(u64::cast_signed));
+    bind::record(args, &row.record);
+}
+
+/// A row of `agent_blocks`.
+fn add_agent_block(args: &mut Args<'_, '_>, (agent, block): (u32, u64)) {
+    args.add(agent);
+    args.add(block.cast_signed());
 }
 
 /// The entry that says that an agent has a task.

@@ -1,79 +1,80 @@
-//! Values to the parameters of a statement, in the order of the table's columns.
+//! Values to columns, in the order of the tables' columns, for either database.
 //!
-//! Nothing is copied but by SQLite itself. The other way is `rows`.
+//! Nothing is copied but by the database itself, or where it takes a column at a time. The other way is `rows`.
 
-use super::insert::Table;
-use super::staged::{Born, Image, Row};
 use super::text;
 use bytes::Bytes;
 use ledger_core::store::{
-    AgentEvent, AgentEventKind, AgentRow, BreakerRow, BudgetRow, DeadLetter, Notes, SessionRow,
+    AgentEvent, AgentEventKind, AgentRow, BreakerRow, BudgetRow, DeadLetter, KeyHolder, Notes, RequestRow,
+    SessionRow, TaskData,
 };
-use ledger_core::{Overrides, TaskId, Timestamp};
-use rusqlite::types::{ToSqlOutput, Value, ValueRef};
-use rusqlite::{Statement, ToSql};
+use ledger_core::{AgentId, Overrides, Record, Spec, Task, TaskId, Timestamp};
+use std::borrow::Cow;
 
-/// The parameters of a prepared statement, bound one after the other; run again and again.
-///
-/// A parameter keeps its value from run to run, and most are the same or NULL in row after row: those are not bound again.
-pub(super) struct Args<'s, 'c> {
-    statement: &'s mut Statement<'c>,
-    bound: usize,
-    /// What each parameter has, as far as that is cheap to compare. None: NULL, as all are at first.
-    has: Vec<Option<Had>>,
-    /// The first that could not be bound.
-    error: Option<rusqlite::Error>,
+/// One value.
+pub(super) enum Cell<'v> {
+    Null,
+    Int(i64),
+    Real(f64),
+    Text(Cow<'v, str>),
+    Bytes(&'v [u8]),
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Had {
-    Integer(i64),
-    /// Text, bytes or a fraction.
-    Other,
+/// What takes the values of a row, one after the other.
+pub(super) trait Sink {
+    fn add<'v>(&mut self, value: impl Into<Cell<'v>>);
 }
 
-impl<'s, 'c> Args<'s, 'c> {
-    pub(super) fn of(statement: &'s mut Statement<'c>) -> Self {
-        // A statement that was used before comes back without values.
-        let has = vec![None; statement.parameter_count()];
-        Self { statement, bound: 0, has, error: None }
+impl From<i64> for Cell<'_> {
+    fn from(value: i64) -> Self {
+        Self::Int(value)
     }
+}
 
-    /// One value more.
-    pub(super) fn add(&mut self, value: impl ToSql) {
-        self.bound += 1;
-        let bound = value.to_sql().and_then(|value| {
-            let now = match value {
-                ToSqlOutput::Borrowed(ValueRef::Null) | ToSqlOutput::Owned(Value::Null) => None,
-                ToSqlOutput::Borrowed(ValueRef::Integer(number))
-                | ToSqlOutput::Owned(Value::Integer(number)) => Some(Had::Integer(number)),
-                _ => Some(Had::Other),
-            };
-            match self.has.get_mut(self.bound - 1) {
-                Some(had) if *had == now && now != Some(Had::Other) => return Ok(()),
-                Some(had) => *had = now,
-                None => {}
-            }
-            self.statement.raw_bind_parameter(self.bound, value)
-        });
-        if let Err(error) = bound {
-            self.error.get_or_insert(error);
-        }
+impl From<u32> for Cell<'_> {
+    fn from(value: u32) -> Self {
+        Self::Int(value.into())
     }
+}
 
-    /// Runs the statement with what was bound, and begins anew with its first parameter.
-    pub(super) fn run(&mut self) -> rusqlite::Result<()> {
-        self.bound = 0;
-        match self.error.take() {
-            Some(error) => Err(error),
-            None => self.statement.raw_execute().map(drop),
-        }
+impl From<bool> for Cell<'_> {
+    fn from(value: bool) -> Self {
+        Self::Int(value.into())
+    }
+}
+
+impl From<f64> for Cell<'_> {
+    fn from(value: f64) -> Self {
+        Self::Real(value)
+    }
+}
+
+impl<'v> From<&'v str> for Cell<'v> {
+    fn from(value: &'v str) -> Self {
+        Self::Text(value.into())
+    }
+}
+
+impl From<String> for Cell<'_> {
+    fn from(value: String) -> Self {
+        Self::Text(value.into())
+    }
+}
+
+impl<'v> From<&'v [u8]> for Cell<'v> {
+    fn from(value: &'v [u8]) -> Self {
+        Self::Bytes(value)
+    }
+}
+
+impl<'v, T: Into<Self>> From<Option<T>> for Cell<'v> {
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Cell::Null, Into::into)
     }
 }
 
 /// A row of `task_specs`.
-pub(super) fn spec(args: &mut Args<'_, '_>, born: &Born) {
-    let Born { id, spec, data, .. } = born;
+pub(super) fn spec(args: &mut impl Sink, id: TaskId, spec: &Spec, data: &TaskData) {
     args.add(id.0.cast_signed());
     args.add(i64::from(spec.agent.0));
     args.add(&*spec.task_type);
@@ -89,11 +90,9 @@ pub(super) fn spec(args: &mut Args<'_, '_>, born: &Born) {
     args.add(data.parent.map(|parent| parent.0.cast_signed()));
 }
 
-/// A row of `tasks`, as long as its form says.
-pub(super) fn task(args: &mut Args<'_, '_>, image: &Image) {
-    let task = &image.task;
-    let id = task.id;
-    args.add(id.0.cast_signed());
+/// What every row of `tasks` has.
+pub(super) fn task(args: &mut impl Sink, task: &Task) {
+    args.add(task.id.0.cast_signed());
     args.add(i64::from(task.state.code()));
     args.add(i64::from(task.reason.code()));
     args.add(i64::from(task.priority));
@@ -107,12 +106,10 @@ pub(super) fn task(args: &mut Args<'_, '_>, image: &Image) {
     args.add(i64::from(task.delivery));
     args.add(i64::from(task.attempt));
     args.add(i64::from(task.idle_deliveries));
-    args.add(image.history.cast_signed());
-    match image.form {
-        Table::TasksPlain => return,
-        Table::TasksDone => return args.add(image.result.as_ref().map(|result| &result[..])),
-        _ => {}
-    }
+}
+
+/// Its holder and its sample.
+pub(super) fn held(args: &mut impl Sink, task: &Task) {
     let holder = task.holder.as_ref();
     args.add(holder.map(|holder| &*holder.worker));
     args.add(holder.map(|holder| holder.incarnation.cast_signed()));
@@ -125,9 +122,10 @@ pub(super) fn task(args: &mut Args<'_, '_>, image: &Image) {
         task.sample.map(|sample| if sample.permit.probe { i64::from(sample.permit.slot) + 1 } else { 0 }),
     );
     args.add(task.sample.map(|sample| sample.told));
-    if image.form == Table::TasksHeld {
-        return;
-    }
+}
+
+/// What few have.
+pub(super) fn rare(args: &mut impl Sink, task: &Task) {
     args.add(i64::from(task.retry_count));
     args.add(i64::from(task.losses));
     args.add(i64::from(task.preemptions));
@@ -144,13 +142,10 @@ pub(super) fn task(args: &mut Args<'_, '_>, image: &Image) {
     args.add(i64::from(task.blocks));
 }
 
-/// A row of `task_history`.
-pub(super) fn history(args: &mut Args<'_, '_>, row: &Row) {
-    let record = &row.record;
-    args.add(row.seq.cast_signed());
+/// A row of `task_history`, but for its number.
+pub(super) fn record(args: &mut impl Sink, record: &Record) {
     args.add(record.task.0.cast_signed());
     args.add(record.version.cast_signed());
-    args.add(row.prev.map(u64::cast_signed));
     args.add(i64::from(record.kind.code()));
     args.add(record.from.map(|state| i64::from(state.code())));
     args.add(i64::from(record.to.code()));
@@ -166,28 +161,29 @@ pub(super) fn history(args: &mut Args<'_, '_>, row: &Row) {
 }
 
 /// A row of `results`.
-pub(super) fn result(args: &mut Args<'_, '_>, task: TaskId, result: &Bytes) {
+pub(super) fn result(args: &mut impl Sink, task: TaskId, result: &Bytes) {
     args.add(task.0.cast_signed());
     args.add(&result[..]);
 }
 
 /// A row of `idempotency_keys`.
-pub(super) fn key(args: &mut Args<'_, '_>, born: &Born) {
-    let Born { id, spec, data, .. } = born;
-    args.add(spec.agent.0);
-    args.add(&*data.key);
-    args.add(id.0.cast_signed());
-    args.add(data.digest.cast_signed());
+pub(super) fn key(args: &mut impl Sink, agent: AgentId, key: &str, holder: KeyHolder) {
+    args.add(agent.0);
+    args.add(key);
+    args.add(holder.task.0.cast_signed());
+    args.add(holder.digest.cast_signed());
 }
 
-/// A row of `agent_blocks`.
-pub(super) fn agent_block(args: &mut Args<'_, '_>, (agent, block): (u32, u64)) {
-    args.add(agent);
-    args.add(block.cast_signed());
+/// A row of `requests`, but for the hash of its id.
+pub(super) fn request(args: &mut impl Sink, row: &RequestRow) {
+    args.add(&*row.id);
+    args.add(row.digest.cast_signed());
+    args.add(&row.answer[..]);
+    args.add(row.at.millis());
 }
 
 /// A row of `task_notes`.
-pub(super) fn notes(args: &mut Args<'_, '_>, (task, notes): &(TaskId, Notes)) {
+pub(super) fn notes(args: &mut impl Sink, (task, notes): &(TaskId, Notes)) {
     args.add(task.0.cast_signed());
     args.add(notes.error.as_deref().map(text::error));
     args.add(notes.checkpoint.as_deref());
@@ -199,7 +195,7 @@ pub(super) fn notes(args: &mut Args<'_, '_>, (task, notes): &(TaskId, Notes)) {
 }
 
 /// A row of `dead_letter_queue`.
-pub(super) fn letter(args: &mut Args<'_, '_>, letter: &DeadLetter) {
+pub(super) fn letter(args: &mut impl Sink, letter: &DeadLetter) {
     args.add(letter.task.0.cast_signed());
     args.add(i64::from(letter.agent.0));
     args.add(&*letter.task_type);
@@ -214,7 +210,7 @@ pub(super) fn letter(args: &mut Args<'_, '_>, letter: &DeadLetter) {
 }
 
 /// A row of `agents`.
-pub(super) fn agent(args: &mut Args<'_, '_>, row: &AgentRow) {
+pub(super) fn agent(args: &mut impl Sink, row: &AgentRow) {
     args.add(row.id.0);
     args.add(&*row.name);
     args.add(text::agent(&row.given));
@@ -223,14 +219,14 @@ pub(super) fn agent(args: &mut Args<'_, '_>, row: &AgentRow) {
 }
 
 /// A row of `budgets`.
-pub(super) fn budget(args: &mut Args<'_, '_>, row: &BudgetRow) {
+pub(super) fn budget(args: &mut impl Sink, row: &BudgetRow) {
     args.add(row.agent.map_or(0, |agent| agent.0));
     args.add(row.level.millitokens.cast_signed());
     args.add(row.level.updated_at.cast_signed());
 }
 
 /// A row of `sessions`.
-pub(super) fn session(args: &mut Args<'_, '_>, row: &SessionRow) {
+pub(super) fn session(args: &mut impl Sink, row: &SessionRow) {
     args.add(&*row.worker);
     args.add(row.incarnation.cast_signed());
     args.add(row.session.0.cast_signed());
@@ -240,7 +236,7 @@ pub(super) fn session(args: &mut Args<'_, '_>, row: &SessionRow) {
 }
 
 /// A row of `breakers`.
-pub(super) fn breaker(args: &mut Args<'_, '_>, row: &BreakerRow) {
+pub(super) fn breaker(args: &mut impl Sink, row: &BreakerRow) {
     let snapshot = &row.snapshot;
     let stats = &snapshot.stats;
     let seen = [
@@ -277,7 +273,7 @@ pub(super) fn breaker(args: &mut Args<'_, '_>, row: &BreakerRow) {
 }
 
 /// A row of `agent_events`.
-pub(super) fn event(args: &mut Args<'_, '_>, event: &AgentEvent) {
+pub(super) fn event(args: &mut impl Sink, event: &AgentEvent) {
     let moved = match event.kind {
         AgentEventKind::Breaker(transition) => Some(transition),
         _ => None,
@@ -309,39 +305,4 @@ pub(super) const fn event_code(kind: AgentEventKind) -> i64 {
 /// None for an empty text.
 fn filled(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use rusqlite::Connection;
-
-    #[test]
-    fn a_parameter_that_is_not_bound_again_has_the_value_it_had() {
-        let conn = Connection::open_in_memory().expect("it opens");
-        conn.execute_batch("CREATE TABLE rows (a, b)").expect("a table");
-        let rows = [
-            (Value::Null, Value::Integer(0)),
-            (Value::Integer(0), Value::Integer(0)),
-            (Value::Text("x".into()), Value::Integer(0)),
-            (Value::Text("y".into()), Value::Null),
-            (Value::Integer(0), Value::Null),
-            (Value::Null, Value::Blob(vec![1])),
-            (Value::Null, Value::Blob(vec![2])),
-        ];
-        for _ in 0..2 {
-            // The second time from the cache, where nothing is left of the last row.
-            let mut statement = conn.prepare_cached("INSERT INTO rows VALUES (?, ?)").expect("a statement");
-            let mut args = Args::of(&mut statement);
-            for (a, b) in &rows {
-                args.add(a);
-                args.add(b);
-                args.run().expect("a row");
-            }
-        }
-        let mut found = conn.prepare("SELECT a, b FROM rows ORDER BY rowid").expect("a statement");
-        let found = found.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).expect("rows");
-        let found: Vec<(Value, Value)> = found.collect::<Result<_, _>>().expect("rows");
-        assert_eq!(found, [rows.clone(), rows].concat());
-    }
 }

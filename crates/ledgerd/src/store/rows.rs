@@ -13,8 +13,6 @@ use ledger_core::{
     AgentId, EventKind, Holder, Lease, Overrides, Reason, Record, Sample, SessionId, Spec, State, Stop,
     StopCause, Task, TaskError, TaskId, Timestamp,
 };
-use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +20,7 @@ use std::time::Duration;
 macro_rules! task_columns {
     () => {
         "t.id, t.state, t.reason, t.priority, t.run_at, t.calendar, t.deadline, t.queued_at, t.updated_at, t.version, \
-         t.fence, t.delivery, t.attempt, t.idle_deliveries, t.history, t.worker, t.incarnation, t.session, \
+         t.fence, t.delivery, t.attempt, t.idle_deliveries, t.worker, t.incarnation, t.session, \
          t.lease_until, t.acked_at, t.progress_at, t.sample_epoch, t.sample_probe, t.sample_told, t.retry_count, \
          t.losses, t.preemptions, t.redrives, t.probe_failures, t.tokens, t.previous_delay, t.stop_cause, \
          t.stop_until, t.discarded, t.loss_weight, t.lost_at, t.free_releases, t.blocks, s.agent, s.task_type, s.policy, s.created_at, s.frees_key"
@@ -84,31 +82,56 @@ impl Shared {
     }
 }
 
+/// A row of either database, by the place of a column. None: NULL.
+pub(super) trait Cells {
+    fn int(&self, at: usize) -> sqlx::Result<Option<i64>>;
+    fn real(&self, at: usize) -> sqlx::Result<Option<f64>>;
+    fn text(&self, at: usize) -> sqlx::Result<Option<&str>>;
+    fn bytes(&self, at: usize) -> sqlx::Result<Option<&[u8]>>;
+}
+
 /// Reads a row from left to right.
-pub(super) struct Columns<'r> {
-    row: &'r SqliteRow,
+pub(super) struct Columns<'r, R> {
+    row: &'r R,
     next: usize,
 }
 
-impl<'r> Columns<'r> {
-    pub(super) const fn of(row: &'r SqliteRow) -> Self {
+impl<'r, R: Cells> Columns<'r, R> {
+    pub(super) const fn of(row: &'r R) -> Self {
         Self { row, next: 0 }
     }
 
-    fn get<T: sqlx::Decode<'r, sqlx::Sqlite>>(&mut self) -> Result<T, StoreError> {
+    /// The next column, which holds what `read` takes it for.
+    fn get<T>(
+        &mut self,
+        read: impl Fn(&'r R, usize) -> sqlx::Result<Option<T>>,
+    ) -> Result<Option<T>, StoreError> {
         self.next += 1;
-        // STRICT tables: the type of a column is known, and checking it again per value is a fifth of a scan.
-        self.row
-            .try_get_unchecked(self.next - 1)
-            .map_err(|error| StoreError::Corrupt(format!("column {}: {error}", self.next - 1)))
+        read(self.row, self.next - 1).map_err(|error| self.wrong(&error))
+    }
+
+    /// The column before the next is not what it should be.
+    fn wrong(&self, what: &dyn std::fmt::Display) -> StoreError {
+        StoreError::Corrupt(format!("column {}: {what}", self.next - 1))
+    }
+
+    fn some<T>(&self, value: Option<T>) -> Result<T, StoreError> {
+        value.ok_or_else(|| self.wrong(&"is empty"))
     }
 
     pub(super) fn int(&mut self) -> Result<i64, StoreError> {
-        self.get()
+        let value = self.maybe()?;
+        self.some(value)
     }
 
     pub(super) fn maybe(&mut self) -> Result<Option<i64>, StoreError> {
-        self.get()
+        self.get(R::int)
+    }
+
+    /// A count that is mostly 0, which PostgreSQL stores as nothing.
+    fn rare<T: TryFrom<i64>>(&mut self) -> Result<T, StoreError> {
+        let value = self.maybe()?.unwrap_or_default();
+        T::try_from(value).map_err(|_| self.wrong(&value))
     }
 
     pub(super) fn number(&mut self) -> Result<u64, StoreError> {
@@ -122,7 +145,7 @@ impl<'r> Columns<'r> {
 
     fn narrow<T: TryFrom<i64>>(&mut self) -> Result<T, StoreError> {
         let value = self.int()?;
-        T::try_from(value).map_err(|_| StoreError::Corrupt(format!("column {}: {value}", self.next - 1)))
+        T::try_from(value).map_err(|_| self.wrong(&value))
     }
 
     pub(super) fn flag(&mut self) -> Result<bool, StoreError> {
@@ -138,27 +161,27 @@ impl<'r> Columns<'r> {
     }
 
     pub(super) fn text(&mut self) -> Result<&'r str, StoreError> {
-        self.get()
+        let value = self.maybe_text()?;
+        self.some(value)
     }
 
     pub(super) fn maybe_text(&mut self) -> Result<Option<&'r str>, StoreError> {
-        self.get()
+        self.get(R::text)
     }
 
     pub(super) fn maybe_bytes(&mut self) -> Result<Option<Bytes>, StoreError> {
-        Ok(self.get::<Option<&[u8]>>()?.map(Bytes::copy_from_slice))
+        Ok(self.get(R::bytes)?.map(Bytes::copy_from_slice))
     }
 
     pub(super) fn bytes(&mut self) -> Result<Bytes, StoreError> {
-        Ok(Bytes::copy_from_slice(self.get::<&[u8]>()?))
+        let value = self.maybe_bytes()?;
+        self.some(value)
     }
 
     fn code<T>(&mut self, from: impl Fn(u8) -> Option<T>) -> Result<T, StoreError> {
         let code = self.int()?;
-        u8::try_from(code)
-            .ok()
-            .and_then(from)
-            .ok_or_else(|| StoreError::Corrupt(format!("column {}: code {code}", self.next - 1)))
+        let known = u8::try_from(code).ok().and_then(from);
+        known.ok_or_else(|| self.wrong(&format_args!("code {code}")))
     }
 
     pub(super) fn task_id(&mut self) -> Result<TaskId, StoreError> {
@@ -177,8 +200,7 @@ impl<'r> Columns<'r> {
         self.maybe_text()?.map(text::error_of).transpose()
     }
 
-    /// A task and the number of its newest history row.
-    pub(super) fn task(&mut self, shared: &mut Shared) -> Result<(Task, u64), StoreError> {
+    pub(super) fn task(&mut self, shared: &mut Shared) -> Result<Task, StoreError> {
         let id = self.task_id()?;
         let state = self.state()?;
         let reason = self.code(Reason::from_code)?;
@@ -193,7 +215,6 @@ impl<'r> Columns<'r> {
         let delivery = self.narrow()?;
         let attempt = self.narrow()?;
         let idle_deliveries = self.narrow()?;
-        let history = self.number()?;
         let worker = self.maybe_text()?;
         let (incarnation, session) = (self.maybe()?, self.maybe()?);
         let holder = worker.map(|worker| Holder {
@@ -205,13 +226,13 @@ impl<'r> Columns<'r> {
         let lease = until.map(|until| Lease { until, acked_at, progress_at: progress_at.unwrap_or(until) });
         let (epoch, probe, told) = (self.maybe()?, self.maybe()?, self.maybe()?);
         let sample = epoch.map(|epoch| Sample { permit: permit(epoch, probe), told: told == Some(1) });
-        let retry_count = self.narrow()?;
-        let losses = self.narrow()?;
-        let preemptions = self.narrow()?;
-        let redrives = self.narrow()?;
-        let probe_failures = self.narrow()?;
-        let tokens = self.narrow()?;
-        let previous_delay = self.narrow()?;
+        let retry_count = self.rare()?;
+        let losses = self.rare()?;
+        let preemptions = self.rare()?;
+        let redrives = self.rare()?;
+        let probe_failures = self.rare()?;
+        let tokens = self.rare()?;
+        let previous_delay = self.rare()?;
         let cause = self.maybe()?;
         let stop = match (cause, self.maybe_time()?) {
             (Some(cause), Some(until)) => {
@@ -223,9 +244,9 @@ impl<'r> Columns<'r> {
             }
             _ => None,
         };
-        let discarded = self.flag()?;
-        let (loss_weight, lost_at) = (self.narrow()?, self.maybe_time()?);
-        let (free_releases, blocks) = (self.narrow()?, self.narrow()?);
+        let discarded = self.rare::<u8>()? != 0;
+        let (loss_weight, lost_at) = (self.rare()?, self.maybe_time()?);
+        let (free_releases, blocks) = (self.rare()?, self.rare()?);
         let agent = self.agent()?;
         let task_type = shared.text(self.text()?);
         let policy = self.maybe_text()?.map(text::policy_of).transpose()?.unwrap_or(Overrides::NONE);
@@ -264,7 +285,7 @@ impl<'r> Columns<'r> {
             stop,
             discarded,
         };
-        Ok((task, history))
+        Ok(task)
     }
 
     pub(super) fn record(&mut self) -> Result<Record, StoreError> {
@@ -309,7 +330,7 @@ impl<'r> Columns<'r> {
     pub(super) fn notes(&mut self) -> Result<Notes, StoreError> {
         let error = self.error()?;
         let checkpoint = self.maybe_bytes()?;
-        let (fraction, note, at) = (self.get::<Option<f64>>()?, self.maybe_text()?, self.maybe_time()?);
+        let (fraction, note, at) = (self.get(R::real)?, self.maybe_text()?, self.maybe_time()?);
         let progress = at.map(|at| ProgressNote {
             fraction: fraction.unwrap_or_default(),
             note: note.unwrap_or_default().to_owned(),
