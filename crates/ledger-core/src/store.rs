@@ -479,7 +479,8 @@ pub trait Store: Send {
         })
     }
 
-    /// The earliest time after `now` at which a waiting task becomes due, on the steady clock.
+    /// The earliest time after `now` at which a waiting task becomes due, on the steady clock; may be told too early, never
+    /// too late.
     fn next_due(&self, now: Now) -> Option<Timestamp>;
 }
 
@@ -716,4 +717,18 @@ pub trait Reader: Send + Sync {
     /// # Errors
     /// That the store cannot be read.
     fn sizes(&self) -> Fut<'_, Sizes>;
+
+    /// Looks through all that is stored for damage; slow. At once where the store does so by itself.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] with what was found; that the store cannot be read.
+    fn check(&self) -> Fut<'_, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// Ends its connections, once the reads that run have ended.
+    ///
+    /// # Errors
+    /// None so far.
+    fn close(&self) -> Fut<'_, ()>;
 }

@@ -47,7 +47,7 @@ pub struct Flags {
     /// Directory of the ledger, made when it is missing [default: ledgerd-data] [env: LEDGERD_DATA_DIR]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<String>,
-    /// `sqlite` in the data directory, or `sqlite:DIR` [default: sqlite] [env: LEDGERD_STORE]
+    /// `sqlite` in the data directory, `sqlite:DIR`, or `postgres://USER@HOST/DATABASE` [default: sqlite] [env: LEDGERD_STORE]
     #[arg(long, value_name = "STORE")]
     pub store: Option<String>,
     /// What to log: `error`, `warn`, `info`, `debug`, `trace`, or a filter by module [default: info] [env: LEDGERD_LOG]
@@ -93,6 +93,33 @@ pub enum LogFormat {
     Json,
 }
 
+/// Where a ledger is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreAt {
+    /// In a directory of this machine.
+    Sqlite(PathBuf),
+    /// In a database of PostgreSQL.
+    Postgres(Url),
+}
+
+/// An address that may hold a password, which it never shows.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Url(String);
+
+impl Url {
+    /// All of it.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&without_password(&self.0))
+    }
+}
+
 /// What the daemon goes by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -100,8 +127,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where the probes of HTTP listen.
     pub http_listen: Option<SocketAddr>,
-    /// Directory of the ledger.
-    pub data_dir: PathBuf,
+    /// Where the ledger is.
+    pub store: StoreAt,
     /// What to log.
     pub log: String,
     /// How.
@@ -130,6 +157,13 @@ struct Effective {
     key: &'static str,
     value: String,
     origin: String,
+}
+
+impl Effective {
+    /// Its value, for people: secrets are hidden.
+    fn shown(&self) -> String {
+        if self.key == "store" { without_password(&self.value) } else { self.value.clone() }
+    }
 }
 
 /// Every value that counts.
@@ -266,9 +300,9 @@ impl Loaded {
                 Some(done),
                 Some(failed),
             ) => {
-                let data_dir = store.unwrap_or(data_dir);
+                let store = store.unwrap_or(StoreAt::Sqlite(data_dir));
                 let retention = Retention { done, failed };
-                Ok(Config { listen, http_listen, data_dir, log, log_format, drain_grace, retention })
+                Ok(Config { listen, http_listen, store, log, log_format, drain_grace, retention })
             }
             _ => Err(ConfigErrors(errors)),
         }
@@ -283,7 +317,7 @@ impl Loaded {
         let found = self.0.iter().find(|found| found.key == key)?;
         read(&found.value)
             .map_err(|rule| {
-                errors.push(format!("{key} = {:?} (from {}): {rule}", found.value, found.origin));
+                errors.push(format!("{key} = {:?} (from {}): {rule}", found.shown(), found.origin));
             })
             .ok()
     }
@@ -293,7 +327,7 @@ impl Loaded {
 impl fmt::Display for Loaded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for found in &self.0 {
-            writeln!(f, "{:<40} # {}", format!("{} = {:?}", found.key, found.value), found.origin)?;
+            writeln!(f, "{:<40} # {}", format!("{} = {:?}", found.key, found.shown()), found.origin)?;
         }
         Ok(())
     }
@@ -342,14 +376,40 @@ fn directory(text: &str) -> Result<PathBuf, String> {
     if text.is_empty() { Err("name a directory".to_owned()) } else { Ok(PathBuf::from(text)) }
 }
 
-/// A directory other than the data directory, when one is named.
-fn store(text: &str) -> Result<Option<PathBuf>, String> {
+/// Where the ledger is, when that is not the data directory.
+fn store(text: &str) -> Result<Option<StoreAt>, String> {
     match text.split_once(':') {
         None if text == "sqlite" => Ok(None),
-        Some(("sqlite", dir)) => directory(dir).map(Some),
-        Some(("postgres" | "postgresql", _)) => Err("PostgreSQL is not supported yet; use sqlite".to_owned()),
-        _ => Err("write sqlite or sqlite:DIR".to_owned()),
+        Some(("sqlite", dir)) => directory(dir).map(|dir| Some(StoreAt::Sqlite(dir))),
+        Some(("postgres" | "postgresql", rest)) if rest.starts_with("//") => {
+            crate::store::postgres::options(text).map_err(|error| error.to_string())?;
+            Ok(Some(StoreAt::Postgres(Url(text.to_owned()))))
+        }
+        _ => Err("write sqlite, sqlite:DIR or postgres://USER@HOST/DATABASE".to_owned()),
     }
+}
+
+/// An address without the password in it, which stands before the host or among the parameters.
+fn without_password(address: &str) -> String {
+    let Some((scheme, rest)) = address.split_once("://") else { return address.to_owned() };
+    let (place, parameters) = match rest.split_once('?') {
+        Some((place, parameters)) => (place, Some(parameters)),
+        None => (rest, None),
+    };
+    let place = match place.rsplit_once('@') {
+        Some((who, host)) => match who.split_once(':') {
+            Some((user, _)) => format!("{user}:***@{host}"),
+            None => place.to_owned(),
+        },
+        None => place.to_owned(),
+    };
+    let hide = |parameter: &str| match parameter.split_once('=') {
+        Some((name, _)) if name.eq_ignore_ascii_case("password") => format!("{name}=***"),
+        _ => parameter.to_owned(),
+    };
+    let parameters = parameters.map(|all| all.split('&').map(hide).collect::<Vec<_>>().join("&"));
+    let question = if parameters.is_some() { "?" } else { "" };
+    format!("{scheme}://{place}{question}{}", parameters.unwrap_or_default())
 }
 
 /// How long something is kept; none: for ever.
@@ -410,7 +470,7 @@ mod tests {
             config.listen.ip().is_loopback() && config.http_listen.is_some_and(|at| at.ip().is_loopback())
         );
         assert_eq!(config.drain_grace, Duration::from_secs(25));
-        assert_eq!(config.data_dir, Path::new("ledgerd-data"));
+        assert_eq!(config.store, StoreAt::Sqlite("ledgerd-data".into()));
         let days = |days: u64| Some(Duration::from_secs(days * 86_400));
         assert_eq!(config.retention, Retention { done: days(7), failed: days(90) });
     }
@@ -440,6 +500,28 @@ mod tests {
     }
 
     #[test]
+    fn a_password_is_never_shown() {
+        for (given, shown) in [
+            ("postgres://ann:se@cret@localhost:5432/ledger", "postgres://ann:***@localhost:5432/ledger"),
+            (
+                "postgres://ann@localhost/ledger?password=se@cret",
+                "postgres://ann@localhost/ledger?password=***",
+            ),
+            ("postgres://localhost/ledger?user=ann", "postgres://localhost/ledger?user=ann"),
+        ] {
+            assert_eq!(without_password(given), shown);
+        }
+        let flags = Flags { store: Some("postgres://ann:secret@localhost/x".into()), ..Flags::default() };
+        let loaded = read(&flags, &[]).expect("a config");
+        let config = loaded.config().expect("a config");
+        assert!(matches!(&config.store, StoreAt::Postgres(url) if url.reveal().contains("secret")));
+        let flags = Flags { store: Some("postgres://ann:secret@host/x?sslmode=disable".into()), ..flags };
+        for shown in [loaded.to_string(), format!("{config:?}"), error(&flags, &[])] {
+            assert!(!shown.contains("secret"), "{shown}");
+        }
+    }
+
+    #[test]
     fn what_is_shown_can_be_read() {
         let shown = read(&Flags::default(), &[]).expect("defaults").to_string();
         let (_dir, flags) = with_file(&shown);
@@ -456,7 +538,9 @@ mod tests {
             ("LISTEN", "0.0.0.0:7420"),
             ("LISTEN", "[::]:7420"),
             ("HTTP_LISTEN", "7421"),
-            ("STORE", "postgres://db"),
+            ("STORE", "postgres:db"),
+            ("STORE", "postgres://db.example.com/ledger?sslmode=require"),
+            ("STORE", "postgres://localhost/ledger?sslmode=perhaps"),
             ("STORE", "mysql"),
             ("DATA_DIR", ""),
             ("LOG", "a=b=c"),

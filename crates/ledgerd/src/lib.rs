@@ -15,15 +15,16 @@ mod process;
 mod server;
 
 use clock::Clock;
-use config::Config;
-use ledger_core::store::StoreError;
+use config::{Config, StoreAt};
+use ledger_core::store::{Reader, StoreError};
 use server::Health;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use store::{OpenError, SqliteReader};
+use store::postgres::ConnectError;
+use store::{DynStore, OpenError};
 use tokio::net::TcpListener;
 use tokio::task::JoinError;
 use tokio::time::timeout;
@@ -54,6 +55,9 @@ pub enum Fatal {
     /// The ledger in it cannot be used.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// The database cannot be used.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// The store failed while it was read at the start.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -74,7 +78,10 @@ impl Fatal {
             | Self::Open(OpenError::Corrupt { .. })
             | Self::Ledger(ledger::Fatal::Store(StoreError::Corrupt(_))) => 65,
             Self::Open(OpenError::Newer { .. }) => 78,
-            Self::Store(_) | Self::Open(_) | Self::Ledger(_) | Self::Directory { .. } => 74,
+            Self::Connect(error) if error.is_configuration() => 78,
+            Self::Store(_) | Self::Open(_) | Self::Connect(_) | Self::Ledger(_) | Self::Directory { .. } => {
+                74
+            }
             Self::Listen { .. } | Self::Serve(_) => 1,
         }
     }
@@ -105,12 +112,10 @@ pub async fn run(
         Some(address) => listen(address).await.map(|(listener, address)| (Some(listener), Some(address)))?,
         None => (None, None),
     };
-    make_directory(&config.data_dir)?;
-    let (store, reader) = store::open(&config.data_dir, store::Options::default()).await?;
+    let (store, reader) = open(&config.store).await?;
     let stop_ledger = CancellationToken::new();
     let shared = Arc::clone(&reader);
-    let (handle, mut ledger) =
-        ledger::start(Box::new(store), shared, Clock::start(), stop_ledger.clone()).await?;
+    let (handle, mut ledger) = ledger::start(store, shared, Clock::start(), stop_ledger.clone()).await?;
 
     let health = Health::started().await;
     let stop = CancellationToken::new();
@@ -130,7 +135,7 @@ pub async fn run(
     tokio::select! {
         () = shutdown => {}
         // It may take long, so nobody waits for it; a ledger that cannot be right is not served on.
-        error = find_corruption(&reader) => return Err(error),
+        error = find_corruption(&*reader) => return Err(error),
         ended = &mut ledger => return ended_ledger(ended),
         served = &mut serving => return ended_serving(served),
     }
@@ -156,9 +161,24 @@ pub async fn run(
     Ok(())
 }
 
+/// Opens the ledger where it is.
+async fn open(at: &StoreAt) -> Result<(DynStore, Arc<dyn Reader>), Fatal> {
+    match at {
+        StoreAt::Sqlite(dir) => {
+            make_directory(dir)?;
+            let (store, reader) = store::open(dir, store::Options::default()).await?;
+            Ok((Box::new(store), reader))
+        }
+        StoreAt::Postgres(url) => {
+            let (store, reader) = store::postgres::open(url.reveal()).await?;
+            Ok((Box::new(store), reader))
+        }
+    }
+}
+
 /// Looks through the whole store once; never returns when it is sound.
-async fn find_corruption(reader: &SqliteReader) -> Fatal {
-    match reader.quick_check().await {
+async fn find_corruption(reader: &dyn Reader) -> Fatal {
+    match reader.check().await {
         Err(error @ StoreError::Corrupt(_)) => return error.into(),
         Err(error) => tracing::warn!(%error, "the store could not be looked through"),
         Ok(()) => tracing::debug!("the store is sound"),

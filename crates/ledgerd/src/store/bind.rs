@@ -183,7 +183,7 @@ pub(super) fn request(args: &mut impl Sink, row: &RequestRow) {
 }
 
 /// A row of `task_notes`.
-pub(super) fn notes(args: &mut impl Sink, (task, notes): &(TaskId, Notes)) {
+pub(super) fn notes(args: &mut impl Sink, task: TaskId, notes: &Notes) {
     args.add(task.0.cast_signed());
     args.add(notes.error.as_deref().map(text::error));
     args.add(notes.checkpoint.as_deref());

@@ -1,4 +1,4 @@
-//! What every store promises, asked of each of them: SQLite, and the model, calm and overtaking.
+//! What every store promises, asked of each of them: SQLite, PostgreSQL, and the model, calm and overtaking.
 //!
 //! The promises speak through [`Rig`], a ledger of a few lines: it decides with ledger-core, writes, and decides anew
 //! what was overtaken.
@@ -21,6 +21,14 @@ macro_rules! promises {
             $(#[tokio::test]
             async fn $name() {
                 super::$name(super::Rig::sqlite().await).await;
+            })+
+        }
+        mod postgres {
+            $(#[tokio::test]
+            async fn $name() {
+                if let Some(rig) = super::Rig::postgres().await {
+                    super::$name(rig).await;
+                }
             })+
         }
         mod model {
@@ -204,23 +212,20 @@ async fn gated_tasks_are_offered_only_when_asked_for(mut rig: Rig) {
     let free = rig.enqueue(New::of("a")).await;
     rig.apply(low, Event::Gate).await;
     rig.apply(high, Event::Gate).await;
-    let gated = |rig: &mut Rig| {
-        let gated = rig.store().gated(AGENT);
-        futures_util::FutureExt::now_or_never(gated).expect("from memory").expect("it reads")
-    };
     for _ in 0..2 {
         assert_eq!(rig.offer(everything()).await, [free]);
         assert_eq!(rig.offer(Ask { gated: true, ..everything() }).await, [high, free, low]);
         let only = Some(Arc::from([Arc::from("a")]));
         assert_eq!(rig.offer(Ask { gated: true, types: only, ..everything() }).await, [free, low]);
-        let ids: Vec<TaskId> = gated(&mut rig).iter().map(|task| task.id).collect();
+        let gated = rig.store().gated(AGENT).await.expect("it reads");
+        let ids: Vec<TaskId> = gated.iter().map(|task| task.id).collect();
         assert_eq!(ids, [high, low]);
         rig.commit().await;
     }
     rig.apply(high, Event::Ungate).await;
     assert_eq!(rig.offer(everything()).await, [high, free]);
     rig.claim(low).await;
-    assert!(gated(&mut rig).is_empty());
+    assert!(rig.store().gated(AGENT).await.expect("it reads").is_empty());
 }
 
 async fn those_that_come_before_a_task_are_counted(mut rig: Rig) {
@@ -407,7 +412,9 @@ async fn everything_reads_back_after_a_restart(mut rig: Rig) {
     let due = rig.store().next_due(now);
     let mut rig = rig.reopen().await;
     assert_eq!(rig.store().offer(&asked, now).await.expect("it offers"), offers);
-    assert_eq!(rig.store().next_due(now), due);
+    // Too early is allowed: it costs a look.
+    let far = ledger_core::Timestamp::FAR;
+    assert!(rig.store().next_due(now).unwrap_or(far) >= due.unwrap_or(far));
     let mut timed: Vec<TaskId> = Vec::new();
     let mut counts = std::collections::HashMap::<AgentId, [u64; 8]>::new();
     for (id, before) in ids.iter().zip(before) {
@@ -436,7 +443,8 @@ async fn an_uncommitted_batch_leaves_nothing(mut rig: Rig) {
     assert_eq!(rig.get(kept).await.map(|task| task.state), Some(State::Queued));
     assert_eq!(rig.recovered.transitions, 1);
     assert_eq!(rig.recovered.counts[&AGENT], [0, 1, 0, 0, 0, 0, 0, 0]);
-    assert_eq!(rig.enqueue(New::of("a")).await, lost, "a number that nobody was told is given again");
+    let next = rig.enqueue(New::of("a")).await;
+    assert!(next >= lost, "a number that nobody was told may be given again, one that was told never is");
     // The same without a restart: after an error the caller recovers.
     rig.recover().await;
     assert_eq!(rig.get(lost).await, None);

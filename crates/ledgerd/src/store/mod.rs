@@ -9,6 +9,7 @@ mod bind;
 mod conformance;
 #[cfg(test)]
 mod model;
+pub mod postgres;
 mod ready;
 #[cfg(test)]
 mod rig;

@@ -2,6 +2,7 @@
 //! overtaken.
 
 use super::model::ModelStore;
+use super::postgres::{self, PgReader, PgStore};
 use super::{Committed, Options, SqliteReader, SqliteStore, open};
 use bytes::Bytes;
 use ledger_core::store::{
@@ -41,6 +42,7 @@ impl Drop for Folder {
 
 pub(super) enum Kind {
     Sqlite { folder: Folder, store: Option<Box<SqliteStore>>, reader: Arc<SqliteReader> },
+    Postgres { url: String, store: Option<Box<PgStore>>, reader: Arc<PgReader> },
     Model(Box<ModelStore>),
 }
 
@@ -83,11 +85,18 @@ impl Rig {
         Self::of(Kind::Sqlite { folder, store: Some(Box::new(store)), reader }).await
     }
 
+    /// On a database of its own; none where there is no server to test with.
+    pub(super) async fn postgres() -> Option<Self> {
+        let url = database().await?;
+        let (store, reader) = postgres::open(&url).await.expect("a new ledger opens");
+        Some(Self::of(Kind::Postgres { url, store: Some(Box::new(store)), reader }).await)
+    }
+
     pub(super) async fn model(seed: Option<u64>) -> Self {
         Self::of(Kind::Model(Box::new(ModelStore::new(seed)))).await
     }
 
-    async fn of(kind: Kind) -> Self {
+    pub(super) async fn of(kind: Kind) -> Self {
         let now = Now::steady(Timestamp::from_millis(START));
         let mut rig = Self { kind, now, recovered: Recovered::default(), settings: Settings::default() };
         rig.recover().await;
@@ -97,13 +106,15 @@ impl Rig {
     pub(super) fn store(&mut self) -> &mut dyn Store<Proof = Committed> {
         match &mut self.kind {
             Kind::Sqlite { store, .. } => &mut **store.as_mut().expect("only reopening takes it"),
+            Kind::Postgres { store, .. } => &mut **store.as_mut().expect("only reopening takes it"),
             Kind::Model(store) => &mut **store,
         }
     }
 
-    pub(super) fn reader(&self) -> Option<&SqliteReader> {
+    pub(super) fn reader(&self) -> Option<&dyn Reader> {
         match &self.kind {
-            Kind::Sqlite { reader, .. } => Some(reader),
+            Kind::Sqlite { reader, .. } => Some(&**reader),
+            Kind::Postgres { reader, .. } => Some(&**reader),
             Kind::Model(_) => None,
         }
     }
@@ -111,7 +122,7 @@ impl Rig {
     pub(super) fn folder(&self) -> &Path {
         match &self.kind {
             Kind::Sqlite { folder, .. } => &folder.0,
-            Kind::Model(_) => panic!("the model has no folder"),
+            Kind::Postgres { .. } | Kind::Model(_) => panic!("only SQLite has a folder"),
         }
     }
 
@@ -122,12 +133,20 @@ impl Rig {
 
     /// As after a kill: what is not committed is gone.
     pub(super) async fn reopen(mut self) -> Self {
-        if let Kind::Sqlite { folder, store, reader } = &mut self.kind {
-            reader.close().await;
-            drop(store.take());
-            let (again, read) = open(&folder.0, Options::default()).await.expect("it opens again");
-            *store = Some(Box::new(again));
-            *reader = read;
+        match &mut self.kind {
+            Kind::Sqlite { folder, store, reader } => {
+                reader.close().await.expect("it closes");
+                drop(store.take());
+                let (again, read) = open(&folder.0, Options::default()).await.expect("it opens again");
+                (*store, *reader) = (Some(Box::new(again)), read);
+            }
+            Kind::Postgres { url, store, reader } => {
+                reader.close().await.expect("it closes");
+                drop(store.take());
+                let (again, read) = postgres::open(url).await.expect("it opens again");
+                (*store, *reader) = (Some(Box::new(again)), read);
+            }
+            Kind::Model(_) => {}
         }
         self.recover().await;
         self
@@ -266,15 +285,31 @@ impl Rig {
 
     /// The transitions of a task, as far as they can be read.
     pub(super) async fn history(&self, id: TaskId) -> Vec<Record> {
-        match &self.kind {
-            Kind::Model(model) => model.history().into_iter().filter(|record| record.task == id).collect(),
-            Kind::Sqlite { reader, .. } => {
-                let rows = reader.history(id).await.expect("it reads").expect("the task exists");
-                assert!(rows.is_sorted_by(|a, b| a.seq < b.seq), "rows come oldest first");
-                rows.into_iter().map(|row| row.record).collect()
-            }
+        if let Kind::Model(model) = &self.kind {
+            return model.history().into_iter().filter(|record| record.task == id).collect();
         }
+        let reader = self.reader().expect("all others can be read");
+        let rows = reader.history(id).await.expect("it reads").expect("the task exists");
+        assert!(rows.is_sorted_by(|a, b| a.seq < b.seq), "rows come oldest first");
+        rows.into_iter().map(|row| row.record).collect()
     }
+}
+
+/// A new database on the server that `.ci/postgres` has started; none when it has not.
+pub(super) async fn database() -> Option<String> {
+    use sqlx::{AssertSqlSafe, ConnectOptions, Executor};
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let Ok(url) = std::env::var("LEDGERD_TEST_POSTGRES_URL") else {
+        eprintln!("not tested: LEDGERD_TEST_POSTGRES_URL names no server (.ci/postgres COMMAND starts one)");
+        return None;
+    };
+    let name = format!("ledgerd_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let options: sqlx::postgres::PgConnectOptions = url.parse().expect("an address");
+    let mut conn = options.connect().await.expect("the server of the tests is there");
+    let create = AssertSqlSafe(format!("CREATE DATABASE {name} TEMPLATE template0"));
+    conn.execute(create).await.expect("a superuser makes a database");
+    let (server, _) = url.rsplit_once('/').expect("an address with a database");
+    Some(format!("{server}/{name}"))
 }
 
 pub(super) fn caller() -> Caller {

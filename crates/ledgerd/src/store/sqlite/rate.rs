@@ -3,6 +3,7 @@
 use super::{Options, open};
 use crate::store::rig::{AGENT, Folder, START, caller, everything};
 use bytes::Bytes;
+use ledger_core::store::Reader;
 use ledger_core::store::{Ask, Changed, Changes, Store, TaskData, Want};
 use ledger_core::{
     Context, Event, Holder, Now, Outcome, Overrides, SessionId, Settings, Spec, State, Task, TaskId,
@@ -85,7 +86,7 @@ async fn measure(size: usize, rounds: usize, fused: bool) {
         if fused { "2 commits" } else { "4 commits" },
         tasks / whole.as_secs_f64(),
     );
-    reader.close().await;
+    reader.close().await.expect("it closes");
     store.close().await.expect("it closes");
 }
 

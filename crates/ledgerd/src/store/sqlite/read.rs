@@ -202,24 +202,6 @@ impl SqliteReader {
         Self { pool, fresh, log }
     }
 
-    /// Looks through the whole file for damage; slow, so it runs after the ledger serves.
-    ///
-    /// # Errors
-    /// [`StoreError::Corrupt`] with what was found.
-    pub async fn quick_check(&self) -> Result<(), StoreError> {
-        let row = sqlx::query(QUICK_CHECK).fetch_one(&self.pool).await.map_err(|error| failed(&error))?;
-        match row.try_get::<&str, _>(0) {
-            Ok("ok") => Ok(()),
-            Ok(found) => Err(StoreError::Corrupt(found.to_owned())),
-            Err(error) => Err(failed(&error)),
-        }
-    }
-
-    /// Closes its connections, once the reads that run have ended.
-    pub async fn close(&self) {
-        self.pool.close().await;
-    }
-
     async fn conn(&self) -> Result<PoolConnection<Sqlite>, StoreError> {
         self.pool.acquire().await.map_err(|error| failed(&error))
     }
@@ -559,6 +541,24 @@ impl Reader for SqliteReader {
             // Not there between a checkpoint in good order and the next write.
             let log_bytes = tokio::fs::metadata(&self.log).await.map_or(0, |found| found.len());
             Ok(Sizes { dead_letters, bytes, free_bytes, log_bytes })
+        })
+    }
+
+    fn check(&self) -> Fut<'_, ()> {
+        Box::pin(async move {
+            let row = sqlx::query(QUICK_CHECK).fetch_one(&self.pool).await.map_err(|error| failed(&error))?;
+            match row.try_get::<&str, _>(0) {
+                Ok("ok") => Ok(()),
+                Ok(found) => Err(StoreError::Corrupt(found.to_owned())),
+                Err(error) => Err(failed(&error)),
+            }
+        })
+    }
+
+    fn close(&self) -> Fut<'_, ()> {
+        Box::pin(async move {
+            self.pool.close().await;
+            Ok(())
         })
     }
 }

@@ -7,8 +7,8 @@ use super::{OpenError, Options, lookup, open, read, recover, write};
 use crate::store::rig::{AGENT, Folder, Kind, New, Rig, START, everything, failure, notes};
 use bytes::Bytes;
 use ledger_core::store::{
-    Changed, Changes, DeadLetterFilter, Leaving, Notes, ProgressNote, Reader, RequestRow, StoreError,
-    TaskFilter, Want,
+    Changed, Changes, DeadLetterFilter, Leaving, Notes, ProgressNote, RequestRow, StoreError, TaskFilter,
+    Want,
 };
 use ledger_core::{AgentId, Class, Event, Reason, State, TaskId, Timestamp};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
@@ -289,7 +289,7 @@ async fn notes_are_kept_where_nothing_new_is_said() {
     assert!(matches!(error, StoreError::Corrupt(_)), "{error}");
     assert_eq!(reader.task(TaskId(99), true).await.expect("it reads"), None);
     assert_eq!(reader.history(TaskId(99)).await.expect("it reads"), None);
-    reader.quick_check().await.expect("the file is sound");
+    reader.check().await.expect("the file is sound");
 }
 
 /// Which of the tasks numbered from 1 a filter lets through.

@@ -275,7 +275,8 @@ impl Writer {
             let images = sealed.tasks.iter().filter(|image| image.form == table);
             values += self.rows(table, images, add_image)?;
         }
-        values += self.rows(Table::Notes, staged.notes.iter(), |args, row| bind::notes(args, row))?;
+        values +=
+            self.rows(Table::Notes, staged.notes.iter(), |args, (id, notes)| bind::notes(args, *id, notes))?;
         values += self.rows(Table::DeadLetters, staged.letters.values().flatten(), |args, row| {
             bind::letter(args, row)
         })?;

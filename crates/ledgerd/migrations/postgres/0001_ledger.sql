@@ -1,0 +1,281 @@
+-- The ledger. Instants are wall time in milliseconds, states and reasons are the numbers of ledger-core, 64-bit digests
+-- are stored with their bits as they are; all as on SQLite, where the same names stand for the same things.
+--
+-- No column of `tasks` that a life changes is in an index, so that its updates stay within the page (HOT). What can be
+-- claimed stands in `ready` instead, and is there only while it waits.
+
+CREATE TABLE meta (
+    id SMALLINT PRIMARY KEY CHECK (id = 1),
+    seed BIGINT NOT NULL,
+    created_at BIGINT NOT NULL
+);
+
+INSERT INTO meta (id, seed, created_at)
+VALUES (
+    1,
+    ('x' || substr(md5(gen_random_uuid()::text), 1, 16))::bit(64)::bigint,
+    (extract(epoch FROM clock_timestamp()) * 1000)::bigint
+);
+
+-- Numbers of tasks are taken in blocks: block b has b * 1,000 to b * 1,000 + 999, and 0 is no number.
+CREATE SEQUENCE task_blocks MINVALUE 0 START 0;
+
+-- One for each daemon that ever was: who writes which history rows, and how many.
+CREATE TABLE slots (
+    slot SMALLINT PRIMARY KEY,
+    last_seq BIGINT NOT NULL CHECK (last_seq >= 0),
+    last_session BIGINT NOT NULL CHECK (last_session >= 0)
+);
+
+INSERT INTO slots (slot, last_seq, last_session) VALUES (0, 0, 0);
+
+-- What a producer said: written once.
+CREATE TABLE task_specs (
+    id BIGINT PRIMARY KEY,
+    agent INTEGER NOT NULL,
+    task_type TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    payload BYTEA NOT NULL,
+    labels TEXT,
+    policy TEXT,
+    traceparent TEXT,
+    tracestate TEXT,
+    key TEXT,
+    digest BIGINT NOT NULL,
+    frees_key SMALLINT NOT NULL CHECK (frees_key IN (0, 1)),
+    parent BIGINT
+);
+
+CREATE INDEX task_specs_by_agent ON task_specs (agent, id);
+
+-- Where a task is in its life: the narrow hot row, always written whole.
+CREATE TABLE tasks (
+    id BIGINT PRIMARY KEY,
+    run_at BIGINT NOT NULL,
+    deadline BIGINT,
+    queued_at BIGINT NOT NULL,
+    updated_at BIGINT NOT NULL,
+    version BIGINT NOT NULL CHECK (version > 0),
+    fence BIGINT NOT NULL CHECK (fence >= 0),
+    delivery INTEGER NOT NULL,
+    attempt INTEGER NOT NULL,
+    idle_deliveries INTEGER NOT NULL,
+    state SMALLINT NOT NULL CHECK (state BETWEEN 1 AND 7),
+    reason SMALLINT NOT NULL CHECK (reason BETWEEN 0 AND 255),
+    priority SMALLINT NOT NULL CHECK (priority BETWEEN 0 AND 9),
+    calendar SMALLINT NOT NULL CHECK (calendar IN (0, 1)),
+    incarnation BIGINT,
+    session BIGINT,
+    lease_until BIGINT,
+    acked_at BIGINT,
+    progress_at BIGINT,
+    sample_epoch BIGINT,
+    sample_probe SMALLINT,
+    sample_told SMALLINT,
+    stop_cause SMALLINT,
+    stop_until BIGINT,
+    lost_at BIGINT,
+    -- NULL where SQLite has 0: a NULL takes no room.
+    retry_count INTEGER,
+    losses INTEGER,
+    preemptions INTEGER,
+    redrives INTEGER,
+    probe_failures INTEGER,
+    tokens INTEGER,
+    previous_delay BIGINT,
+    loss_weight INTEGER,
+    free_releases INTEGER,
+    blocks INTEGER,
+    discarded SMALLINT CHECK (discarded IN (0, 1)),
+    worker TEXT,
+    CHECK ((worker IS NULL) = (lease_until IS NULL)),
+    CHECK ((stop_cause IS NULL) = (stop_until IS NULL))
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);
+
+-- Tasks that wait for a claim, and those that their breaker holds back, in the order in which they are offered.
+CREATE TABLE ready (
+    agent INTEGER NOT NULL,
+    task_type TEXT NOT NULL,
+    gated SMALLINT NOT NULL CHECK (gated IN (0, 1)),
+    urgency SMALLINT NOT NULL CHECK (urgency BETWEEN 0 AND 9),
+    run_at BIGINT NOT NULL,
+    calendar SMALLINT NOT NULL CHECK (calendar IN (0, 1)),
+    task_id BIGINT NOT NULL PRIMARY KEY
+) WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000);
+
+CREATE INDEX ready_in_order ON ready (agent, task_type, gated, urgency, run_at, task_id);
+CREATE INDEX ready_by_time ON ready (run_at);
+
+-- Append-only; seq rises without a gap in each slot.
+CREATE TABLE task_history (
+    task_id BIGINT NOT NULL,
+    version BIGINT NOT NULL CHECK (version > 0),
+    seq BIGINT NOT NULL,
+    at BIGINT NOT NULL,
+    fence BIGINT NOT NULL,
+    until BIGINT,
+    digest BIGINT,
+    attempt INTEGER NOT NULL,
+    slot SMALLINT NOT NULL,
+    kind SMALLINT NOT NULL,
+    from_state SMALLINT CHECK (from_state BETWEEN 1 AND 7),
+    to_state SMALLINT NOT NULL CHECK (to_state BETWEEN 1 AND 7),
+    reason SMALLINT NOT NULL,
+    worker TEXT,
+    error TEXT,
+    facts TEXT,
+    PRIMARY KEY (task_id, version)
+);
+
+CREATE FUNCTION history_is_append_only() RETURNS TRIGGER LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION '% is append-only', TG_TABLE_NAME;
+END;
+$$;
+
+CREATE TRIGGER task_history_is_append_only BEFORE UPDATE ON task_history
+FOR EACH STATEMENT EXECUTE FUNCTION history_is_append_only();
+
+CREATE TABLE results (
+    task_id BIGINT PRIMARY KEY,
+    result BYTEA NOT NULL
+);
+
+CREATE TABLE salvage (
+    task_id BIGINT NOT NULL,
+    fence BIGINT NOT NULL,
+    result BYTEA NOT NULL,
+    PRIMARY KEY (task_id, fence)
+);
+
+CREATE TABLE task_notes (
+    task_id BIGINT PRIMARY KEY,
+    error TEXT,
+    checkpoint BYTEA,
+    progress_fraction DOUBLE PRECISION,
+    progress_note TEXT,
+    progress_at BIGINT,
+    question TEXT,
+    answer TEXT
+);
+
+CREATE TABLE dead_letter_queue (
+    task_id BIGINT PRIMARY KEY,
+    agent INTEGER NOT NULL,
+    task_type TEXT NOT NULL,
+    reason SMALLINT NOT NULL,
+    error TEXT,
+    fingerprint BIGINT NOT NULL,
+    failed_at BIGINT NOT NULL,
+    attempt INTEGER NOT NULL,
+    redrives INTEGER NOT NULL,
+    discarded_at BIGINT,
+    discard_reason TEXT
+);
+
+CREATE INDEX dead_letter_queue_by_agent ON dead_letter_queue (agent, task_id);
+CREATE INDEX dead_letter_queue_by_time ON dead_letter_queue (failed_at, discarded_at);
+
+CREATE TABLE idempotency_keys (
+    agent INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    task_id BIGINT NOT NULL,
+    digest BIGINT NOT NULL,
+    PRIMARY KEY (agent, key)
+);
+
+CREATE TABLE requests (
+    id TEXT PRIMARY KEY,
+    digest BIGINT NOT NULL,
+    answer BYTEA NOT NULL,
+    at BIGINT NOT NULL
+);
+
+CREATE INDEX requests_by_time ON requests (at);
+
+CREATE TABLE agents (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    settings TEXT NOT NULL,
+    created_at BIGINT NOT NULL,
+    pause TEXT
+);
+
+-- Spans of a breaker are nanoseconds since the epoch: its periods are no whole milliseconds.
+CREATE TABLE breakers (
+    agent INTEGER NOT NULL,
+    task_type TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('CLOSED', 'OPEN', 'HALF_OPEN', 'FORCED_OPEN', 'DISABLED', 'OBSERVE')),
+    epoch BIGINT NOT NULL,
+    run BIGINT NOT NULL,
+    successes BIGINT NOT NULL,
+    reopens BIGINT NOT NULL,
+    since_ns BIGINT NOT NULL,
+    until_ns BIGINT,
+    cause TEXT,
+    ramp_until_ns BIGINT,
+    probes TEXT NOT NULL,
+    "window" BYTEA NOT NULL,
+    digest BIGINT NOT NULL,
+    actor TEXT,
+    order_reason TEXT,
+    stats TEXT NOT NULL,
+    last_probe BIGINT,
+    PRIMARY KEY (agent, task_type)
+);
+
+-- The global budget is agent 0.
+CREATE TABLE budgets (
+    agent INTEGER PRIMARY KEY,
+    millitokens BIGINT NOT NULL,
+    updated_at BIGINT NOT NULL
+);
+
+CREATE TABLE sessions (
+    worker TEXT PRIMARY KEY,
+    incarnation BIGINT NOT NULL,
+    session BIGINT NOT NULL,
+    connected_at BIGINT NOT NULL,
+    beat_at BIGINT NOT NULL,
+    open SMALLINT NOT NULL CHECK (open IN (0, 1))
+);
+
+-- Each slot has rows of its own, so that no two daemons write one; their sum counts, and one alone may be below zero.
+CREATE TABLE counts (
+    slot SMALLINT NOT NULL,
+    agent INTEGER NOT NULL,
+    state SMALLINT NOT NULL CHECK (state BETWEEN 1 AND 7),
+    n BIGINT NOT NULL,
+    PRIMARY KEY (slot, agent, state)
+) WITH (fillfactor = 50);
+
+-- How many tasks that have not ended each block of 4,096 numbers has; each slot adds what it did, as above. A start and lists
+-- of what lives look into blocks with a sum above zero alone.
+CREATE TABLE live_blocks (
+    block BIGINT NOT NULL,
+    slot SMALLINT NOT NULL,
+    n BIGINT NOT NULL,
+    PRIMARY KEY (block, slot)
+) WITH (fillfactor = 50);
+
+-- `kind` is the number of ledger-core's AgentEventKind.
+CREATE TABLE agent_events (
+    seq BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    agent INTEGER NOT NULL,
+    task_type TEXT NOT NULL,
+    at BIGINT NOT NULL,
+    kind SMALLINT NOT NULL,
+    from_state TEXT,
+    to_state TEXT,
+    cause TEXT,
+    epoch BIGINT,
+    actor TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    until BIGINT
+);
+
+CREATE INDEX agent_events_by_agent ON agent_events (agent, seq);
+
+CREATE TRIGGER agent_events_are_append_only BEFORE UPDATE ON agent_events
+FOR EACH STATEMENT EXECUTE FUNCTION history_is_append_only();

@@ -1,0 +1,462 @@
+//! The ledger in PostgreSQL.
+//!
+//! A batch is one transaction. What it names is read when it begins; what it changes stays in memory until its end, then
+//! each table is written with one statement and the transaction committed. Rows of tasks are written only where they are
+//! as they were read; a task that somebody else changed fails the batch by name. Invariants: what a batch reads is what is
+//! committed with its own changes laid over; no statement is dropped half-way, for all of them run on the ledger's own
+//! thread and time limits are the server's; a commit without an answer is asked for by the number of its transaction.
+
+mod open;
+mod read;
+mod recover;
+mod staged;
+#[cfg(test)]
+mod tests;
+mod write;
+
+pub(crate) use open::options;
+pub use open::{ConnectError, open};
+pub use read::PgReader;
+
+use crate::store::Committed;
+use crate::store::ready::Ready;
+use ledger_core::store::{Ask, Changed, Changes, Fut, Known, Recovered, Store, StoreError, Want};
+use ledger_core::{AgentId, ByTask, Now, Record, State, Task, TaskId, Timestamp};
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use staged::{Image, Staged};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Numbers that are taken at once.
+const BLOCK: u64 = 1_000;
+/// How long the fate of a commit is asked for, and a server that went away is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Between two tries of that.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Batches with answers to remember, after which old answers are looked for.
+const PURGE_EVERY: u32 = 16;
+
+/// The parameter travels as text, for its type is not one of ours.
+const FATE: &str = "SELECT pg_xact_status($1::text::xid8)";
+
+/// The writing half.
+pub struct PgStore {
+    options: PgConnectOptions,
+    /// None: it was lost.
+    conn: Option<PgConnection>,
+    /// Whose history rows and counts are ours.
+    slot: i16,
+    meta: Meta,
+    /// Numbers that are ours to give: the next, and the end.
+    numbers: (u64, u64),
+    /// The batch has a transaction.
+    begun: bool,
+    staged: Staged,
+    /// Tasks that the batch has read, as they are in the database.
+    read: ByTask<Arc<Task>>,
+    /// Those that the batch has changed, for offers.
+    ready: Ready,
+    /// Tasks that the batch gives to another agent: in whose count they are.
+    counted: HashMap<TaskId, AgentId>,
+    /// The first time at which a task in the database becomes due, on the steady clock; none is later than the last look.
+    due: Option<Timestamp>,
+    /// Batches that are durable and were not told of.
+    durable: VecDeque<Committed>,
+    /// Batches with answers since old ones were looked for.
+    answered: u32,
+    /// A batch failed: memory may say what the database does not.
+    broken: bool,
+}
+
+/// What `slots` has of ours.
+#[derive(Clone, Copy, Debug, Default)]
+struct Meta {
+    last_seq: u64,
+    last_session: u64,
+}
+
+impl std::fmt::Debug for PgStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PgStore").field("slot", &self.slot).field("meta", &self.meta).finish_non_exhaustive()
+    }
+}
+
+impl PgStore {
+    fn new(options: PgConnectOptions, conn: PgConnection) -> Self {
+        Self {
+            options,
+            conn: Some(conn),
+            slot: 0,
+            meta: Meta::default(),
+            numbers: (0, 0),
+            begun: false,
+            staged: Staged::default(),
+            read: ByTask::default(),
+            ready: Ready::new(Now::steady(Timestamp::EPOCH)),
+            counted: HashMap::new(),
+            due: None,
+            durable: VecDeque::new(),
+            answered: PURGE_EVERY,
+            broken: true,
+        }
+    }
+
+    fn connection(&mut self) -> Result<&mut PgConnection, StoreError> {
+        self.conn.as_mut().ok_or_else(|| StoreError::Unavailable("the connection was lost".to_owned()))
+    }
+
+    fn usable(&self) -> Result<(), StoreError> {
+        if self.broken {
+            Err(StoreError::Unavailable("a batch failed; recover first".to_owned()))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Opens the batch's transaction, if it is not.
+    async fn begin_once(&mut self) -> Result<(), StoreError> {
+        self.usable()?;
+        if !self.begun {
+            sqlx::raw_sql("BEGIN").execute(self.connection()?).await.map_err(|error| failed(&error))?;
+            self.begun = true;
+        }
+        Ok(())
+    }
+
+    async fn roll_back(&mut self) {
+        if std::mem::take(&mut self.begun)
+            && let Some(conn) = &mut self.conn
+            && sqlx::raw_sql("ROLLBACK").execute(conn).await.is_err()
+        {
+            self.conn = None;
+        }
+    }
+
+    fn stage(&mut self, mut changes: Changes) -> Result<(), StoreError> {
+        for (id, before, payload) in changes.respecified.drain(..) {
+            self.staged.moved.insert(id);
+            self.counted.insert(id, before);
+            let Some(payload) = payload else { continue };
+            match self.staged.payloads.iter_mut().find(|(known, _)| *known == payload) {
+                Some((_, tasks)) => tasks.push(id),
+                None => self.staged.payloads.push((payload, vec![id])),
+            }
+        }
+        for changed in changes.tasks.drain(..) {
+            self.stage_task(changed)?;
+        }
+        let staged = &mut self.staged;
+        self.meta.last_seq += changes.history.len() as u64;
+        staged.history.append(&mut changes.history);
+        staged.data.append(&mut changes.data);
+        staged.results.extend(changes.results);
+        staged.salvage.extend(changes.salvage.into_iter().map(|(id, fence, result)| ((id, fence), result)));
+        for (id, notes) in changes.notes {
+            staged.note(id, notes);
+        }
+        staged.letters.extend(changes.redriven.into_iter().map(|id| (id, None)));
+        for letter in changes.dead_letters {
+            // Both in one piece: the task's own state says which came last.
+            let stays = staged.tasks.get(&letter.task).is_none_or(|image| image.task.state == State::Failed);
+            staged.letters.insert(letter.task, stays.then_some(letter));
+        }
+        staged.freed.extend(changes.freed_keys);
+        staged.requests.extend(changes.requests.into_iter().map(|row| (Arc::clone(&row.id), row)));
+        staged.agents.extend(changes.agents.into_iter().map(|row| (row.id, row)));
+        let breakers = changes.breakers.into_iter();
+        staged.breakers.extend(breakers.map(|row| ((row.agent, Arc::clone(&row.task_type)), row)));
+        staged.budgets.extend(changes.budgets.into_iter().map(|row| (row.agent, row)));
+        for row in changes.sessions {
+            self.meta.last_session = self.meta.last_session.max(row.session.0);
+            staged.sessions.insert(Arc::clone(&row.worker), row);
+        }
+        staged.events.append(&mut changes.events);
+        staged.gone_workers.append(&mut changes.gone_workers);
+        staged.events_before = staged.events_before.max(changes.events_before);
+        for id in changes.removed {
+            let Some(task) = self.read.get(&id).filter(|task| task.state.is_terminal()) else {
+                return Err(StoreError::Statement(format!("removal of task {id}, which has not ended")));
+            };
+            let was = (task.spec.agent, task.state);
+            self.staged.count(id, Some(was), None);
+            self.staged.freed.insert(id);
+            self.staged.removed.push(id);
+        }
+        Ok(())
+    }
+
+    fn stage_task(&mut self, changed: Changed) -> Result<(), StoreError> {
+        let Changed { task, expected, was } = changed;
+        let id = task.id;
+        let is = (task.spec.agent, task.state);
+        let before = match self.staged.tasks.get_mut(&id) {
+            Some(image) if image.task.version != expected => {
+                return Err(StoreError::Statement(format!(
+                    "task {id} was decided from version {expected}, but {} is staged",
+                    image.task.version
+                )));
+            }
+            Some(image) => {
+                let before = (image.task.spec.agent, image.task.state);
+                image.task = Arc::clone(&task);
+                Some(before)
+            }
+            None => {
+                let may_have_waited = was.is_some_and(|was| !was.is_terminal() && was != State::Running);
+                self.staged.tasks.insert(id, Image { task: Arc::clone(&task), expected, may_have_waited });
+                was.map(|was| (is.0, was))
+            }
+        };
+        // Whose it was, where this batch moved it.
+        let before = before.map(|(agent, state)| (self.counted.remove(&id).unwrap_or(agent), state));
+        if before != Some(is) {
+            self.staged.count(id, before, Some(is));
+        }
+        self.ready.put(task);
+        Ok(())
+    }
+
+    /// Writes and commits the open batch.
+    async fn end(&mut self) -> Result<(), StoreError> {
+        self.usable()?;
+        let staged = std::mem::take(&mut self.staged);
+        self.read.clear();
+        self.counted.clear();
+        if staged.is_empty() {
+            self.roll_back().await;
+        } else {
+            self.begin_once().await?;
+            let transaction = self.write_staged(&staged).await?;
+            if !staged.requests.is_empty() {
+                self.answered += 1;
+                if self.answered >= PURGE_EVERY {
+                    self.answered = 0;
+                    let most = 100 + 2 * PURGE_EVERY as usize * staged.requests.len();
+                    self.purge_requests(self.ready.now().at, most).await?;
+                }
+            }
+            self.commit_as(&transaction).await?;
+        }
+        let now = self.ready.now();
+        let due = staged.tasks.values().filter(|image| image.task.is_claimable_state());
+        let due = due.map(|image| image.task.due_at(now)).filter(|due| *due > now.at).min();
+        self.due = self.due.into_iter().chain(due).min();
+        self.ready = Ready::new(now);
+        self.durable.push_back(Committed::up_to(self.meta.last_seq));
+        Ok(())
+    }
+
+    async fn commit_as(&mut self, transaction: &str) -> Result<(), StoreError> {
+        let committed = sqlx::raw_sql("COMMIT").execute(self.connection()?).await;
+        self.begun = false;
+        match committed {
+            Ok(_) => Ok(()),
+            // The server said so: nothing was written.
+            Err(error) if error.as_database_error().is_some_and(|said| !ends_session(said)) => {
+                Err(failed(&error))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a commit was not answered; asking what became of it");
+                self.conn = None;
+                self.fate_of(transaction).await
+            }
+        }
+    }
+
+    /// What became of a commit whose answer was lost.
+    async fn fate_of(&mut self, transaction: &str) -> Result<(), StoreError> {
+        let end = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            match self.ask_fate(transaction).await {
+                Ok(Some(true)) => {
+                    tracing::info!(transaction, "it was committed");
+                    return Ok(());
+                }
+                Ok(Some(false)) => {
+                    return Err(StoreError::Unavailable(
+                        "the server went away before it committed".to_owned(),
+                    ));
+                }
+                // Its process may not have noticed yet that nobody listens.
+                Ok(None) | Err(_) if tokio::time::Instant::now() < end => tokio::time::sleep(PAUSE).await,
+                Ok(None) => return Err(StoreError::Unknown("a commit is still under way".to_owned())),
+                Err(error) => return Err(StoreError::Unknown(error)),
+            }
+        }
+    }
+
+    /// Whether a transaction was committed; none: it goes on.
+    async fn ask_fate(&mut self, transaction: &str) -> Result<Option<bool>, String> {
+        if self.conn.is_none() {
+            self.conn = Some(open::connect(&self.options).await.map_err(|error| error.to_string())?);
+        }
+        let Some(conn) = &mut self.conn else { return Ok(None) };
+        let query = sqlx::query_scalar(FATE).bind(transaction);
+        let status: Result<Option<String>, _> = query.fetch_one(conn).await;
+        match status.as_ref().map(Option::as_deref) {
+            Ok(Some("committed")) => Ok(Some(true)),
+            Ok(Some("aborted")) => Ok(Some(false)),
+            Ok(Some("in progress")) => Ok(None),
+            Ok(_) => Err("the server has forgotten a commit".to_owned()),
+            Err(error) => {
+                let error = error.to_string();
+                self.conn = None;
+                Err(error)
+            }
+        }
+    }
+
+    /// After an error: the transaction is over, and what was staged is void.
+    async fn failed_batch(&mut self, error: StoreError) -> StoreError {
+        self.broken = true;
+        if matches!(error, StoreError::Unavailable(_)) {
+            // Whatever its state, the next one is known.
+            self.conn = None;
+            self.begun = false;
+        } else {
+            self.roll_back().await;
+        }
+        error
+    }
+}
+
+impl Store for PgStore {
+    type Proof = Committed;
+
+    fn recover(&mut self, now: Now) -> Fut<'_, Recovered> {
+        Box::pin(self.read_everything(now))
+    }
+
+    fn ids(&mut self, n: usize) -> Fut<'_, u64> {
+        Box::pin(async move {
+            let n = n as u64;
+            let (next, end) = self.numbers;
+            if next + n <= end {
+                self.numbers.0 += n;
+                return Ok(next);
+            }
+            self.usable()?;
+            match self.take_numbers(n).await {
+                Ok(first) => Ok(first),
+                Err(error) => Err(self.failed_batch(error).await),
+            }
+        })
+    }
+
+    fn begin<'a>(&'a mut self, want: &'a Want, now: Now) -> Fut<'a, Known> {
+        Box::pin(async move {
+            self.usable()?;
+            self.ready.advance(now);
+            match self.read_wanted(want).await {
+                Ok(known) => Ok(known),
+                Err(error) => Err(self.failed_batch(error).await),
+            }
+        })
+    }
+
+    fn settled<'a>(&'a mut self, leases: &'a [(TaskId, u64)]) -> Fut<'a, Vec<Option<Record>>> {
+        Box::pin(async move {
+            match self.read_settled(leases).await {
+                Ok(found) => Ok(found),
+                Err(error) => Err(self.failed_batch(error).await),
+            }
+        })
+    }
+
+    fn offer<'a>(&'a mut self, asks: &'a [Ask], now: Now) -> Fut<'a, Vec<Vec<Arc<Task>>>> {
+        Box::pin(async move {
+            match self.find_offers(asks, now).await {
+                Ok(offers) => Ok(offers),
+                Err(error) => Err(self.failed_batch(error).await),
+            }
+        })
+    }
+
+    fn gated(&mut self, agent: AgentId) -> Fut<'_, Vec<Arc<Task>>> {
+        Box::pin(async move {
+            match self.find_gated(agent).await {
+                Ok(gated) => Ok(gated),
+                Err(error) => Err(self.failed_batch(error).await),
+            }
+        })
+    }
+
+    fn live(&mut self, agent: AgentId) -> Fut<'_, Vec<Arc<Task>>> {
+        Box::pin(async move {
+            match self.find_live(agent).await {
+                Ok(live) => Ok(live),
+                Err(error) => Err(self.failed_batch(error).await),
+            }
+        })
+    }
+
+    fn ahead<'a>(
+        &'a mut self,
+        task: &'a Task,
+        types: Option<&'a [Arc<str>]>,
+        most: usize,
+        now: Now,
+    ) -> Fut<'a, usize> {
+        Box::pin(async move {
+            match self.count_ahead(task, types, most, now).await {
+                Ok(count) => Ok(count),
+                Err(error) => Err(self.failed_batch(error).await),
+            }
+        })
+    }
+
+    fn write(&mut self, changes: Changes) -> Fut<'_, Vec<TaskId>> {
+        let written = self.usable().and_then(|()| self.stage(changes));
+        self.broken |= written.is_err();
+        Box::pin(std::future::ready(written.map(|()| Vec::new())))
+    }
+
+    fn submit(&mut self) -> Fut<'_, ()> {
+        Box::pin(async move {
+            match self.end().await {
+                Ok(()) => Ok(()),
+                Err(error) => Err(self.failed_batch(error).await),
+            }
+        })
+    }
+
+    fn durable(&mut self) -> Fut<'_, Self::Proof> {
+        let proof = self.durable.pop_front();
+        let none = || StoreError::Statement("no batch was handed over".to_owned());
+        Box::pin(std::future::ready(proof.ok_or_else(none)))
+    }
+
+    fn next_due(&self, now: Now) -> Option<Timestamp> {
+        let staged = self.ready.next_due(now);
+        self.due.filter(|due| *due > now.at).into_iter().chain(staged).min()
+    }
+}
+
+/// Whether the server ends the session with this error, whatever it did before: it is being stopped, or an operator ended it.
+fn ends_session(error: &dyn sqlx::error::DatabaseError) -> bool {
+    error.code().is_some_and(|code| code.starts_with("57P") || code.starts_with("08"))
+}
+
+/// What an error says, of anything but a commit: nothing was written.
+fn failed(error: &sqlx::Error) -> StoreError {
+    let Some(said) = error.as_database_error() else {
+        return match error {
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => {
+                StoreError::Corrupt(error.to_string())
+            }
+            _ => StoreError::Unavailable(error.to_string()),
+        };
+    };
+    let code = said.code().unwrap_or_default();
+    match &*code {
+        "53100" => StoreError::Full,
+        "XX001" | "XX002" => StoreError::Corrupt(said.to_string()),
+        // Standing by, shutting down, out of connections or memory, cancelled by a time limit, or a deadlock.
+        "25006" | "40001" | "40P01" | "55P03" | "57014" => StoreError::Unavailable(said.to_string()),
+        code if code.starts_with("57P") || code.starts_with("08") || code.starts_with("53") => {
+            StoreError::Unavailable(said.to_string())
+        }
+        _ => StoreError::Statement(said.to_string()),
+    }
+}

@@ -1,0 +1,207 @@
+//! Connecting to a database that holds a ledger, or is to hold one.
+//!
+//! Refused is what would lose commits that were spoken of: a standby, a server without fsync or full_page_writes, a connection
+//! over a network that anybody could read. Limits of time are the server's, set for the session, so that no future of a
+//! statement is ever dropped half-way.
+
+use super::{PgReader, PgStore};
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
+use sqlx::{ConnectOptions, Row, SqlSafeStr};
+use std::borrow::Cow;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+const MIGRATIONS: [(i64, &str, &str); 1] =
+    [(1, "ledger", include_str!("../../../migrations/postgres/0001_ledger.sql"))];
+
+/// Settings of each session. A statement that takes longer is ended by the server, and its batch with it.
+const SESSION: [(&str, &str); 7] = [
+    ("synchronous_commit", "on"),
+    ("statement_timeout", "5s"),
+    ("lock_timeout", "2s"),
+    ("idle_in_transaction_session_timeout", "10s"),
+    ("default_transaction_isolation", "read committed"),
+    // Plans are made once and are small.
+    ("jit", "off"),
+    ("timezone", "UTC"),
+];
+const STATE: &str = "SELECT pg_is_in_recovery(), current_setting('fsync'), current_setting('full_page_writes'), \
+    current_setting('server_version_num')::int4";
+/// The oldest release with what we use of it, `pg_current_xact_id` and `pg_xact_status` for one.
+const OLDEST: i32 = 130_000;
+/// One daemon at a time serves a database: who holds this lock. Two numbers of no meaning.
+const LOCK: &str = "SELECT pg_try_advisory_lock(1279611975, 1380270665)";
+/// How long the end of a session is waited for that holds it: one of ours, which the server has not noticed to be over.
+const LOCKED_FOR: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(50);
+/// Long enough for a server that is starting.
+const SLOW_ACQUIRE: Duration = Duration::from_secs(10);
+
+/// Why a database cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The address cannot be right.
+    #[error("the address of the store is not right: {0}")]
+    Address(String),
+    /// What is said could be read or changed on the way.
+    #[error(
+        "{host} is not on this machine, so the connection needs sslmode=verify-full (and sslrootcert, where the certificate is \
+         not publicly trusted); {found} would let others read or change what is said"
+    )]
+    Plaintext {
+        /// Where.
+        host: String,
+        /// What was asked for.
+        found: &'static str,
+    },
+    /// The server cannot be reached, or refuses us.
+    #[error("PostgreSQL at {server}: {source}")]
+    Unreachable {
+        /// Which.
+        server: String,
+        /// Why.
+        source: sqlx::Error,
+    },
+    /// The server is set so that commits may be lost.
+    #[error("PostgreSQL at {server} {what}")]
+    Unfit {
+        /// Which.
+        server: String,
+        /// What is wrong, and what to do.
+        what: String,
+    },
+    /// Another daemon serves this database.
+    #[error("another ledgerd serves the database at {server}; it has one daemon at a time")]
+    InUse {
+        /// Which.
+        server: String,
+    },
+    /// The schema was made by a later ledgerd.
+    #[error(
+        "the database at {server} has schema {found}, which is newer than this ledgerd knows; run the newer release"
+    )]
+    Newer {
+        /// Which.
+        server: String,
+        /// Version of the schema.
+        found: i64,
+    },
+    /// A migration failed, and was undone.
+    #[error("the schema at {server} could not be brought up to date: {what}")]
+    Migration {
+        /// Which.
+        server: String,
+        /// Why.
+        what: String,
+    },
+}
+
+impl ConnectError {
+    /// Whether it is a matter of configuration, which no new try mends.
+    #[must_use]
+    pub const fn is_configuration(&self) -> bool {
+        matches!(self, Self::Address(_) | Self::Plaintext { .. } | Self::Unfit { .. } | Self::Newer { .. })
+    }
+}
+
+/// Opens the ledger in the database at `url`, and makes it when there is none.
+///
+/// The store is empty in memory until `recover` has run.
+///
+/// # Errors
+/// Why the database cannot be used.
+pub async fn open(url: &str) -> Result<(PgStore, Arc<PgReader>), ConnectError> {
+    let options = options(url)?;
+    let mut conn = connect(&options).await?;
+    migrate(&mut conn, &options).await?;
+    let reader = Arc::new(PgReader::open(options.clone(), SLOW_ACQUIRE));
+    Ok((PgStore::new(options, conn), reader))
+}
+
+/// How to connect, as `url` says and a ledger needs.
+///
+/// # Errors
+/// That the address cannot be right, or would be unsafe.
+pub(crate) fn options(url: &str) -> Result<PgConnectOptions, ConnectError> {
+    let options =
+        PgConnectOptions::from_str(url).map_err(|error| ConnectError::Address(error.to_string()))?;
+    let options = options.application_name("ledgerd").options(SESSION).disable_statement_logging();
+    let host = options.get_host();
+    let local = options.get_socket().is_some()
+        || host.starts_with('/')
+        || host == "localhost"
+        || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+    let found = match options.get_ssl_mode() {
+        // What is said when nothing was asked for.
+        PgSslMode::Prefer if !local => return Ok(options.ssl_mode(PgSslMode::VerifyFull)),
+        PgSslMode::Disable => "sslmode=disable",
+        PgSslMode::Allow => "sslmode=allow",
+        PgSslMode::Require => "sslmode=require",
+        PgSslMode::VerifyCa => "sslmode=verify-ca",
+        PgSslMode::Prefer | PgSslMode::VerifyFull => return Ok(options),
+    };
+    if local { Ok(options) } else { Err(ConnectError::Plaintext { host: host.to_owned(), found }) }
+}
+
+/// Where that is, without secrets.
+fn server(options: &PgConnectOptions) -> String {
+    let database = options.get_database().unwrap_or(options.get_username());
+    match options.get_socket() {
+        Some(socket) => format!("{}/{database}", socket.display()),
+        None => format!("{}:{}/{database}", options.get_host(), options.get_port()),
+    }
+}
+
+/// A connection for the one that writes: to a server that keeps what it says is kept, with the lock.
+pub(super) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, ConnectError> {
+    let named = |source| ConnectError::Unreachable { server: server(options), source };
+    let mut conn = options.connect().await.map_err(named)?;
+    let row = sqlx::query(STATE).fetch_one(&mut conn).await.map_err(named)?;
+    let (standby, fsync, pages, version): (bool, String, String, i32) = (
+        row.try_get(0).map_err(named)?,
+        row.try_get(1).map_err(named)?,
+        row.try_get(2).map_err(named)?,
+        row.try_get(3).map_err(named)?,
+    );
+    let unfit = |what: &str| Err(ConnectError::Unfit { server: server(options), what: what.to_owned() });
+    if standby {
+        return unfit("is a standby, which takes no writes; name the primary");
+    }
+    if fsync != "on" {
+        return unfit("runs with fsync=off, so a crash may take commits that were spoken of; set fsync=on");
+    }
+    if pages != "on" {
+        return unfit(
+            "runs with full_page_writes=off, so a crash may tear its pages; set full_page_writes=on",
+        );
+    }
+    if version < OLDEST {
+        return unfit("is older than release 13; run a newer one");
+    }
+    let end = tokio::time::Instant::now() + LOCKED_FOR;
+    while !sqlx::query_scalar::<_, bool>(LOCK).fetch_one(&mut conn).await.map_err(named)? {
+        if tokio::time::Instant::now() >= end {
+            return Err(ConnectError::InUse { server: server(options) });
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(conn)
+}
+
+async fn migrate(conn: &mut PgConnection, options: &PgConnectOptions) -> Result<(), ConnectError> {
+    let migrations = MIGRATIONS.map(|(version, name, sql)| {
+        Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, sql.into_sql_str(), false)
+    });
+    let server = || server(options);
+    match Migrator::with_migrations(migrations.to_vec()).run_direct(None, conn, false).await {
+        Ok(()) => Ok(()),
+        Err(MigrateError::VersionMissing(found)) => Err(ConnectError::Newer { server: server(), found }),
+        Err(MigrateError::VersionMismatch(found)) => Err(ConnectError::Unfit {
+            server: server(),
+            what: format!("has migration {found} otherwise than as released; restore a backup"),
+        }),
+        Err(error) => Err(ConnectError::Migration { server: server(), what: error.to_string() }),
+    }
+}

@@ -1,0 +1,473 @@
+//! What the writer reads: everything at the start, what the commands of a batch name, and what it can claim.
+//!
+//! Invariants: over what the database has, the open batch's own changes are laid; a start looks into the blocks that have
+//! live tasks, never at finished ones elsewhere; an offer looks at as many rows as it returns, for each type and priority.
+
+use super::staged::Staged;
+use super::{BLOCK, PATIENCE, PAUSE, PgStore, failed, open};
+use crate::store::ready::Ready;
+use crate::store::rows::{Cells, Shared, record_columns, task_columns};
+use ledger_core::store::{AgentRow, Ask, Counts, KeyHolder, Known, Recovered, StoreError, Want};
+use ledger_core::{AgentId, ByKey, Now, Record, Task, TaskId, Timestamp};
+use sqlx::postgres::{PgArguments, PgConnection, PgRow};
+use sqlx::query::Query;
+use sqlx::{Postgres, Row, ValueRef};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+const META: &str = "SELECT m.seed, s.last_seq, s.last_session, (SELECT sum(last_seq)::bigint FROM slots) \
+    FROM meta AS m CROSS JOIN slots AS s WHERE s.slot = $1";
+const AGENTS: &str = "SELECT id, name, settings, created_at, pause FROM agents ORDER BY id";
+const BREAKERS: &str = "SELECT agent, task_type, version, state, epoch, run, successes, reopens, since_ns, until_ns, \
+    cause, ramp_until_ns, probes, \"window\", digest, actor, order_reason, stats, last_probe \
+    FROM breakers ORDER BY agent, task_type";
+const BUDGETS: &str = "SELECT agent, millitokens, updated_at FROM budgets ORDER BY agent";
+const SESSIONS: &str = "SELECT worker, incarnation, session, connected_at, beat_at, open FROM sessions";
+const COUNTS: &str = "SELECT agent, state, sum(n)::bigint FROM counts GROUP BY agent, state";
+/// Those that have a timer or a holder; $1: agents whose tasks have a queue_timeout. RUNNING is 2, RETRY 3, BLOCKED 4;
+/// $2 is the reason BUDGET.
+const TIMED: &str = concat!(
+    "SELECT ",
+    task_columns!(),
+    " FROM (SELECT block FROM live_blocks GROUP BY block HAVING sum(n) > 0) AS b \
+     JOIN tasks AS t ON t.id BETWEEN b.block << 12 AND (b.block << 12) + 4095 \
+     JOIN task_specs AS s ON s.id = t.id \
+     WHERE t.state IN (2, 4) OR t.state = 3 AND t.reason = $2 \
+        OR t.state IN (1, 3) AND (t.deadline IS NOT NULL OR s.agent = ANY($1) OR s.policy LIKE '%queue_timeout%') \
+     ORDER BY t.id"
+);
+const TASKS: &str = concat!(
+    "SELECT ",
+    task_columns!(),
+    " FROM tasks AS t JOIN task_specs AS s ON s.id = t.id WHERE t.id = ANY($1)"
+);
+const LIVE: &str = concat!(
+    "SELECT ",
+    task_columns!(),
+    " FROM task_specs AS s JOIN tasks AS t ON t.id = s.id WHERE s.agent = $1 AND t.state <= 4"
+);
+const KEYS: &str = "SELECT k.agent, k.key, k.task_id, k.digest \
+    FROM unnest($1::bigint[], $2::text[]) AS asked (agent, key) \
+    JOIN idempotency_keys AS k ON k.agent = asked.agent AND k.key = asked.key";
+const REQUESTS: &str = "SELECT id, digest, answer, at FROM requests WHERE id = ANY($1)";
+const SETTLED: &str = concat!(
+    "SELECT asked.n, ",
+    record_columns!(),
+    " FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS asked (task_id, fence, n) \
+     JOIN task_history AS h ON h.task_id = asked.task_id AND h.fence = asked.fence WHERE h.digest IS NOT NULL"
+);
+const NUMBERS: &str = "SELECT nextval('task_blocks')";
+/// The types that wait of an agent, one index look each.
+macro_rules! waiting_types {
+    () => {
+        "WITH RECURSIVE types (name) AS ( \
+            (SELECT task_type FROM ready WHERE agent = $1 ORDER BY task_type LIMIT 1) \
+            UNION ALL \
+            SELECT (SELECT r.task_type FROM ready AS r WHERE r.agent = $1 AND r.task_type > types.name \
+                ORDER BY r.task_type LIMIT 1) \
+            FROM types WHERE types.name IS NOT NULL) "
+    };
+}
+/// Of agent $1, of types $2 (NULL: all) but $3, due at $4 on the steady and $5 on the wall clock, gated ones if $6, none
+/// of the tasks $8: at most $7. Each type and priority is asked for itself, so that what is not due, or of another type,
+/// is not in the way. Nobody else gets them before the batch has ended.
+const OFFER: &str = concat!(
+    waiting_types!(),
+    "SELECT ",
+    task_columns!(),
+    " FROM ( \
+        SELECT found.task_id FROM types \
+        CROSS JOIN (VALUES (0), (1), (2), (3), (4), (5), (6), (7), (8), (9)) AS of (urgency) \
+        CROSS JOIN (VALUES (0), (1)) AS may (gated) \
+        CROSS JOIN LATERAL ( \
+            SELECT r.task_id, r.urgency, r.run_at FROM ready AS r \
+            WHERE r.agent = $1 AND r.task_type = types.name AND r.gated = may.gated AND r.urgency = of.urgency \
+                AND (r.gated = 1 OR r.run_at <= GREATEST($4::bigint, $5::bigint)) \
+                AND (r.gated = 1 OR r.run_at <= CASE WHEN r.calendar = 1 THEN $5::bigint ELSE $4::bigint END) \
+                AND r.task_id <> ALL($8) \
+            ORDER BY r.run_at, r.task_id LIMIT $7 FOR UPDATE SKIP LOCKED \
+        ) AS found \
+        WHERE types.name IS NOT NULL AND ($2::text[] IS NULL OR types.name = ANY($2)) AND types.name <> ALL($3) \
+            AND (may.gated = 0 OR $6) \
+        ORDER BY found.urgency, found.run_at, found.task_id LIMIT $7 \
+     ) AS first \
+     JOIN tasks AS t ON t.id = first.task_id \
+     JOIN task_specs AS s ON s.id = t.id"
+);
+const GATED: &str = concat!(
+    "SELECT ",
+    task_columns!(),
+    " FROM ready AS r JOIN tasks AS t ON t.id = r.task_id JOIN task_specs AS s ON s.id = t.id \
+     WHERE r.agent = $1 AND r.gated = 1 AND r.task_id <> ALL($2)"
+);
+/// As [`OFFER`], those before urgency $4, time $5 and number $6.
+const AHEAD: &str = concat!(
+    waiting_types!(),
+    "SELECT COUNT(*) FROM ( \
+        SELECT 1 FROM ( \
+            SELECT name FROM types WHERE name IS NOT NULL AND ($2::text[] IS NULL OR name = ANY($2)) LIMIT $3 \
+        ) AS types \
+        CROSS JOIN LATERAL ( \
+            SELECT 1 FROM ready AS r \
+            WHERE r.agent = $1 AND r.task_type = types.name \
+                AND (r.urgency, r.run_at, r.task_id) < ($4, $5, $6) \
+                AND (r.gated = 1 OR r.run_at <= CASE WHEN r.calendar = 1 THEN $8::bigint ELSE $7::bigint END) \
+                AND r.task_id <> ALL($9) \
+            LIMIT $3) AS found \
+        LIMIT $3) AS ahead"
+);
+/// The first that becomes due after now: $1 on the steady and $2 on the wall clock.
+const NEXT_DUE: &str = "SELECT MIN(run_at) FILTER (WHERE calendar = 0), MIN(run_at) FILTER (WHERE calendar = 1) FROM ( \
+    (SELECT run_at, calendar FROM ready WHERE run_at > $1 AND calendar = 0 AND gated = 0 ORDER BY run_at LIMIT 1) \
+    UNION ALL \
+    (SELECT run_at, calendar FROM ready WHERE run_at > $2 AND calendar = 1 AND gated = 0 ORDER BY run_at LIMIT 1)) AS next";
+
+/// Every statement here, for a test to prepare.
+#[cfg(test)]
+pub(super) const STATEMENTS: [&str; 17] = [
+    META, AGENTS, BREAKERS, BUDGETS, SESSIONS, COUNTS, TIMED, TASKS, LIVE, KEYS, REQUESTS, SETTLED, NUMBERS,
+    OFFER, GATED, AHEAD, NEXT_DUE,
+];
+
+/// A row of this database.
+pub(super) type Columns<'r> = crate::store::rows::Columns<'r, PgRow>;
+
+/// Integers are as wide as their column; all are told as the widest.
+impl Cells for PgRow {
+    fn int(&self, at: usize) -> sqlx::Result<Option<i64>> {
+        let value = self.try_get_raw(at)?;
+        if value.is_null() {
+            return Ok(None);
+        }
+        let bytes = value.as_bytes().map_err(sqlx::Error::Decode)?;
+        let number = match *bytes {
+            [a, b] => i16::from_be_bytes([a, b]).into(),
+            [a, b, c, d] => i32::from_be_bytes([a, b, c, d]).into(),
+            [a, b, c, d, e, f, g, h] => i64::from_be_bytes([a, b, c, d, e, f, g, h]),
+            _ => return Err(sqlx::Error::Decode("no integer".into())),
+        };
+        Ok(Some(number))
+    }
+
+    fn real(&self, at: usize) -> sqlx::Result<Option<f64>> {
+        self.try_get_unchecked(at)
+    }
+
+    fn text(&self, at: usize) -> sqlx::Result<Option<&str>> {
+        self.try_get_unchecked(at)
+    }
+
+    fn bytes(&self, at: usize) -> sqlx::Result<Option<&[u8]>> {
+        self.try_get_unchecked(at)
+    }
+}
+
+/// A query with its parameters.
+pub(super) type Asked<'q> = Query<'q, Postgres, PgArguments>;
+
+/// Runs a query and collects what its rows hold.
+async fn all<T>(
+    conn: &mut PgConnection,
+    query: Asked<'_>,
+    read: impl FnMut(&mut Columns<'_>) -> Result<T, StoreError>,
+) -> Result<Vec<T>, StoreError> {
+    let rows = query.fetch_all(conn).await.map_err(|error| failed(&error))?;
+    read_all(&rows, read)
+}
+
+pub(super) fn read_all<T>(
+    rows: &[PgRow],
+    mut read: impl FnMut(&mut Columns<'_>) -> Result<T, StoreError>,
+) -> Result<Vec<T>, StoreError> {
+    rows.iter().map(|row| read(&mut Columns::of(row))).collect()
+}
+
+fn numbers<'a>(ids: impl IntoIterator<Item = &'a TaskId>) -> Vec<i64> {
+    ids.into_iter().map(|id| id.0.cast_signed()).collect()
+}
+
+fn names(names: &[Arc<str>]) -> Vec<String> {
+    names.iter().map(|name| name.to_string()).collect()
+}
+
+impl PgStore {
+    pub(super) async fn read_everything(&mut self, now: Now) -> Result<Recovered, StoreError> {
+        self.roll_back().await;
+        self.staged = Staged::default();
+        self.read.clear();
+        self.counted.clear();
+        self.durable.clear();
+        self.ready = Ready::new(now);
+        // A server that was restarted is waited for; nobody can be served without it.
+        let end = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let found = match self.read_tables(now).await {
+                Ok(found) => {
+                    self.broken = false;
+                    return Ok(found);
+                }
+                Err(error) => error,
+            };
+            if !matches!(found, StoreError::Unavailable(_)) || tokio::time::Instant::now() >= end {
+                return Err(found);
+            }
+            self.conn = None;
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn read_tables(&mut self, now: Now) -> Result<Recovered, StoreError> {
+        if self.conn.is_none() {
+            let conn = open::connect(&self.options).await;
+            self.conn = Some(conn.map_err(|error| StoreError::Unavailable(error.to_string()))?);
+            self.numbers = (0, 0);
+        }
+        let slot = self.slot;
+        let conn = self.connection()?;
+        let mut found = Recovered::default();
+        let meta = all(conn, sqlx::query(META).bind(slot), |row| {
+            Ok((row.bits()?, row.number()?, row.number()?, row.number()?))
+        });
+        let meta = meta.await?;
+        let Some((seed, last_seq, last_session, transitions)) = meta.into_iter().next() else {
+            return Err(StoreError::Corrupt(format!("slot {slot} has no row")));
+        };
+        (found.seed, found.last_session, found.transitions) = (seed, last_session, transitions);
+        found.agents = all(conn, sqlx::query(AGENTS), |row| row.agent_row()).await?;
+        found.breakers = all(conn, sqlx::query(BREAKERS), |row| row.breaker()).await?;
+        found.budgets = all(conn, sqlx::query(BUDGETS), |row| row.budget()).await?;
+        found.sessions = all(conn, sqlx::query(SESSIONS), |row| row.session()).await?;
+        let counts = all(conn, sqlx::query(COUNTS), |row| Ok((row.agent()?, row.state()?, row.number()?)));
+        for (agent, state, n) in counts.await? {
+            let counts: &mut Counts = found.counts.entry(agent).or_default();
+            counts[usize::from(state.code())] = n;
+        }
+        let query = sqlx::query(TIMED)
+            .bind(agents_with_queue_timeout(&found.agents))
+            .bind(i64::from(ledger_core::Reason::Budget.code()));
+        let mut shared = Shared::default();
+        found.timed = all(conn, query, |row| row.task(&mut shared)).await?;
+        self.meta.last_seq = last_seq;
+        self.meta.last_session = last_session;
+        self.due = self.find_due(now).await?;
+        Ok(found)
+    }
+
+    /// A run of `n` new numbers, as long as a block at most.
+    pub(super) async fn take_numbers(&mut self, n: u64) -> Result<u64, StoreError> {
+        if n > BLOCK {
+            return Err(StoreError::Statement(format!("{n} numbers in one run")));
+        }
+        let conn = self.connection()?;
+        let block =
+            sqlx::query_scalar::<_, i64>(NUMBERS).fetch_one(conn).await.map_err(|error| failed(&error))?;
+        // 0 is no number.
+        let first = (block.cast_unsigned() * BLOCK).max(1);
+        let end = (block.cast_unsigned() + 1) * BLOCK;
+        if first + n > end {
+            // The very first block is shorter by one.
+            return Box::pin(self.take_numbers(n)).await;
+        }
+        self.numbers = (first + n, end);
+        Ok(first)
+    }
+
+    pub(super) async fn read_wanted(&mut self, want: &Want) -> Result<Known, StoreError> {
+        let mut known = Known::default();
+        let mut missing = Vec::new();
+        for id in &want.tasks {
+            if self.staged.removed.contains(id) {
+                continue;
+            }
+            match self.staged.tasks.get(id).map(|image| &image.task).or_else(|| self.read.get(id)) {
+                Some(task) => {
+                    known.tasks.insert(*id, Arc::clone(task));
+                }
+                None => missing.push(*id),
+            }
+        }
+        if !missing.is_empty() {
+            self.begin_once().await?;
+            let query = sqlx::query(TASKS).bind(numbers(&missing));
+            let mut shared = Shared::default();
+            for task in all(self.connection()?, query, |row| row.task(&mut shared)).await? {
+                let task = Arc::new(task);
+                self.read.insert(task.id, Arc::clone(&task));
+                known.tasks.insert(task.id, task);
+            }
+        }
+        self.read_keys(want, &mut known).await?;
+        if !want.requests.is_empty() {
+            self.begin_once().await?;
+            let query = sqlx::query(REQUESTS).bind(names(&want.requests));
+            let rows = all(self.connection()?, query, |row| {
+                Ok(ledger_core::store::RequestRow {
+                    id: row.text()?.into(),
+                    digest: row.bits()?,
+                    answer: row.bytes()?,
+                    at: row.time()?,
+                })
+            });
+            known.requests.extend(rows.await?.into_iter().map(|row| (Arc::clone(&row.id), row)));
+            let staged = want.requests.iter().filter_map(|id| self.staged.requests.get(id));
+            known.requests.extend(staged.map(|row| (Arc::clone(&row.id), row.clone())));
+        }
+        Ok(known)
+    }
+
+    async fn read_keys(&mut self, want: &Want, known: &mut Known) -> Result<(), StoreError> {
+        if want.keys.is_empty() {
+            return Ok(());
+        }
+        self.begin_once().await?;
+        let agents: Vec<i64> = want.keys.iter().map(|(agent, _)| i64::from(agent.0)).collect();
+        let keys: Vec<String> = want.keys.iter().map(|(_, key)| key.to_string()).collect();
+        let query = sqlx::query(KEYS).bind(agents).bind(keys);
+        let found = all(self.connection()?, query, |row| {
+            let key: (AgentId, Arc<str>) = (row.agent()?, row.text()?.into());
+            Ok((key, KeyHolder { task: row.task_id()?, digest: row.bits()? }))
+        });
+        let found = found.await?;
+        let freed = &self.staged.freed;
+        known.keys.extend(found.into_iter().filter(|(_, holder)| !freed.contains(&holder.task)));
+        let mut asked: ByKey<()> = ByKey::default();
+        asked.extend(want.keys.iter().map(|key| (key.clone(), ())));
+        for (id, data) in
+            self.staged.data.iter().filter(|(id, data)| !data.key.is_empty() && !freed.contains(id))
+        {
+            let Some(image) = self.staged.tasks.get(id) else { continue };
+            let key = (image.task.spec.agent, Arc::clone(&data.key));
+            if asked.contains_key(&key) {
+                known.keys.insert(key, KeyHolder { task: *id, digest: data.digest });
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn read_settled(
+        &mut self,
+        leases: &[(TaskId, u64)],
+    ) -> Result<Vec<Option<Record>>, StoreError> {
+        let mut found: Vec<Option<Record>> = vec![None; leases.len()];
+        let mut missing: HashMap<(TaskId, u64), usize> =
+            leases.iter().enumerate().map(|(at, lease)| (*lease, at)).collect();
+        for record in self.staged.history.iter().filter(|record| record.digest.is_some()) {
+            if let Some(at) = missing.remove(&(record.task, record.fence)) {
+                found[at] = Some(record.clone());
+            }
+        }
+        if missing.is_empty() {
+            return Ok(found);
+        }
+        self.begin_once().await?;
+        let places: Vec<usize> = missing.into_values().collect();
+        let query = sqlx::query(SETTLED)
+            .bind(numbers(places.iter().map(|at| &leases[*at].0)))
+            .bind(places.iter().map(|at| leases[*at].1.cast_signed()).collect::<Vec<_>>());
+        let rows = all(self.connection()?, query, |row| Ok((row.number()?, row.record()?))).await?;
+        for (n, record) in rows {
+            if let Some(at) = usize::try_from(n).ok().and_then(|n| places.get(n - 1)) {
+                found[*at] = Some(record);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Tasks that the batch has changed: what the database says of them does not hold.
+    fn changed(&self) -> Vec<i64> {
+        let waited = self.staged.tasks.values().filter(|image| image.may_have_waited);
+        waited.map(|image| image.task.id.0.cast_signed()).collect()
+    }
+
+    pub(super) async fn find_offers(
+        &mut self,
+        asks: &[Ask],
+        now: Now,
+    ) -> Result<Vec<Vec<Arc<Task>>>, StoreError> {
+        let mut offers = Vec::with_capacity(asks.len());
+        for ask in asks {
+            self.begin_once().await?;
+            let query = sqlx::query(OFFER)
+                .bind(i64::from(ask.agent.0))
+                .bind(ask.types.as_deref().map(names))
+                .bind(names(&ask.except))
+                .bind(now.at.millis())
+                .bind(now.wall().millis())
+                .bind(ask.gated)
+                .bind(i64::try_from(ask.limit).unwrap_or(i64::MAX))
+                .bind(self.changed());
+            let mut shared = Shared::default();
+            let mut found: Vec<Arc<Task>> =
+                all(self.connection()?, query, |row| row.task(&mut shared).map(Arc::new)).await?;
+            found.extend(self.ready.offer(ask, now));
+            found.sort_unstable_by_key(|task| (9_u8.saturating_sub(task.priority), task.run_at, task.id));
+            found.truncate(ask.limit);
+            offers.push(found);
+        }
+        if self.due.is_some_and(|due| due <= now.at) {
+            self.due = self.find_due(now).await?;
+        }
+        Ok(offers)
+    }
+
+    /// When the next task in the database becomes due.
+    async fn find_due(&mut self, now: Now) -> Result<Option<Timestamp>, StoreError> {
+        let query = sqlx::query(NEXT_DUE).bind(now.at.millis()).bind(now.wall().millis());
+        let found = all(self.connection()?, query, |row| Ok((row.maybe_time()?, row.maybe_time()?))).await?;
+        let times = |(steady, wall): (Option<Timestamp>, Option<Timestamp>)| {
+            steady.into_iter().chain(wall.map(|wall| now.from_wall(wall))).min()
+        };
+        Ok(found.into_iter().find_map(times))
+    }
+
+    pub(super) async fn find_gated(&mut self, agent: AgentId) -> Result<Vec<Arc<Task>>, StoreError> {
+        self.begin_once().await?;
+        let query = sqlx::query(GATED).bind(i64::from(agent.0)).bind(self.changed());
+        let mut shared = Shared::default();
+        let mut found: Vec<Arc<Task>> =
+            all(self.connection()?, query, |row| row.task(&mut shared).map(Arc::new)).await?;
+        found.extend(self.ready.gated(agent));
+        found.sort_unstable_by_key(|task| (9_u8.saturating_sub(task.priority), task.run_at, task.id));
+        Ok(found)
+    }
+
+    pub(super) async fn find_live(&mut self, agent: AgentId) -> Result<Vec<Arc<Task>>, StoreError> {
+        self.begin_once().await?;
+        let query = sqlx::query(LIVE).bind(i64::from(agent.0));
+        let mut shared = Shared::default();
+        let found = all(self.connection()?, query, |row| row.task(&mut shared).map(Arc::new)).await?;
+        let found = found.into_iter().filter(|task| !self.staged.tasks.contains_key(&task.id));
+        let staged = self.staged.tasks.values().map(|image| &image.task);
+        let staged = staged.filter(|task| task.spec.agent == agent && !task.state.is_terminal()).cloned();
+        Ok(found.chain(staged).collect())
+    }
+
+    pub(super) async fn count_ahead(
+        &mut self,
+        task: &Task,
+        types: Option<&[Arc<str>]>,
+        most: usize,
+        now: Now,
+    ) -> Result<usize, StoreError> {
+        self.begin_once().await?;
+        let query = sqlx::query(AHEAD)
+            .bind(i64::from(task.spec.agent.0))
+            .bind(types.map(names))
+            .bind(i64::try_from(most).unwrap_or(i64::MAX))
+            .bind(i64::from(9_u8.saturating_sub(task.priority)))
+            .bind(task.run_at.millis())
+            .bind(task.id.0.cast_signed())
+            .bind(now.at.millis())
+            .bind(now.wall().millis())
+            .bind(self.changed());
+        let found = all(self.connection()?, query, |row| row.number()).await?;
+        let staged = self.ready.ahead(task, types, most, now);
+        let found = found.first().and_then(|found| usize::try_from(*found).ok()).unwrap_or_default();
+        Ok((found + staged).min(most))
+    }
+}
+
+fn agents_with_queue_timeout(agents: &[AgentRow]) -> Vec<i64> {
+    let has = agents.iter().filter(|row| row.given.policy.queue_timeout.is_some());
+    has.map(|row| i64::from(row.id.0)).collect()
+}

@@ -1,0 +1,117 @@
+//! What the open batch has changed: nothing of it is sent before its end.
+//!
+//! Holds, and decides nothing. Invariants: one row image per task, the last, with the version that its row in the database
+//! has; history in the order it was decided.
+
+use bytes::Bytes;
+use ledger_core::store::{
+    AgentEvent, AgentRow, BreakerRow, BudgetRow, DeadLetter, Notes, RequestRow, SessionRow, TaskData,
+};
+use ledger_core::{AgentId, ByName, ByTask, Record, State, Task, TaskId, Timestamp};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// A task's row.
+pub(super) struct Image {
+    pub(super) task: Arc<Task>,
+    /// Version of its row in the database; 0 of a new one.
+    pub(super) expected: u64,
+    /// Its row in the database may stand among those that wait.
+    pub(super) may_have_waited: bool,
+}
+
+impl Image {
+    /// Whether it stands among those that wait from now on.
+    pub(super) fn waits(&self) -> bool {
+        self.task.is_claimable_state() || self.task.is_gated()
+    }
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Staged {
+    pub(super) tasks: ByTask<Image>,
+    pub(super) data: Vec<(TaskId, Arc<TaskData>)>,
+    pub(super) history: Vec<Record>,
+    pub(super) results: BTreeMap<TaskId, Bytes>,
+    pub(super) salvage: BTreeMap<(TaskId, u64), Bytes>,
+    pub(super) notes: BTreeMap<TaskId, Notes>,
+    /// None: there is no letter any more.
+    pub(super) letters: BTreeMap<TaskId, Option<DeadLetter>>,
+    pub(super) freed: BTreeSet<TaskId>,
+    pub(super) requests: ByName<RequestRow>,
+    pub(super) agents: BTreeMap<AgentId, AgentRow>,
+    pub(super) breakers: BTreeMap<(AgentId, Arc<str>), BreakerRow>,
+    pub(super) budgets: BTreeMap<Option<AgentId>, BudgetRow>,
+    pub(super) sessions: BTreeMap<Arc<str>, SessionRow>,
+    pub(super) events: Vec<AgentEvent>,
+    /// Tasks that go to another agent.
+    pub(super) moved: BTreeSet<TaskId>,
+    pub(super) payloads: Vec<(Bytes, Vec<TaskId>)>,
+    pub(super) removed: Vec<TaskId>,
+    pub(super) gone_workers: Vec<Arc<str>>,
+    pub(super) events_before: Option<Timestamp>,
+    /// By how much there are more of each.
+    pub(super) counts: BTreeMap<(AgentId, u8), i64>,
+    /// By how much more live in each block.
+    pub(super) blocks: BTreeMap<u64, i64>,
+}
+
+/// Task numbers whose live ones are counted together: 2 to the power of this.
+pub(super) const BLOCK_BITS: u32 = 12;
+
+impl Staged {
+    /// Images in the order of their numbers.
+    pub(super) fn in_order(&self) -> Vec<&Image> {
+        let mut images: Vec<&Image> = self.tasks.values().collect();
+        images.sort_unstable_by_key(|image| image.task.id);
+        images
+    }
+
+    /// Whether a commit has nothing to write.
+    pub(super) fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
+            && self.data.is_empty()
+            && self.history.is_empty()
+            && self.results.is_empty()
+            && self.salvage.is_empty()
+            && self.notes.is_empty()
+            && self.letters.is_empty()
+            && self.freed.is_empty()
+            && self.requests.is_empty()
+            && self.agents.is_empty()
+            && self.breakers.is_empty()
+            && self.budgets.is_empty()
+            && self.sessions.is_empty()
+            && self.events.is_empty()
+            && self.moved.is_empty()
+            && self.payloads.is_empty()
+            && self.removed.is_empty()
+            && self.gone_workers.is_empty()
+            && self.events_before.is_none()
+    }
+
+    /// A task was in one state of one agent and is in another.
+    pub(super) fn count(&mut self, id: TaskId, was: Option<(AgentId, State)>, is: Option<(AgentId, State)>) {
+        let mut lives = 0;
+        for (place, n) in [(was, -1), (is, 1)] {
+            let Some((agent, state)) = place else { continue };
+            *self.counts.entry((agent, state.code())).or_default() += n;
+            lives += if state.is_terminal() { 0 } else { n };
+        }
+        if lives != 0 {
+            *self.blocks.entry(id.0 >> BLOCK_BITS).or_default() += lives;
+        }
+    }
+
+    /// More is known beside a task; what is said last counts.
+    pub(super) fn note(&mut self, id: TaskId, new: Notes) {
+        let known = self.notes.entry(id).or_default();
+        let Notes { error, checkpoint, progress, question, answer } = new;
+        known.error = error.or(known.error.take());
+        known.checkpoint = checkpoint.or(known.checkpoint.take());
+        known.progress = progress.or(known.progress.take());
+        known.question = question.or(known.question.take());
+        known.answer = answer.or(known.answer.take());
+    }
+}

@@ -1,0 +1,287 @@
+//! What only PostgreSQL has to keep: the statements, who may serve a database, and what becomes of a commit when the server,
+//! the connection or somebody else comes between.
+
+use super::{ConnectError, PgStore, open, options, read, recover, write};
+use crate::store::rig::{AGENT, Kind, New, Rig, database, everything};
+use ledger_core::store::{Ask, Changed, Changes, Store, StoreError, Want};
+use ledger_core::{Event, State, TaskId};
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row, SqlSafeStr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+fn store_of(rig: &mut Rig) -> &mut PgStore {
+    match &mut rig.kind {
+        Kind::Postgres { store: Some(store), .. } => store,
+        _ => panic!("these tests are PostgreSQL's"),
+    }
+}
+
+fn url_of(rig: &Rig) -> String {
+    match &rig.kind {
+        Kind::Postgres { url, .. } => url.clone(),
+        _ => panic!("these tests are PostgreSQL's"),
+    }
+}
+
+/// A connection past the store, to look and to do harm.
+async fn raw(url: &str) -> PgConnection {
+    url.parse::<sqlx::postgres::PgConnectOptions>().expect("an address").connect().await.expect("it connects")
+}
+
+async fn number(url: &str, sql: &'static str) -> i64 {
+    sqlx::query(sql).fetch_one(&mut raw(url).await).await.expect("the query runs").get(0)
+}
+
+#[tokio::test]
+async fn every_statement_can_be_prepared() {
+    let Some(rig) = Rig::postgres().await else { return };
+    let mut conn = raw(&url_of(&rig)).await;
+    let all = write::statements()
+        .into_iter()
+        .chain(recover::STATEMENTS)
+        .chain(read::STATEMENTS)
+        .chain([super::FATE]);
+    for text in all {
+        conn.prepare(AssertSqlSafe(text).into_sql_str())
+            .await
+            .unwrap_or_else(|error| panic!("{error}: {text:.300}"));
+    }
+}
+
+#[tokio::test]
+async fn one_daemon_serves_a_database() {
+    let Some(rig) = Rig::postgres().await else { return };
+    let url = url_of(&rig);
+    let refused = open(&url).await.expect_err("the first still serves");
+    assert!(matches!(refused, ConnectError::InUse { .. }), "{refused}");
+    assert!(!refused.is_configuration(), "it may come to serve later");
+    drop(rig);
+    open(&url).await.expect("the first has ended");
+}
+
+#[tokio::test]
+async fn what_would_lose_commits_is_refused() {
+    for (url, fits) in [
+        ("postgres://db.example.com/ledger", true),
+        ("postgres://db.example.com/ledger?sslmode=verify-full", true),
+        ("postgres://db.example.com/ledger?sslmode=require", false),
+        ("postgres://db.example.com/ledger?sslmode=verify-ca", false),
+        ("postgres://db.example.com/ledger?sslmode=disable", false),
+        ("postgres://127.0.0.1/ledger?sslmode=disable", true),
+        ("postgres:///ledger?host=/run/postgresql", true),
+    ] {
+        match options(url) {
+            Ok(_) => assert!(fits, "{url}"),
+            Err(error) => assert!(!fits && error.is_configuration(), "{url}: {error}"),
+        }
+    }
+    let Some(url) = database().await else { return };
+    // The one of the two that a session may set.
+    let mut conn = raw(&url).await;
+    let name = url.rsplit_once('/').expect("a database").1;
+    conn.execute(AssertSqlSafe(format!("ALTER DATABASE {name} SET default_transaction_read_only = on")))
+        .await
+        .expect("a superuser may");
+    let refused = open(&url).await.expect_err("nothing can be written");
+    assert!(matches!(refused, ConnectError::Migration { .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn a_task_that_somebody_else_changed_is_named_and_nothing_is_written() {
+    let Some(mut rig) = Rig::postgres().await else { return };
+    let [ours, theirs] = [rig.enqueue(New::of("a")).await, rig.enqueue(New::of("a")).await];
+    rig.commit().await;
+    rig.apply(ours, Event::Cancel { note: "no".into() }).await;
+    rig.apply(theirs, Event::Cancel { note: "no".into() }).await;
+    let mut conn = raw(&url_of(&rig)).await;
+    let other =
+        sqlx::query("UPDATE tasks SET version = version + 1 WHERE id = $1").bind(theirs.0.cast_signed());
+    other.execute(&mut conn).await.expect("nobody holds it");
+    let error = rig.store().commit().await.expect_err("somebody was faster");
+    assert!(matches!(error, StoreError::Overtaken(id) if id == theirs), "{error}");
+    rig.recover().await;
+    assert_eq!(rig.get(ours).await.map(|task| task.state), Some(State::Queued));
+    assert_eq!(number(&url_of(&rig), "SELECT COUNT(*) FROM task_history").await, 2);
+}
+
+#[tokio::test]
+async fn what_one_batch_is_offered_no_other_gets_meanwhile() {
+    let Some(mut rig) = Rig::postgres().await else { return };
+    let ids = rig.enqueue_all((0..4).map(|_| New::of("a"))).await;
+    rig.commit().await;
+    assert_eq!(rig.offer(Ask { limit: 2, ..everything() }).await, ids[..2]);
+    let mut other = raw(&url_of(&rig)).await;
+    let free = "SELECT task_id FROM ready ORDER BY task_id FOR UPDATE SKIP LOCKED";
+    let rows = other.fetch_all(free).await.expect("it reads");
+    let free: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
+    assert_eq!(free, ids[2..].iter().map(|id| id.0.cast_signed()).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn those_that_wait_stand_in_the_table_and_no_others() {
+    let Some(mut rig) = Rig::postgres().await else { return };
+    let ids = rig.enqueue_all((0..5).map(|_| New::of("a"))).await;
+    // Claimed in the batch that made it: it never stood there.
+    rig.claim(ids[0]).await;
+    rig.apply(ids[1], Event::Gate).await;
+    rig.commit().await;
+    let url = url_of(&rig);
+    assert_eq!(number(&url, "SELECT COUNT(*) FROM ready").await, 4);
+    assert_eq!(number(&url, "SELECT COUNT(*) FROM ready WHERE gated = 1").await, 1);
+    rig.claim(ids[2]).await;
+    rig.apply(ids[1], Event::Ungate).await;
+    rig.apply(ids[3], Event::Cancel { note: "no".into() }).await;
+    rig.commit().await;
+    assert_eq!(number(&url, "SELECT COUNT(*) FROM ready").await, 2);
+}
+
+#[tokio::test]
+async fn a_batch_goes_when_its_session_is_ended_and_the_next_is_served() {
+    let Some(mut rig) = Rig::postgres().await else { return };
+    let kept = rig.enqueue(New::of("a")).await;
+    rig.commit().await;
+    let url = url_of(&rig);
+    let lost = rig.enqueue(New::of("a")).await;
+    // It has read, so it has a transaction.
+    assert!(rig.get(TaskId(u64::MAX >> 1)).await.is_none());
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+        WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    raw(&url).await.execute(end).await.expect("a superuser may");
+    let error = rig.store().commit().await.expect_err("its session has ended");
+    assert!(matches!(error, StoreError::Unavailable(_)), "nothing was written: {error}");
+    rig.recover().await;
+    assert_eq!(rig.get(lost).await, None);
+    assert_eq!(rig.offer(everything()).await, [kept]);
+    rig.claim(kept).await;
+    rig.commit().await;
+}
+
+/// Passes bytes on between the store and the server, and cuts when the store says COMMIT.
+struct Cutter {
+    /// Passes the next COMMIT on and cuts before its answer, or cuts before it.
+    cut: Arc<std::sync::Mutex<Option<Cut>>>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Cut {
+    BeforeTheAnswer,
+    BeforeTheCommit,
+}
+
+impl Cutter {
+    async fn before(url: &str) -> (Self, String) {
+        let server = url.strip_prefix("postgres://postgres@").expect("the address of the tests");
+        let (server, database) = server.split_once('/').expect("an address with a database");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let cut = Arc::new(std::sync::Mutex::new(None));
+        let (server, shared) = (server.to_owned(), Arc::clone(&cut));
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let server = TcpStream::connect(&server).await.expect("the server is there");
+                tokio::spawn(pass(client, server, Arc::clone(&shared)));
+            }
+        });
+        (Self { cut }, format!("postgres://postgres@{address}/{database}?sslmode=disable"))
+    }
+
+    fn next(&self, cut: Cut) {
+        *self.cut.lock().expect("nobody panics") = Some(cut);
+    }
+
+    /// Whether the cut was made.
+    fn was_made(&self) -> bool {
+        self.cut.lock().expect("nobody panics").is_none()
+    }
+}
+
+async fn pass(client: TcpStream, server: TcpStream, cut: Arc<std::sync::Mutex<Option<Cut>>>) {
+    let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+        (client.into_split(), server.into_split());
+    let back = tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(read @ 1..) = from_client.read(&mut buffer).await {
+        let commits = buffer[..read].windows(7).any(|bytes| bytes == b"COMMIT\0");
+        let now = if commits { cut.lock().expect("nobody panics").take() } else { None };
+        match now {
+            // Both sides go at once: the server finds out when it answers.
+            Some(Cut::BeforeTheCommit) => break,
+            Some(Cut::BeforeTheAnswer) => {
+                back.abort();
+                let _ = back.await;
+                let _ = to_server.write_all(&buffer[..read]).await;
+                // What it does is on its way; the answer finds nobody.
+                return;
+            }
+            None if to_server.write_all(&buffer[..read]).await.is_err() => break,
+            None => {}
+        }
+    }
+    back.abort();
+}
+
+#[tokio::test]
+async fn a_commit_without_an_answer_is_asked_for() {
+    let Some(url) = database().await else { return };
+    let (cutter, through) = Cutter::before(&url).await;
+    let (store, reader) = open(&through).await.expect("a new ledger opens");
+    let mut rig = Rig::of(Kind::Postgres { url: through, store: Some(Box::new(store)), reader }).await;
+    let (mut kept, mut made) = (0, [0, 0]);
+    for n in 0..200 {
+        let how = if n % 2 == 0 { Cut::BeforeTheAnswer } else { Cut::BeforeTheCommit };
+        let id = rig.enqueue(New::of("a")).await;
+        cutter.next(how);
+        let committed = rig.store().commit().await;
+        assert!(cutter.was_made(), "the commit went through the proxy");
+        made[n % 2] += 1;
+        match (how, committed) {
+            (Cut::BeforeTheAnswer, Ok(_)) => kept += 1,
+            (Cut::BeforeTheCommit, Err(StoreError::Unavailable(_))) => {}
+            (how, other) => panic!(
+                "cut {} the answer: {other:?}",
+                if how == Cut::BeforeTheAnswer { "before" } else { "long before" }
+            ),
+        }
+        if how == Cut::BeforeTheCommit {
+            rig.recover().await;
+        }
+        assert_eq!(rig.get(id).await.is_some(), how == Cut::BeforeTheAnswer, "what was told is so");
+    }
+    assert_eq!((made, kept), ([100, 100], 100));
+    assert_eq!(number(&url, "SELECT COUNT(*) FROM tasks").await, 100);
+    assert_eq!(number(&url, "SELECT COUNT(*) FROM task_history").await, 100);
+    assert_eq!(number(&url, "SELECT last_seq FROM slots").await, 100);
+}
+
+#[tokio::test]
+async fn settled_rows_and_keys_of_the_open_batch_are_known() {
+    let Some(mut rig) = Rig::postgres().await else { return };
+    let id = rig.enqueue(New { key: "k", ..New::of("a") }).await;
+    let want = Want { keys: vec![(AGENT, "k".into())], ..Want::default() };
+    assert_eq!(
+        rig.known(want.clone()).await.keys.values().map(|holder| holder.task).collect::<Vec<_>>(),
+        [id]
+    );
+    // Removed before it has ended: refused, and the batch with it.
+    let removed = Changes { removed: vec![id], ..Changes::default() };
+    assert!(store_of(&mut rig).write(removed).await.is_err());
+    rig.recover().await;
+    assert!(rig.known(want).await.keys.is_empty());
+}
+
+#[tokio::test]
+async fn a_task_decided_from_another_version_is_a_bug_and_fails_its_batch() {
+    let Some(mut rig) = Rig::postgres().await else { return };
+    let id = rig.enqueue(New::of("a")).await;
+    let task = rig.get(id).await.expect("it exists");
+    let changed = Changed { expected: task.version + 1, was: Some(task.state), task: Arc::new(task) };
+    let error = store_of(&mut rig).write(Changes { tasks: vec![changed], ..Changes::default() }).await;
+    assert!(matches!(error, Err(StoreError::Statement(_))), "{error:?}");
+    assert!(matches!(rig.store().commit().await, Err(StoreError::Unavailable(_))), "recover first");
+    rig.recover().await;
+    rig.wait(Duration::from_secs(1));
+    assert_eq!(rig.offer(everything()).await, []);
+}
