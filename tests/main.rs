@@ -15,6 +15,7 @@ mod guide;
 mod leases;
 mod letters;
 mod orders;
+mod postgres;
 mod power_loss;
 mod restarts;
 mod retention;

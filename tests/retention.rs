@@ -82,7 +82,7 @@ async fn done_tasks_go_with_their_keys_and_failed_ones_stay_until_they_are_disca
     assert_eq!(count(&found, TaskState::Failed), 1);
     assert_eq!(found.retention_done.map(|span| span.seconds), Some(1));
     assert_eq!(found.retention_failed, None);
-    assert!(found.store_bytes > 0 && found.log_bytes > 0, "{found:?}");
+    assert!(found.store_bytes > 0 && (found.log_bytes > 0 || postgres::is_store()), "{found:?}");
 
     daemon.kill();
     let daemon = Daemon::start_with(folder, "127.0.0.1:0", &flags);

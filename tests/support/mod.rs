@@ -1,5 +1,6 @@
 //! Runs the real binary in a folder of its own, and speaks to it through generated stubs alone.
 
+pub(crate) mod postgres;
 pub(crate) mod transcript;
 pub(crate) mod worker;
 
@@ -87,6 +88,7 @@ impl Daemon {
         let mut child = command()
             .args(["serve", "--listen", listen, "--http-listen", "off", "--data-dir"])
             .arg(folder.path().join("data"))
+            .args(postgres::store_flags(&folder, flags))
             .args(flags)
             .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())

@@ -104,7 +104,7 @@ CREATE TABLE ready (
 ) WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000);
 
 CREATE INDEX ready_in_order ON ready (agent, task_type, gated, urgency, run_at, task_id);
-CREATE INDEX ready_by_time ON ready (run_at);
+CREATE INDEX ready_by_time ON ready (calendar, run_at) WHERE gated = 0;
 
 -- Append-only; seq rises without a gap in each slot.
 CREATE TABLE task_history (

@@ -17,7 +17,7 @@ const MIGRATIONS: [(i64, &str, &str); 1] =
     [(1, "ledger", include_str!("../../../migrations/postgres/0001_ledger.sql"))];
 
 /// Settings of each session. A statement that takes longer is ended by the server, and its batch with it.
-const SESSION: [(&str, &str); 7] = [
+const SESSION: [(&str, &str); 8] = [
     ("synchronous_commit", "on"),
     ("statement_timeout", "5s"),
     ("lock_timeout", "2s"),
@@ -26,6 +26,8 @@ const SESSION: [(&str, &str); 7] = [
     // Plans are made once and are small.
     ("jit", "off"),
     ("timezone", "UTC"),
+    // A rollback where there is nothing to roll back is no news.
+    ("client_min_messages", "error"),
 ];
 const STATE: &str = "SELECT pg_is_in_recovery(), current_setting('fsync'), current_setting('full_page_writes'), \
     current_setting('server_version_num')::int4";
