@@ -14,9 +14,10 @@ _list:
 build:
     cargo build {{ everything }}
 
-# Runs every test: Rust, then the Python client
+# Runs every test: Rust, the daemon's promises on PostgreSQL once more, then the Python client
 test: && python-test
-    cargo test {{ everything }}
+    .ci/postgres cargo test {{ everything }}
+    LEDGERD_TEST_STORE=postgres .ci/postgres cargo test {{ everything }} --test ledgerd
 
 # Not `cargo build`: dev-dependencies change features of shared crates, and the daemon would be compiled twice.
 
