@@ -149,7 +149,7 @@ pub(crate) fn options(url: &str) -> Result<PgConnectOptions, ConnectError> {
 
 /// Where that is, without secrets.
 fn server(options: &PgConnectOptions) -> String {
-    let database = options.get_database().unwrap_or(options.get_username());
+    let database = options.get_database().unwrap_or_else(|| options.get_username());
     match options.get_socket() {
         Some(socket) => format!("{}/{database}", socket.display()),
         None => format!("{}:{}/{database}", options.get_host(), options.get_port()),

@@ -108,10 +108,10 @@ impl Staged {
     pub(super) fn note(&mut self, id: TaskId, new: Notes) {
         let known = self.notes.entry(id).or_default();
         let Notes { error, checkpoint, progress, question, answer } = new;
-        known.error = error.or(known.error.take());
-        known.checkpoint = checkpoint.or(known.checkpoint.take());
-        known.progress = progress.or(known.progress.take());
-        known.question = question.or(known.question.take());
-        known.answer = answer.or(known.answer.take());
+        known.error = error.or_else(|| known.error.take());
+        known.checkpoint = checkpoint.or_else(|| known.checkpoint.take());
+        known.progress = progress.or_else(|| known.progress.take());
+        known.question = question.or_else(|| known.question.take());
+        known.answer = answer.or_else(|| known.answer.take());
     }
 }

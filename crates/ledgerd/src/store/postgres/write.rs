@@ -613,8 +613,7 @@ async fn write_respecified(conn: &mut PgConnection, staged: &Staged) -> Result<(
 async fn write_rest(conn: &mut PgConnection, staged: &Staged, slot: i64) -> Result<(), StoreError> {
     let redriven = staged.letters.iter().filter(|(_, letter)| letter.is_none()).map(|(id, _)| id);
     listed(conn, REDRIVEN, numbers(redriven)).await?;
-    put(conn, rows(&LETTERS, staged.letters.values().flatten(), |row, letter| bind::letter(row, letter)))
-        .await?;
+    put(conn, rows(&LETTERS, staged.letters.values().flatten(), bind::letter)).await?;
     put(conn, rows(&NOTES, &staged.notes, |row, (id, notes)| bind::notes(row, *id, notes))).await?;
     put(
         conn,
@@ -631,12 +630,12 @@ async fn write_rest(conn: &mut PgConnection, staged: &Staged, slot: i64) -> Resu
             .bind(SALVAGED as i64);
         query.execute(&mut *conn).await.map_err(|error| failed(&error))?;
     }
-    put(conn, rows(&REQUESTS, staged.requests.values(), |row, request| bind::request(row, request))).await?;
-    put(conn, rows(&AGENTS, staged.agents.values(), |row, agent| bind::agent(row, agent))).await?;
-    put(conn, rows(&BREAKERS, staged.breakers.values(), |row, breaker| bind::breaker(row, breaker))).await?;
-    put(conn, rows(&BUDGETS, staged.budgets.values(), |row, budget| bind::budget(row, budget))).await?;
-    put(conn, rows(&SESSIONS, staged.sessions.values(), |row, session| bind::session(row, session))).await?;
-    put(conn, rows(&EVENTS, &staged.events, |row, event| bind::event(row, event))).await?;
+    put(conn, rows(&REQUESTS, staged.requests.values(), bind::request)).await?;
+    put(conn, rows(&AGENTS, staged.agents.values(), bind::agent)).await?;
+    put(conn, rows(&BREAKERS, staged.breakers.values(), bind::breaker)).await?;
+    put(conn, rows(&BUDGETS, staged.budgets.values(), bind::budget)).await?;
+    put(conn, rows(&SESSIONS, staged.sessions.values(), bind::session)).await?;
+    put(conn, rows(&EVENTS, &staged.events, bind::event)).await?;
     let counts = staged.counts.iter().filter(|(_, n)| **n != 0);
     put(
         conn,

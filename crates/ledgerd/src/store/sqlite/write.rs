@@ -278,7 +278,7 @@ impl Writer {
         values +=
             self.rows(Table::Notes, staged.notes.iter(), |args, (id, notes)| bind::notes(args, *id, notes))?;
         values += self.rows(Table::DeadLetters, staged.letters.values().flatten(), |args, row| {
-            bind::letter(args, row)
+            bind::letter(args, row);
         })?;
         values += self.rows(Table::Requests, staged.requests.iter(), |args, row| {
             args.add(request_hash(&row.id));
