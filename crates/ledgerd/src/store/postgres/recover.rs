@@ -195,6 +195,7 @@ impl PgStore {
         self.roll_back().await;
         self.staged = Staged::default();
         self.read.clear();
+        self.running.clear();
         self.counted.clear();
         self.durable.clear();
         self.ready = Ready::new(now);
@@ -279,7 +280,8 @@ impl PgStore {
             if self.staged.removed.contains(id) {
                 continue;
             }
-            match self.staged.tasks.get(id).map(|image| &image.task).or_else(|| self.read.get(id)) {
+            let staged = self.staged.tasks.get(id).map(|image| &image.task);
+            match staged.or_else(|| self.read.get(id)).or_else(|| self.running.get(id)) {
                 Some(task) => {
                     known.tasks.insert(*id, Arc::clone(task));
                 }
