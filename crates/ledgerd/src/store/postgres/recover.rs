@@ -117,7 +117,7 @@ const AHEAD: &str = concat!(
         LIMIT $3) AS ahead"
 );
 /// The first that becomes due after now: $1 on the steady and $2 on the wall clock.
-const NEXT_DUE: &str = "SELECT MIN(run_at) FILTER (WHERE calendar = 0), MIN(run_at) FILTER (WHERE calendar = 1) FROM ( \
+pub(super) const NEXT_DUE: &str = "SELECT MIN(run_at) FILTER (WHERE calendar = 0), MIN(run_at) FILTER (WHERE calendar = 1) FROM ( \
     (SELECT run_at, calendar FROM ready WHERE run_at > $1 AND calendar = 0 AND gated = 0 ORDER BY run_at LIMIT 1) \
     UNION ALL \
     (SELECT run_at, calendar FROM ready WHERE run_at > $2 AND calendar = 1 AND gated = 0 ORDER BY run_at LIMIT 1)) AS next";

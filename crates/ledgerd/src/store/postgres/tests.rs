@@ -341,3 +341,18 @@ async fn a_result_is_found_wherever_it_is() {
     }
     assert_eq!(number(&url_of(&rig), "SELECT COUNT(*) FROM results").await, 1);
 }
+
+#[tokio::test]
+async fn what_becomes_due_next_is_one_look_at_an_index() {
+    let Some(rig) = Rig::postgres().await else { return };
+    let mut conn = raw(&url_of(&rig)).await;
+    // The table is empty: only what the index can do is asked, not what the planner would choose today.
+    conn.execute("SET enable_seqscan = off; SET enable_bitmapscan = off").await.expect("a session may");
+    let plan = format!("EXPLAIN {}", recover::NEXT_DUE.replace("$1", "5").replace("$2", "6"));
+    let rows = conn.fetch_all(AssertSqlSafe(plan)).await.expect("it explains");
+    let plan: String = rows.iter().map(|row| row.get::<String, _>(0) + "\n").collect();
+    for condition in ["((calendar = 0) AND (run_at > 5))", "((calendar = 1) AND (run_at > 6))"] {
+        assert!(plan.contains(&format!("Index Cond: {condition}")), "{condition} in\n{plan}");
+    }
+    assert!(!plan.contains("Sort"), "{plan}");
+}
