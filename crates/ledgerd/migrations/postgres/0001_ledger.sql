@@ -88,8 +88,6 @@ CREATE TABLE tasks (
     blocks INTEGER,
     discarded SMALLINT CHECK (discarded IN (0, 1)),
     worker TEXT,
-    -- Of a task that is DONE, where it is small; else in `results`.
-    result BYTEA,
     CHECK ((worker IS NULL) = (lease_until IS NULL)),
     CHECK ((stop_cause IS NULL) = (stop_until IS NULL))
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02);

@@ -7,7 +7,6 @@
 mod bind;
 #[cfg(test)]
 mod conformance;
-mod fresh;
 #[cfg(test)]
 mod model;
 pub mod postgres;

@@ -10,7 +10,6 @@ mod open;
 mod read;
 mod recover;
 mod staged;
-mod table;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -20,7 +19,6 @@ pub use open::{ConnectError, open};
 pub use read::PgReader;
 
 use crate::store::Committed;
-use crate::store::fresh::Fresh;
 use crate::store::ready::Ready;
 use ledger_core::store::{Ask, Changed, Changes, Fut, Known, Recovered, Store, StoreError, Want};
 use ledger_core::{AgentId, ByTask, Now, Record, State, Task, TaskId, Timestamp};
@@ -36,10 +34,6 @@ const BLOCK: u64 = 1_000;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two tries of that.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Bytes of a result that fits into its task's row.
-const SMALL_RESULT: usize = 256;
-/// Bytes of new tasks' data that are kept for the workers that get them next.
-const FRESH_BYTES: usize = 64 << 20;
 /// Batches with answers to remember, after which old answers are looked for.
 const PURGE_EVERY: u32 = 16;
 
@@ -63,10 +57,6 @@ pub struct PgStore {
     read: ByTask<Arc<Task>>,
     /// Those that the batch has changed, for offers.
     ready: Ready,
-    /// Tasks that run, as they were committed here: what workers say next is of them. Only a hint, for a row that somebody else
-    /// changed is not written; forgotten when that shows.
-    running: ByTask<Arc<Task>>,
-    fresh: Arc<Fresh>,
     /// Tasks that the batch gives to another agent: in whose count they are.
     counted: HashMap<TaskId, AgentId>,
     /// The first time at which a task in the database becomes due, on the steady clock; none is later than the last look.
@@ -93,7 +83,7 @@ impl std::fmt::Debug for PgStore {
 }
 
 impl PgStore {
-    fn new(options: PgConnectOptions, conn: PgConnection, fresh: Arc<Fresh>) -> Self {
+    fn new(options: PgConnectOptions, conn: PgConnection) -> Self {
         Self {
             options,
             conn: Some(conn),
@@ -104,8 +94,6 @@ impl PgStore {
             staged: Staged::default(),
             read: ByTask::default(),
             ready: Ready::new(Now::steady(Timestamp::EPOCH)),
-            running: ByTask::default(),
-            fresh,
             counted: HashMap::new(),
             due: None,
             durable: VecDeque::new(),
@@ -150,7 +138,6 @@ impl PgStore {
             self.staged.moved.insert(id);
             self.counted.insert(id, before);
             let Some(payload) = payload else { continue };
-            self.fresh.forget(id);
             match self.staged.payloads.iter_mut().find(|(known, _)| *known == payload) {
                 Some((_, tasks)) => tasks.push(id),
                 None => self.staged.payloads.push((payload, vec![id])),
@@ -163,23 +150,7 @@ impl PgStore {
         self.meta.last_seq += changes.history.len() as u64;
         staged.history.append(&mut changes.history);
         staged.data.append(&mut changes.data);
-        for (id, result) in changes.results {
-            let done = staged.tasks.get_mut(&id).filter(|image| image.task.state == State::Done);
-            // The last of each counts.
-            match done {
-                Some(image) if result.len() <= SMALL_RESULT => {
-                    image.result = Some(result);
-                    staged.results.remove(&id);
-                }
-                Some(image) => {
-                    image.result = None;
-                    staged.results.insert(id, result);
-                }
-                None => {
-                    staged.results.insert(id, result);
-                }
-            }
-        }
+        staged.results.extend(changes.results);
         staged.salvage.extend(changes.salvage.into_iter().map(|(id, fence, result)| ((id, fence), result)));
         for (id, notes) in changes.notes {
             staged.note(id, notes);
@@ -211,7 +182,6 @@ impl PgStore {
             self.staged.count(id, Some(was), None);
             self.staged.freed.insert(id);
             self.staged.removed.push(id);
-            self.fresh.forget(id);
         }
         Ok(())
     }
@@ -234,8 +204,7 @@ impl PgStore {
             }
             None => {
                 let may_have_waited = was.is_some_and(|was| !was.is_terminal() && was != State::Running);
-                let image = Image { task: Arc::clone(&task), expected, may_have_waited, result: None };
-                self.staged.tasks.insert(id, image);
+                self.staged.tasks.insert(id, Image { task: Arc::clone(&task), expected, may_have_waited });
                 was.map(|was| (is.0, was))
             }
         };
@@ -269,15 +238,6 @@ impl PgStore {
             }
             self.commit_as(&transaction).await?;
         }
-        for (id, image) in &staged.tasks {
-            if image.task.state == State::Running {
-                self.running.insert(*id, Arc::clone(&image.task));
-            } else {
-                self.running.remove(id);
-            }
-        }
-        let removed = |id: &TaskId| staged.removed.contains(id);
-        self.fresh.extend(staged.data.iter().filter(|(id, _)| !removed(id)).cloned());
         let now = self.ready.now();
         let due = staged.tasks.values().filter(|image| image.task.is_claimable_state());
         let due = due.map(|image| image.task.due_at(now)).filter(|due| *due > now.at).min();

@@ -4,8 +4,7 @@
 //! over a network that anybody could read. Limits of time are the server's, set for the session, so that no future of a
 //! statement is ever dropped half-way.
 
-use super::{FRESH_BYTES, PgReader, PgStore};
-use crate::store::fresh::Fresh;
+use super::{PgReader, PgStore};
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
 use sqlx::{ConnectOptions, Row, SqlSafeStr};
@@ -119,9 +118,8 @@ pub async fn open(url: &str) -> Result<(PgStore, Arc<PgReader>), ConnectError> {
     let options = options(url)?;
     let mut conn = connect(&options).await?;
     migrate(&mut conn, &options).await?;
-    let fresh = Arc::new(Fresh::new(FRESH_BYTES));
-    let reader = Arc::new(PgReader::open(options.clone(), SLOW_ACQUIRE, Arc::clone(&fresh)));
-    Ok((PgStore::new(options, conn, fresh), reader))
+    let reader = Arc::new(PgReader::open(options.clone(), SLOW_ACQUIRE));
+    Ok((PgStore::new(options, conn), reader))
 }
 
 /// How to connect, as `url` says and a ledger needs.

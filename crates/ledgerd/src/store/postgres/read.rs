@@ -5,7 +5,6 @@
 
 use super::failed;
 use super::recover::{Asked, Columns, read_all};
-use crate::store::fresh::Fresh;
 use crate::store::rows::{
     Shared, data_columns, dead_letter_columns, event_columns, note_columns, record_columns, task_columns,
 };
@@ -51,8 +50,7 @@ const VIEWS: &str = concat!(
     task_columns!(),
     ", a.name, CASE WHEN $2 THEN s.payload END, ",
     data_columns!(),
-    ", octet_length(s.payload), octet_length(COALESCE(t.result, r.result)), \
-     CASE WHEN $2 THEN COALESCE(t.result, r.result) END, ",
+    ", octet_length(s.payload), octet_length(r.result), CASE WHEN $2 THEN r.result END, ",
     note_columns!(),
     " FROM tasks AS t \
      JOIN task_specs AS s ON s.id = t.id \
@@ -158,12 +156,11 @@ pub(super) const STATEMENTS: [&str; 18] = [
 #[derive(Clone, Debug)]
 pub struct PgReader {
     pool: PgPool,
-    fresh: Arc<Fresh>,
 }
 
 impl PgReader {
     /// Connections are made when they are first needed.
-    pub(super) fn open(options: PgConnectOptions, wait: Duration, fresh: Arc<Fresh>) -> Self {
+    pub(super) fn open(options: PgConnectOptions, wait: Duration) -> Self {
         let pool = PgPoolOptions::new()
             .max_connections(CONNECTIONS)
             .acquire_timeout(wait)
@@ -175,7 +172,7 @@ impl PgReader {
                 })
             })
             .connect_lazy_with(options);
-        Self { pool, fresh }
+        Self { pool }
     }
 
     async fn rows(&self, query: Asked<'_>) -> Result<Vec<PgRow>, StoreError> {
@@ -270,29 +267,25 @@ impl PgReader {
         &self,
         wanted: &[(TaskId, bool)],
     ) -> Result<Vec<(Arc<TaskData>, Notes)>, StoreError> {
-        let fresh = self.fresh.get(wanted.iter().map(|(id, _)| *id));
-        let missing: Vec<TaskId> =
-            wanted.iter().zip(&fresh).filter(|(_, data)| data.is_none()).map(|((id, _), _)| *id).collect();
-        let mut read: HashMap<TaskId, Arc<TaskData>> = HashMap::new();
-        if !missing.is_empty() {
-            let rows = self.rows(sqlx::query(DATA).bind(numbers(&missing))).await?;
-            read.extend(read_all(&rows, |row| {
-                let (id, payload): (TaskId, Bytes) = (row.task_id()?, row.bytes()?);
-                Ok((id, Arc::new(row.data(payload)?)))
-            })?);
-        }
+        let ids: Vec<TaskId> = wanted.iter().map(|(id, _)| *id).collect();
+        let data = self.rows(sqlx::query(DATA).bind(numbers(&ids))).await?;
+        let data = read_all(&data, |row| {
+            let (id, payload): (TaskId, Bytes) = (row.task_id()?, row.bytes()?);
+            Ok((id, Arc::new(row.data(payload)?)))
+        })?;
+        let data: HashMap<TaskId, Arc<TaskData>> = data.into_iter().collect();
         let delivered: Vec<TaskId> = wanted.iter().filter(|(_, before)| *before).map(|(id, _)| *id).collect();
         let mut notes: HashMap<TaskId, Notes> = HashMap::new();
         if !delivered.is_empty() {
             let rows = self.rows(sqlx::query(NOTES).bind(numbers(&delivered))).await?;
             notes.extend(read_all(&rows, |row| Ok((row.task_id()?, row.notes()?)))?);
         }
-        let of = |((id, before), fresh): (&(TaskId, bool), Option<Arc<TaskData>>)| {
-            let data = fresh.or_else(|| read.get(id).cloned());
+        let of = |(id, before): &(TaskId, bool)| {
+            let data = data.get(id).cloned();
             let data = data.ok_or_else(|| StoreError::Corrupt(format!("task {id} has no data")))?;
             Ok((data, notes.get(id).filter(|_| *before).cloned().unwrap_or_default()))
         };
-        wanted.iter().zip(fresh).map(of).collect()
+        wanted.iter().map(of).collect()
     }
 
     async fn count(&self, filter: &DeadLetterFilter) -> Result<(u64, bool), StoreError> {

@@ -195,7 +195,6 @@ impl PgStore {
         self.roll_back().await;
         self.staged = Staged::default();
         self.read.clear();
-        self.running.clear();
         self.counted.clear();
         self.durable.clear();
         self.ready = Ready::new(now);
@@ -280,8 +279,7 @@ impl PgStore {
             if self.staged.removed.contains(id) {
                 continue;
             }
-            let staged = self.staged.tasks.get(id).map(|image| &image.task);
-            match staged.or_else(|| self.read.get(id)).or_else(|| self.running.get(id)) {
+            match self.staged.tasks.get(id).map(|image| &image.task).or_else(|| self.read.get(id)) {
                 Some(task) => {
                     known.tasks.insert(*id, Arc::clone(task));
                 }

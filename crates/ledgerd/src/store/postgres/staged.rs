@@ -18,8 +18,6 @@ pub(super) struct Image {
     pub(super) expected: u64,
     /// Its row in the database may stand among those that wait.
     pub(super) may_have_waited: bool,
-    /// Of one that is DONE, where it is small.
-    pub(super) result: Option<Bytes>,
 }
 
 impl Image {

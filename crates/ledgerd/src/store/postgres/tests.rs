@@ -287,62 +287,6 @@ async fn a_task_decided_from_another_version_is_a_bug_and_fails_its_batch() {
 }
 
 #[tokio::test]
-async fn many_rows_are_copied_as_few_are_written() {
-    let Some(mut rig) = Rig::postgres().await else { return };
-    for many in [1, 40] {
-        let keys: Vec<&'static str> = (0..many).map(|n| &*format!("{many} keys: {n}").leak()).collect();
-        let new = keys.iter().map(|key| New {
-            key,
-            deadline: Some(rig.now.at.after(Duration::from_secs(60))),
-            labels: vec![("a".into(), "ü\n".into())],
-            frees_key: true,
-            ..New::of("type")
-        });
-        let ids = rig.enqueue_all(new.collect::<Vec<_>>()).await;
-        let mut staged = Vec::new();
-        for id in &ids {
-            rig.claim(*id).await;
-            staged.push(rig.get(*id).await);
-        }
-        rig.commit().await;
-        let mut again = rig.reopen().await;
-        for ((id, staged), key) in ids.iter().zip(staged).zip(keys) {
-            assert_eq!(again.get(*id).await, staged);
-            let view = again.reader().expect("it can be read").task(*id, true).await.expect("it reads");
-            let data = view.expect("it is there").data;
-            assert_eq!((&*data.key, &data.labels[0].1[..]), (key, "ü\n"));
-            assert_eq!(data.payload, format!("payload of {id}"));
-            let want = Want { keys: vec![(AGENT, key.into())], ..Want::default() };
-            assert_eq!(
-                again.known(want).await.keys.values().map(|held| held.task).collect::<Vec<_>>(),
-                [*id]
-            );
-            assert_eq!(again.history(*id).await.len(), 2);
-        }
-        rig = again;
-    }
-}
-
-#[tokio::test]
-async fn a_result_is_found_wherever_it_is() {
-    let Some(mut rig) = Rig::postgres().await else { return };
-    let ids = [rig.enqueue(New::of("a")).await, rig.enqueue(New::of("a")).await];
-    for id in ids {
-        rig.complete(id).await;
-    }
-    let large = bytes::Bytes::from(vec![b'x'; 1_000]);
-    rig.write(Changes { results: vec![(ids[1], large.clone())], ..Changes::default() }).await;
-    rig.commit().await;
-    for (id, expected) in ids.iter().zip([format!("result of {}", ids[0]).into(), large]) {
-        let view = rig.reader().expect("it can be read").task(*id, true).await.expect("it reads");
-        let view = view.expect("it is there");
-        assert_eq!(view.result_bytes, expected.len() as u64);
-        assert_eq!(view.result, Some(expected));
-    }
-    assert_eq!(number(&url_of(&rig), "SELECT COUNT(*) FROM results").await, 1);
-}
-
-#[tokio::test]
 async fn what_becomes_due_next_is_one_look_at_an_index() {
     let Some(rig) = Rig::postgres().await else { return };
     let mut conn = raw(&url_of(&rig)).await;

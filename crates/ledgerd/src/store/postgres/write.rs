@@ -5,28 +5,138 @@
 //! numbers.
 
 use super::staged::{Image, Staged};
-use super::table::Kind::{Bytes, Int, Long, Real, Small, Text};
-use super::table::{Rows, Table, new_rows, put, put_new, rows};
 use super::{PgStore, failed};
 use crate::store::bind::{self, Cell, Sink};
 use ledger_core::limits::{FORGOTTEN_AT_ONCE, REQUEST_MEMORY, SALVAGED};
 use ledger_core::store::{KeyHolder, StoreError};
-use ledger_core::{AgentId, TaskId, Timestamp};
-use sqlx::Row;
-use sqlx::postgres::PgConnection;
+use ledger_core::{AgentId, Task, TaskId, Timestamp};
+use sqlx::postgres::{PgArguments, PgConnection};
+use sqlx::query::Query;
+use sqlx::{Postgres, Row};
+use std::sync::OnceLock;
+
+/// What a column's values travel as.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Int,
+    Real,
+    Text,
+    Bytes,
+}
+
+use Kind::{Bytes, Int, Real, Text};
+
+impl Kind {
+    const fn array(self) -> &'static str {
+        match self {
+            Int => "bigint[]",
+            Real => "float8[]",
+            Text => "text[]",
+            Bytes => "bytea[]",
+        }
+    }
+}
+
+/// How rows of one shape are written.
+pub(super) struct Table {
+    /// Before the rows, which are called `new` and have the columns' names.
+    head: &'static str,
+    columns: &'static [(&'static str, Kind)],
+    tail: &'static str,
+    text: OnceLock<String>,
+}
+
+impl Table {
+    const fn new(head: &'static str, columns: &'static [(&'static str, Kind)], tail: &'static str) -> Self {
+        Self { head, columns, tail, text: OnceLock::new() }
+    }
+
+    /// Its statement.
+    pub(super) fn text(&'static self) -> &'static str {
+        self.text.get_or_init(|| {
+            let names: Vec<_> = self.columns.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+            let arrays: Vec<_> = self
+                .columns
+                .iter()
+                .enumerate()
+                .map(|(at, (_, kind))| format!("${}::{}", at + 1, kind.array()))
+                .collect();
+            let (names, arrays) = (names.join(", "), arrays.join(", "));
+            let rows = format!("unnest({arrays}) AS new ({names})");
+            match self.head.strip_prefix("INSERT INTO ") {
+                Some(_) => format!("{} ({names}) SELECT {names} FROM {rows} {}", self.head, self.tail),
+                None => format!("{} FROM {rows} {}", self.head, self.tail),
+            }
+        })
+    }
+}
+
+/// Rows on their way, a column at a time.
+struct Rows {
+    columns: Vec<Column>,
+    at: usize,
+}
+
+enum Column {
+    Int(Vec<Option<i64>>),
+    Real(Vec<Option<f64>>),
+    Text(Vec<Option<String>>),
+    Bytes(Vec<Option<Vec<u8>>>),
+}
+
+impl Rows {
+    fn of(table: &Table) -> Self {
+        let column = |(_, kind): &(&str, Kind)| match kind {
+            Int => Column::Int(Vec::new()),
+            Real => Column::Real(Vec::new()),
+            Text => Column::Text(Vec::new()),
+            Bytes => Column::Bytes(Vec::new()),
+        };
+        Self { columns: table.columns.iter().map(column).collect(), at: 0 }
+    }
+
+    fn bind(self, mut query: Query<'_, Postgres, PgArguments>) -> Query<'_, Postgres, PgArguments> {
+        for column in self.columns {
+            query = match column {
+                Column::Int(values) => query.bind(values),
+                Column::Real(values) => query.bind(values),
+                Column::Text(values) => query.bind(values),
+                Column::Bytes(values) => query.bind(values),
+            };
+        }
+        query
+    }
+}
+
+impl Sink for Rows {
+    fn add<'v>(&mut self, value: impl Into<Cell<'v>>) {
+        let at = self.at;
+        self.at = (at + 1) % self.columns.len();
+        match (&mut self.columns[at], value.into()) {
+            (Column::Int(values), Cell::Int(value)) => values.push(Some(value)),
+            (Column::Real(values), Cell::Real(value)) => values.push(Some(value)),
+            (Column::Text(values), Cell::Text(value)) => values.push(Some(value.into_owned())),
+            (Column::Bytes(values), Cell::Bytes(value)) => values.push(Some(value.to_vec())),
+            (Column::Int(values), _) => values.push(None),
+            (Column::Real(values), _) => values.push(None),
+            (Column::Text(values), _) => values.push(None),
+            (Column::Bytes(values), _) => values.push(None),
+        }
+    }
+}
 
 /// The columns of a task's row, as `bind` has them, and the version it had.
 macro_rules! task_row {
     ($($more:expr),*) => {
         &[
-            ("id", Long), ("state", Small), ("reason", Small), ("priority", Small), ("run_at", Long), ("calendar", Small),
-            ("deadline", Long), ("queued_at", Long), ("updated_at", Long), ("version", Long), ("fence", Long),
-            ("delivery", Int), ("attempt", Int), ("idle_deliveries", Int), ("worker", Text), ("incarnation", Long),
-            ("session", Long), ("lease_until", Long), ("acked_at", Long), ("progress_at", Long), ("sample_epoch", Long),
-            ("sample_probe", Small), ("sample_told", Small), ("retry_count", Int), ("losses", Int), ("preemptions", Int),
-            ("redrives", Int), ("probe_failures", Int), ("tokens", Int), ("previous_delay", Long), ("stop_cause", Small),
-            ("stop_until", Long), ("discarded", Small), ("loss_weight", Int), ("lost_at", Long), ("free_releases", Int),
-            ("blocks", Int), ("result", Bytes), $($more),*
+            ("id", Int), ("state", Int), ("reason", Int), ("priority", Int), ("run_at", Int), ("calendar", Int),
+            ("deadline", Int), ("queued_at", Int), ("updated_at", Int), ("version", Int), ("fence", Int),
+            ("delivery", Int), ("attempt", Int), ("idle_deliveries", Int), ("worker", Text), ("incarnation", Int),
+            ("session", Int), ("lease_until", Int), ("acked_at", Int), ("progress_at", Int), ("sample_epoch", Int),
+            ("sample_probe", Int), ("sample_told", Int), ("retry_count", Int), ("losses", Int), ("preemptions", Int),
+            ("redrives", Int), ("probe_failures", Int), ("tokens", Int), ("previous_delay", Int), ("stop_cause", Int),
+            ("stop_until", Int), ("discarded", Int), ("loss_weight", Int), ("lost_at", Int), ("free_releases", Int),
+            ("blocks", Int), $($more),*
         ]
     };
 }
@@ -34,19 +144,19 @@ macro_rules! task_row {
 static SPECS: Table = Table::new(
     "INSERT INTO task_specs",
     &[
-        ("id", Long),
+        ("id", Int),
         ("agent", Int),
         ("task_type", Text),
-        ("created_at", Long),
+        ("created_at", Int),
         ("payload", Bytes),
         ("labels", Text),
         ("policy", Text),
         ("traceparent", Text),
         ("tracestate", Text),
         ("key", Text),
-        ("digest", Long),
-        ("frees_key", Small),
-        ("parent", Long),
+        ("digest", Int),
+        ("frees_key", Int),
+        ("parent", Int),
     ],
     "",
 );
@@ -62,28 +172,27 @@ static TASKS: Table = Table::new(
      retry_count = new.retry_count, losses = new.losses, preemptions = new.preemptions, redrives = new.redrives, \
      probe_failures = new.probe_failures, tokens = new.tokens, previous_delay = new.previous_delay, \
      stop_cause = new.stop_cause, stop_until = new.stop_until, discarded = new.discarded, \
-     loss_weight = new.loss_weight, lost_at = new.lost_at, free_releases = new.free_releases, blocks = new.blocks, \
-     result = new.result",
-    task_row!(("expected", Long)),
+     loss_weight = new.loss_weight, lost_at = new.lost_at, free_releases = new.free_releases, blocks = new.blocks",
+    task_row!(("expected", Int)),
     "WHERE t.id = new.id AND t.version = new.expected RETURNING t.id",
 );
 static HISTORY: Table = Table::new(
     "INSERT INTO task_history",
     &[
-        ("slot", Small),
-        ("seq", Long),
-        ("task_id", Long),
-        ("version", Long),
-        ("kind", Small),
-        ("from_state", Small),
-        ("to_state", Small),
-        ("reason", Small),
-        ("at", Long),
-        ("fence", Long),
+        ("slot", Int),
+        ("seq", Int),
+        ("task_id", Int),
+        ("version", Int),
+        ("kind", Int),
+        ("from_state", Int),
+        ("to_state", Int),
+        ("reason", Int),
+        ("at", Int),
+        ("fence", Int),
         ("attempt", Int),
         ("worker", Text),
-        ("until", Long),
-        ("digest", Long),
+        ("until", Int),
+        ("digest", Int),
         ("error", Text),
         ("facts", Text),
     ],
@@ -94,33 +203,33 @@ static READY: Table = Table::new(
     &[
         ("agent", Int),
         ("task_type", Text),
-        ("gated", Small),
-        ("urgency", Small),
-        ("run_at", Long),
-        ("calendar", Small),
-        ("task_id", Long),
+        ("gated", Int),
+        ("urgency", Int),
+        ("run_at", Int),
+        ("calendar", Int),
+        ("task_id", Int),
     ],
     "",
 );
 static RESULTS: Table = Table::new(
     "INSERT INTO results",
-    &[("task_id", Long), ("result", Bytes)],
+    &[("task_id", Int), ("result", Bytes)],
     "ON CONFLICT (task_id) DO UPDATE SET result = excluded.result",
 );
 static SALVAGE: Table = Table::new(
     "INSERT INTO salvage",
-    &[("task_id", Long), ("fence", Long), ("result", Bytes)],
+    &[("task_id", Int), ("fence", Int), ("result", Bytes)],
     "ON CONFLICT (task_id, fence) DO UPDATE SET result = excluded.result",
 );
 static NOTES: Table = Table::new(
     "INSERT INTO task_notes AS n",
     &[
-        ("task_id", Long),
+        ("task_id", Int),
         ("error", Text),
         ("checkpoint", Bytes),
         ("progress_fraction", Real),
         ("progress_note", Text),
-        ("progress_at", Long),
+        ("progress_at", Int),
         ("question", Text),
         ("answer", Text),
     ],
@@ -136,16 +245,16 @@ static NOTES: Table = Table::new(
 static LETTERS: Table = Table::new(
     "INSERT INTO dead_letter_queue",
     &[
-        ("task_id", Long),
+        ("task_id", Int),
         ("agent", Int),
         ("task_type", Text),
-        ("reason", Small),
+        ("reason", Int),
         ("error", Text),
-        ("fingerprint", Long),
-        ("failed_at", Long),
+        ("fingerprint", Int),
+        ("failed_at", Int),
         ("attempt", Int),
         ("redrives", Int),
-        ("discarded_at", Long),
+        ("discarded_at", Int),
         ("discard_reason", Text),
     ],
     "ON CONFLICT (task_id) DO UPDATE SET agent = excluded.agent, task_type = excluded.task_type, \
@@ -155,17 +264,14 @@ static LETTERS: Table = Table::new(
 );
 static KEYS: Table = Table::new(
     "INSERT INTO idempotency_keys",
-    &[("agent", Int), ("key", Text), ("task_id", Long), ("digest", Long)],
+    &[("agent", Int), ("key", Text), ("task_id", Int), ("digest", Int)],
     "",
 );
-static REQUESTS: Table = Table::new(
-    "INSERT INTO requests",
-    &[("id", Text), ("digest", Long), ("answer", Bytes), ("at", Long)],
-    "",
-);
+static REQUESTS: Table =
+    Table::new("INSERT INTO requests", &[("id", Text), ("digest", Int), ("answer", Bytes), ("at", Int)], "");
 static AGENTS: Table = Table::new(
     "INSERT INTO agents",
-    &[("id", Int), ("name", Text), ("settings", Text), ("created_at", Long), ("pause", Text)],
+    &[("id", Int), ("name", Text), ("settings", Text), ("created_at", Int), ("pause", Text)],
     "ON CONFLICT (id) DO UPDATE SET settings = excluded.settings, pause = excluded.pause",
 );
 static BREAKERS: Table = Table::new(
@@ -175,21 +281,21 @@ static BREAKERS: Table = Table::new(
         ("task_type", Text),
         ("version", Int),
         ("state", Text),
-        ("epoch", Long),
-        ("run", Long),
-        ("successes", Long),
-        ("reopens", Long),
-        ("since_ns", Long),
-        ("until_ns", Long),
+        ("epoch", Int),
+        ("run", Int),
+        ("successes", Int),
+        ("reopens", Int),
+        ("since_ns", Int),
+        ("until_ns", Int),
         ("cause", Text),
-        ("ramp_until_ns", Long),
+        ("ramp_until_ns", Int),
         ("probes", Text),
         ("window", Bytes),
-        ("digest", Long),
+        ("digest", Int),
         ("actor", Text),
         ("order_reason", Text),
         ("stats", Text),
-        ("last_probe", Long),
+        ("last_probe", Int),
     ],
     "ON CONFLICT (agent, task_type) DO UPDATE SET version = excluded.version, state = excluded.state, \
         epoch = excluded.epoch, run = excluded.run, successes = excluded.successes, reopens = excluded.reopens, \
@@ -200,18 +306,18 @@ static BREAKERS: Table = Table::new(
 );
 static BUDGETS: Table = Table::new(
     "INSERT INTO budgets",
-    &[("agent", Int), ("millitokens", Long), ("updated_at", Long)],
+    &[("agent", Int), ("millitokens", Int), ("updated_at", Int)],
     "ON CONFLICT (agent) DO UPDATE SET millitokens = excluded.millitokens, updated_at = excluded.updated_at",
 );
 static SESSIONS: Table = Table::new(
     "INSERT INTO sessions",
     &[
         ("worker", Text),
-        ("incarnation", Long),
-        ("session", Long),
-        ("connected_at", Long),
-        ("beat_at", Long),
-        ("open", Small),
+        ("incarnation", Int),
+        ("session", Int),
+        ("connected_at", Int),
+        ("beat_at", Int),
+        ("open", Int),
     ],
     "ON CONFLICT (worker) DO UPDATE SET incarnation = excluded.incarnation, session = excluded.session, \
         connected_at = excluded.connected_at, beat_at = excluded.beat_at, open = excluded.open",
@@ -221,26 +327,26 @@ static EVENTS: Table = Table::new(
     &[
         ("agent", Int),
         ("task_type", Text),
-        ("at", Long),
-        ("kind", Small),
+        ("at", Int),
+        ("kind", Int),
         ("from_state", Text),
         ("to_state", Text),
         ("cause", Text),
-        ("epoch", Long),
+        ("epoch", Int),
         ("actor", Text),
         ("reason", Text),
-        ("until", Long),
+        ("until", Int),
     ],
     "",
 );
 static COUNTS: Table = Table::new(
     "INSERT INTO counts AS c",
-    &[("slot", Small), ("agent", Int), ("state", Small), ("n", Long)],
+    &[("slot", Int), ("agent", Int), ("state", Int), ("n", Int)],
     "ON CONFLICT (slot, agent, state) DO UPDATE SET n = c.n + excluded.n",
 );
 static LIVE_BLOCKS: Table = Table::new(
     "INSERT INTO live_blocks AS b",
-    &[("block", Long), ("slot", Small), ("n", Long)],
+    &[("block", Int), ("slot", Int), ("n", Int)],
     "ON CONFLICT (block, slot) DO UPDATE SET n = b.n + excluded.n",
 );
 
@@ -318,6 +424,27 @@ pub(super) fn statements() -> Vec<&'static str> {
     tables.into_iter().map(Table::text).chain(fixed).chain(REMOVE).collect()
 }
 
+/// Rows of one table. Made before anything is awaited, for a future that holds an iterator over many types is not known to
+/// be safe to move between threads.
+fn rows<T>(
+    table: &'static Table,
+    rows: impl IntoIterator<Item = T>,
+    mut bind: impl FnMut(&mut Rows, T),
+) -> Option<(&'static Table, Rows)> {
+    let mut rows = rows.into_iter().peekable();
+    rows.peek()?;
+    let mut columns = Rows::of(table);
+    rows.for_each(|row| bind(&mut columns, row));
+    Some((table, columns))
+}
+
+/// Writes them with one statement.
+async fn put(conn: &mut PgConnection, rows: Option<(&'static Table, Rows)>) -> Result<(), StoreError> {
+    let Some((table, columns)) = rows else { return Ok(()) };
+    let query = columns.bind(sqlx::query(table.text()));
+    query.execute(conn).await.map(drop).map_err(|error| failed(&error))
+}
+
 async fn listed(conn: &mut PgConnection, text: &'static str, list: Vec<i64>) -> Result<(), StoreError> {
     if list.is_empty() {
         return Ok(());
@@ -329,17 +456,16 @@ fn numbers<'a>(ids: impl IntoIterator<Item = &'a TaskId>) -> Vec<i64> {
     ids.into_iter().map(|id| id.0.cast_signed()).collect()
 }
 
-fn image(row: &mut impl Sink, image: &Image) {
-    bind::task(row, &image.task);
-    bind::held(row, &image.task);
-    bind::rare(&mut Sparse(row), &image.task);
-    row.add(image.result.as_deref());
+fn image(row: &mut Rows, task: &Task) {
+    bind::task(row, task);
+    bind::held(row, task);
+    bind::rare(&mut Sparse(row), task);
 }
 
 /// A NULL takes no room, a 0 does.
-struct Sparse<'r, S>(&'r mut S);
+struct Sparse<'r>(&'r mut Rows);
 
-impl<S: Sink> Sink for Sparse<'_, S> {
+impl Sink for Sparse<'_> {
     fn add<'v>(&mut self, value: impl Into<Cell<'v>>) {
         match value.into() {
             Cell::Int(0) => self.0.add(Cell::Null),
@@ -357,9 +483,9 @@ impl PgStore {
         let freed = numbers(&staged.freed);
         listed(conn, FREE_KEYS, freed).await?;
         write_respecified(conn, staged).await?;
-        put_new(
+        put(
             conn,
-            new_rows(&SPECS, &staged.data, |row, (id, data)| {
+            rows(&SPECS, &staged.data, |row, (id, data)| {
                 if let Some(image) = staged.tasks.get(id) {
                     bind::spec(row, *id, &image.task.spec, data);
                 }
@@ -368,22 +494,22 @@ impl PgStore {
         .await?;
         let (new, known): (Vec<&Image>, Vec<&Image>) =
             staged.in_order().into_iter().partition(|image| image.expected == 0);
-        put_new(conn, new_rows(&NEW_TASKS, &new, |row, new| image(row, new))).await?;
+        put(conn, rows(&NEW_TASKS, &new, |row, new| image(row, &new.task))).await?;
         write_known(conn, &known).await?;
         let keyed =
             staged.data.iter().filter(|(id, data)| !data.key.is_empty() && !staged.freed.contains(id));
-        put_new(
+        put(
             conn,
-            new_rows(&KEYS, keyed, |row, (id, data)| {
+            rows(&KEYS, keyed, |row, (id, data)| {
                 let agent = staged.tasks.get(id).map_or(AgentId(0), |image| image.task.spec.agent);
                 bind::key(row, agent, &data.key, KeyHolder { task: *id, digest: data.digest });
             }),
         )
         .await?;
         let first = meta.last_seq + 1 - staged.history.len() as u64;
-        put_new(
+        put(
             conn,
-            new_rows(&HISTORY, staged.history.iter().zip(first..), |row, (record, seq)| {
+            rows(&HISTORY, staged.history.iter().zip(first..), |row, (record, seq)| {
                 row.add(slot);
                 row.add(seq.cast_signed());
                 bind::record(row, record);
@@ -393,9 +519,9 @@ impl PgStore {
         let waited = known.iter().filter(|image| image.may_have_waited);
         listed(conn, LEAVE_READY, waited.map(|image| image.task.id.0.cast_signed()).collect()).await?;
         let waits = staged.in_order().into_iter().filter(|image| image.waits());
-        put_new(
+        put(
             conn,
-            new_rows(&READY, waits, |row, image| {
+            rows(&READY, waits, |row, image| {
                 let task = &image.task;
                 row.add(task.spec.agent.0);
                 row.add(&*task.spec.task_type);
@@ -449,7 +575,7 @@ async fn write_known(conn: &mut PgConnection, known: &[&Image]) -> Result<(), St
     }
     let mut columns = Rows::of(&TASKS);
     for known in known {
-        image(&mut columns, known);
+        image(&mut columns, &known.task);
         columns.add(known.expected.cast_signed());
     }
     let query = columns.bind(sqlx::query(TASKS.text()));
