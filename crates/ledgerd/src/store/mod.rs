@@ -9,6 +9,7 @@ mod bind;
 mod conformance;
 #[cfg(test)]
 mod model;
+mod page;
 pub mod postgres;
 mod ready;
 #[cfg(test)]

@@ -5,6 +5,7 @@
 
 use super::failed;
 use super::recover::{Asked, Columns, read_all};
+use crate::store::page::next;
 use crate::store::rows::{
     Shared, data_columns, dead_letter_columns, event_columns, note_columns, record_columns, task_columns,
 };
@@ -513,13 +514,4 @@ fn source(filter: &TaskFilter) -> (&'static str, bool) {
     };
     let all_fit = rest && (states.is_empty() || states.iter().all(|state| *state == State::Failed));
     (statement, all_fit)
-}
-
-/// Where to go on after a page: `looked` at of at most `look`, of which `found` fit of at most `limit`.
-fn next(looked: &[TaskId], look: usize, found: Option<TaskId>, full: bool) -> Option<u64> {
-    let last = *looked.last()?;
-    match found {
-        Some(found) if full && found != last => Some(found.0),
-        _ => (looked.len() == look).then_some(last.0),
-    }
 }

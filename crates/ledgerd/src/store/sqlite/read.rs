@@ -6,6 +6,7 @@
 use super::recover::{Columns, each};
 use super::write::ids;
 use super::{Fresh, failed};
+use crate::store::page::next;
 use crate::store::rows::{
     Shared, data_columns, dead_letter_columns, event_columns, note_columns, record_columns, task_columns,
 };
@@ -315,15 +316,6 @@ fn source(filter: &TaskFilter) -> (&'static str, bool) {
     };
     let all_fit = rest && (states.is_empty() || states.iter().all(|state| *state == State::Failed));
     (statement, all_fit)
-}
-
-/// Where to go on after a page: `looked` at of at most `look`, of which `found` fit of at most `limit`.
-fn next(looked: &[TaskId], look: usize, found: Option<TaskId>, full: bool) -> Option<u64> {
-    let last = *looked.last()?;
-    match found {
-        Some(found) if full && found != last => Some(found.0),
-        _ => (looked.len() == look).then_some(last.0),
-    }
 }
 
 impl Reader for SqliteReader {
