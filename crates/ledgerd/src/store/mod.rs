@@ -17,8 +17,10 @@ mod rig;
 mod rows;
 mod sqlite;
 mod text;
+mod wake;
 
 pub use sqlite::{OpenError, Options, SqliteReader, SqliteStore, open};
+pub use wake::Wake;
 
 pub(crate) use text::settings_text;
 
