@@ -17,6 +17,7 @@ mod letters;
 mod orders;
 mod postgres;
 mod power_loss;
+mod replicas;
 mod restarts;
 mod retention;
 mod retries;

@@ -428,7 +428,11 @@ impl PgStore {
         self.staged.hint = Hint::NEWS;
         let query = sqlx::query(INHERIT).bind(i64::from(other)).bind(i64::from(self.place.slot));
         query.execute(self.connection()?).await.map_err(|error| failed(&error))?;
-        tracing::info!(slot = other, quiet_ms = quiet, "a daemon is gone; this one takes over what it left");
+        tracing::info!(
+            slot = other,
+            left = beat_at == 0,
+            "a daemon is gone; this one takes over what it left"
+        );
         Ok(true)
     }
 
