@@ -53,12 +53,13 @@ impl Server {
             .status();
         assert!(done.is_ok_and(|status| status.success()), "pg_ctl {words:?}");
     }
+}
 
-    /// Runs a statement as a superuser; what it says.
-    pub(crate) fn psql(&self, url: &str, sql: &str) -> String {
-        let said = Command::new(format!("{}/psql", self.bin)).args([url, "-qAtc", sql]).output();
-        String::from_utf8_lossy(&said.expect("psql runs").stdout).trim().to_owned()
-    }
+/// Runs a statement as a superuser; what it says.
+pub(crate) fn ask(url: &str, sql: &str) -> String {
+    let bin = std::env::var("LEDGERD_TEST_POSTGRES_BIN").expect("it comes with the server");
+    let said = Command::new(format!("{bin}/psql")).args([url, "-qAtc", sql]).output();
+    String::from_utf8_lossy(&said.expect("psql runs").stdout).trim().to_owned()
 }
 
 impl Drop for Server {

@@ -9,6 +9,8 @@ use crate::support::worker::{Stream, complete, fail, hello, lease, outcome};
 use crate::support::*;
 use balancer::Balancer;
 use ledgerd_client::v1::{self, LeaseState, TaskState};
+use ledgerd_client::{CancellationToken, Client, Context, TaskError, Worker};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Daemons on one database of their own; none where there is no server.
@@ -377,7 +379,7 @@ async fn nothing_is_lost_or_done_twice_while_daemons_and_the_server_come_and_go(
                 *faults.entry("sessions ended").or_default() += 1;
                 let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'ledgerd'";
                 for _ in 0..5 {
-                    server.psql(&store, end);
+                    crate::postgres::ask(&store, end);
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
@@ -401,13 +403,13 @@ async fn nothing_is_lost_or_done_twice_while_daemons_and_the_server_come_and_go(
     let record = load.finish().await;
     let found = nothing_is_missing(&daemons[0].client().await, &record).await;
     let doubled = "SELECT count(*) FROM (SELECT slot, seq FROM task_history GROUP BY slot, seq HAVING count(*) > 1) AS d";
-    assert_eq!(server.psql(&store, doubled), "0", "a number of a history row was used twice");
+    assert_eq!(crate::postgres::ask(&store, doubled), "0", "a number of a history row was used twice");
     let gaps = "SELECT count(*) FROM slots AS s WHERE last_seq <> (SELECT count(*) FROM task_history AS h WHERE h.slot = s.slot)";
-    assert_eq!(server.psql(&store, gaps), "0", "a history row is missing");
+    assert_eq!(crate::postgres::ask(&store, gaps), "0", "a history row is missing");
     let drift = "SELECT count(*) FROM (SELECT agent, state, sum(n) AS n FROM counts GROUP BY agent, state) AS c \
         FULL JOIN (SELECT s.agent, t.state, count(*) AS n FROM tasks AS t JOIN task_specs AS s USING (id) GROUP BY 1, 2) AS t \
         USING (agent, state) WHERE COALESCE(c.n, 0) <> COALESCE(t.n, 0)";
-    assert_eq!(server.psql(&store, drift), "0", "counts are not what is stored");
+    assert_eq!(crate::postgres::ask(&store, drift), "0", "counts are not what is stored");
     eprintln!("{faults:?}; {found}: nothing is missing, nothing was done twice");
 }
 
@@ -421,4 +423,97 @@ async fn eventually_long<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>
         assert!(begun.elapsed() < Duration::from_secs(300), "{what}: it never came");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Workers, and tasks that each runs at one time, while daemons are restarted in turn.
+const ROLLED: (usize, u32) = (200, 10);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_loses_nothing_and_keeps_nobody_waiting() {
+    let Some(server) = postgres::server() else { return };
+    let folder = Folder::new();
+    let store = postgres::database(&server, &folder);
+    let mut daemons: Vec<Daemon> = (0..3).map(|_| on(&store)).collect();
+    let balancer = Balancer::before(daemons.iter().map(|daemon| daemon.address.clone()).collect()).await;
+    let client = daemons[0].client().await;
+    configure(&client, "a", quick()).await;
+    let starts = Arc::new(Mutex::new(Vec::new()));
+    let stop = CancellationToken::new();
+    let mut running = Vec::new();
+    for _ in 0..ROLLED.0 {
+        let starts = Arc::clone(&starts);
+        let handler = move |_: serde_json::Value, _: Context| {
+            let starts = Arc::clone(&starts);
+            async move {
+                starts.lock().expect("nobody panics").push(Instant::now());
+                tokio::time::sleep(Duration::from_secs(3)).await;
+                Ok::<_, TaskError>(())
+            }
+        };
+        let client = Client::lazy(&balancer.address).expect("an address");
+        let worker = Worker::builder(client).agents(["a"]).capacity(ROLLED.1).any(handler);
+        running.push(tokio::spawn(worker.build().expect("it is complete").run_until(stop.clone())));
+    }
+    let producing = CancellationToken::new();
+    let producer = {
+        let (stop, client) = (producing.clone(), Client::lazy(&balancer.address).expect("an address"));
+        tokio::spawn(async move {
+            let mut call = 0;
+            while !stop.is_cancelled() {
+                let request = v1::EnqueueTasksRequest {
+                    tasks: vec![task("a"); 250],
+                    request_id: format!("call-{call}"),
+                    ..v1::EnqueueTasksRequest::default()
+                };
+                // Repeated with its id until somebody answers.
+                if client.tasks().enqueue_tasks(request).await.is_ok() {
+                    call += 1;
+                    tokio::time::sleep(Duration::from_millis(250)).await;
+                }
+            }
+            call * 250
+        })
+    };
+    let full = (ROLLED.0 * ROLLED.1 as usize) as u64;
+    let runs = async || {
+        let stats = client.admin().get_stats(v1::GetStatsRequest {}).await.ok()?.into_inner();
+        let running = stats.counts.iter().find(|count| count.state == i32::from(TaskState::Running));
+        Some(running.map_or(0, |running| running.count))
+    };
+    eventually("all workers are busy", async || (runs().await? >= full * 9 / 10).then_some(())).await;
+    let begun = Instant::now();
+    for daemon in &mut daemons {
+        daemon.signal("TERM");
+        assert_eq!(daemon.ended().await.code(), Some(0), "{}", daemon.log());
+        let address = daemon.address.clone();
+        *daemon = Daemon::start_with(Arc::clone(&daemon.folder), &address, &["--store", &store]);
+        eventually("workers are busy again", async || (runs().await? >= full / 2).then_some(())).await;
+    }
+    let took = begun.elapsed();
+    producing.cancel();
+    let enqueued: usize = producer.await.expect("it runs");
+    eventually_long("all is done", async || {
+        let stats = client.admin().get_stats(v1::GetStatsRequest {}).await.ok()?.into_inner();
+        let done = stats.counts.iter().find(|count| count.state == i32::from(TaskState::Done))?;
+        (done.count as usize >= enqueued).then_some(())
+    })
+    .await;
+    let ended = Instant::now();
+    stop.cancel();
+    for worker in running {
+        worker.await.expect("no panic").expect("in good order");
+    }
+    let look = |sql: &str| crate::postgres::ask(&store, sql);
+    let fates = look("SELECT state, count(*), count(losses) FROM tasks GROUP BY state");
+    assert_eq!(fates, format!("5|{enqueued}|0"), "all done, none lost on the way");
+    let twice = look(
+        "SELECT count(*) FROM (SELECT 1 FROM task_history WHERE to_state = 5 GROUP BY task_id HAVING count(*) > 1) AS d",
+    );
+    assert_eq!(twice, "0", "an end was recorded twice");
+    let mut starts = starts.lock().expect("nobody panics").clone();
+    assert_eq!(starts.len(), enqueued, "each ran once");
+    starts.retain(|at| *at >= begun && *at <= ended);
+    starts.sort();
+    let gap = starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default();
+    eprintln!("three restarts in {took:?}, {enqueued} tasks, longest time without a start {gap:?}");
 }

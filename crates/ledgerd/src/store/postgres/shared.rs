@@ -7,7 +7,7 @@
 use super::Meta;
 use super::failed;
 use super::recover::Columns;
-use super::slots::{Place, SEND_MAIL, SLOT};
+use super::slots::{BreakerKey, Place, SEND_MAIL, SLOT};
 use super::staged::Staged;
 use super::table::Kind::{self, Bytes, Int, Text};
 use super::table::{Rows, Table, put, put_and_read, rows};
@@ -96,7 +96,7 @@ pub(super) struct Written {
     /// Revisions of agents.
     pub(super) agents: Vec<(AgentId, i64)>,
     /// Revisions and epochs of breakers.
-    pub(super) breakers: Vec<((AgentId, Arc<str>), (i64, u64))>,
+    pub(super) breakers: Vec<(BreakerKey, (i64, u64))>,
     /// Others have mail.
     pub(super) mail: bool,
 }

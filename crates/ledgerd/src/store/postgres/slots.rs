@@ -152,8 +152,11 @@ pub(super) struct Place {
     look_at: Option<Timestamp>,
     /// What is stored of agents and breakers as we read or wrote it last: their revisions, and the epochs of breakers.
     pub(super) agents: HashMap<AgentId, i64>,
-    pub(super) breakers: HashMap<(AgentId, Arc<str>), (i64, u64)>,
+    pub(super) breakers: HashMap<BreakerKey, (i64, u64)>,
 }
+
+/// An agent, and the type whose breaker it is.
+pub(super) type BreakerKey = (AgentId, Arc<str>);
 
 impl Place {
     pub(super) fn named(name: &str) -> Self {
