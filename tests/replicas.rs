@@ -11,7 +11,8 @@ use balancer::Balancer;
 use ledgerd_client::v1::{self, LeaseState, TaskState};
 use ledgerd_client::{CancellationToken, Client, Context, TaskError, Worker};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Daemons on one database of their own; none where there is no server.
 fn replicas(count: usize) -> Option<Vec<Daemon>> {

@@ -11,6 +11,7 @@
 mod histogram;
 mod machine;
 mod outage;
+mod postgres;
 mod producer;
 mod report;
 mod suite;
@@ -56,9 +57,12 @@ const STOP: Duration = Duration::from_secs(10);
 pub struct Args {
     #[command(subcommand)]
     other: Option<Other>,
-    /// Load the daemon that listens there, instead of one of its own
-    #[arg(long, value_name = "HOST:PORT", conflicts_with_all = ["data_dir", "store"])]
-    target: Option<String>,
+    /// Load the daemon that listens there, instead of one of its own; or several that serve one ledger
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', conflicts_with_all = ["data_dir", "store"])]
+    target: Vec<String>,
+    /// Workers go to these daemons on the same ledger; else to those that are loaded
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',', requires = "target")]
+    workers_at: Vec<String>,
     /// Producers, each with one call at a time
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4_096))]
     callers: u32,
@@ -131,6 +135,12 @@ enum Other {
     /// standard error, one JSON object on standard output. Fails when a figure misses its floor, or when the rows of a
     /// ledger are not those that were acknowledged. Takes about ten minutes and 8 GB of disk; --quick under three.
     Suite(suite::Args),
+    /// The goals on PostgreSQL, beside what its own pgbench does on the same server
+    ///
+    /// Takes databases of its own on the server and removes them. A table on standard error, one JSON object on standard
+    /// output. Fails when a figure misses its floor, or when the rows of a ledger are not those that were acknowledged.
+    /// Takes about fifteen minutes, --quick about three.
+    Postgres(postgres::Args),
     /// One figure of this machine without a ledger, for the suite
     #[command(hide = true)]
     Yardstick(suite::yardstick::Args),
@@ -141,7 +151,8 @@ impl Default for Args {
     fn default() -> Self {
         Self {
             other: None,
-            target: None,
+            target: Vec::new(),
+            workers_at: Vec::new(),
             callers: 16,
             batch: 100,
             connections: 4,
@@ -219,15 +230,17 @@ impl Args {
             Some(Other::Outage(args)) => return args.run().await,
             Some(Other::Waiting(args)) => return args.run().await,
             Some(Other::Suite(args)) => return args.run().await,
+            Some(Other::Postgres(args)) => return args.run().await,
             Some(Other::Yardstick(args)) => return args.run().await,
             None => {}
         }
-        if let Some(address) = self.target.clone() {
+        if let Some(address) = self.target.first().cloned() {
             let target = Global { address: address.clone(), ..global.clone() };
             let loaded = async {
                 let client = connect(&target).await?;
                 refuse_leftovers(&client, &self.agent, "--agent names another for the run").await?;
-                self.load(&client, &address, None).await
+                let addresses = self.target.clone();
+                self.load(&client, &addresses, None).await
             };
             return loaded.await.map_err(|failure| failure.at(&address))?.say();
         }
@@ -246,7 +259,7 @@ impl Args {
             let own = Global { address: address.clone(), ..global.clone() };
             let client = connect(&own).await?;
             refuse_leftovers(&client, &self.agent, "--agent names another for the run").await?;
-            self.load(&client, &address, Some(id)).await
+            self.load(&client, std::slice::from_ref(&address), Some(id)).await
         };
         let loaded = tokio::select! {
             loaded = loaded => loaded,
@@ -257,18 +270,26 @@ impl Args {
         loaded?.say()
     }
 
-    async fn load(self, client: &Client, address: &str, process: Option<u32>) -> Result<Report, Failure> {
+    /// Loads the daemons at `addresses`, in turn; counts are the first one's, which `client` speaks to.
+    async fn load(
+        self,
+        client: &Client,
+        addresses: &[String],
+        process: Option<u32>,
+    ) -> Result<Report, Failure> {
         let args = self.clone();
+        let workers_at = if args.workers_at.is_empty() { addresses } else { &args.workers_at };
         let run = Arc::new(Run::new(self));
         let before = stats(client).await?;
         let (spent_before, own_before) = (Spent::of(process, &before), Spent::read(std::process::id()));
         let mut workers = JoinSet::new();
-        for index in 0..args.workers {
+        for (index, address) in (0..args.workers).zip(workers_at.iter().cycle()) {
             let stream = worker::Stream::open(Client::connect(address).await?, &run, index).await?;
             workers.spawn(stream.serve(Arc::clone(&run)));
         }
         let mut connections = Vec::new();
-        for _ in 0..args.connections.min(args.callers) {
+        let share = addresses.len() as u32;
+        for (_, address) in (0..args.connections.max(share).min(args.callers)).zip(addresses.iter().cycle()) {
             connections.push(Client::connect(address).await?);
         }
 

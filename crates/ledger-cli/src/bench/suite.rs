@@ -6,10 +6,10 @@
 
 mod curves;
 pub(super) mod echo;
-mod goal;
+pub(super) mod goal;
 mod hold;
 mod reads;
-mod stage;
+pub(super) mod stage;
 pub(super) mod yardstick;
 
 use std::path::PathBuf;

@@ -210,7 +210,11 @@ impl Args {
     /// The healthy agent under load.
     async fn one(&self, daemon: &Daemon) -> Result<Times, Failure> {
         let client = Client::connect(&daemon.address).await?;
-        let load = self.load(HEALTHY).load(&client, &daemon.address, Some(daemon.process.id()));
+        let load = self.load(HEALTHY).load(
+            &client,
+            std::slice::from_ref(&daemon.address),
+            Some(daemon.process.id()),
+        );
         let report = load.await?;
         if let Some(fault) = report.fault() {
             return Err(Failure::new(Exit::Failure, fault));

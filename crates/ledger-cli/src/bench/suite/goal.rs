@@ -6,35 +6,35 @@ use crate::bench::waiting::median;
 
 /// One row of the table.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Row {
-    pub(super) goal: &'static str,
-    pub(super) what: &'static str,
+pub(in crate::bench) struct Row {
+    pub(in crate::bench) goal: &'static str,
+    pub(in crate::bench) what: &'static str,
     /// What a value is: a share of the yardstick, times the yardstick, or a plain unit.
-    pub(super) unit: &'static str,
-    pub(super) floor: f64,
-    pub(super) stretch: f64,
+    pub(in crate::bench) unit: &'static str,
+    pub(in crate::bench) floor: f64,
+    pub(in crate::bench) stretch: f64,
     /// Median of the rounds.
-    pub(super) measured: f64,
-    pub(super) lowest: f64,
-    pub(super) highest: f64,
-    pub(super) held: bool,
+    pub(in crate::bench) measured: f64,
+    pub(in crate::bench) lowest: f64,
+    pub(in crate::bench) highest: f64,
+    pub(in crate::bench) held: bool,
     /// One for each round.
-    pub(super) values: Vec<f64>,
+    pub(in crate::bench) values: Vec<f64>,
 }
 
 /// What is asked, before it is measured.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Goal {
-    pub(super) goal: &'static str,
-    pub(super) what: &'static str,
-    pub(super) unit: &'static str,
+pub(in crate::bench) struct Goal {
+    pub(in crate::bench) goal: &'static str,
+    pub(in crate::bench) what: &'static str,
+    pub(in crate::bench) unit: &'static str,
     /// Where the stretch is above it, more is better.
-    pub(super) floor: f64,
-    pub(super) stretch: f64,
+    pub(in crate::bench) floor: f64,
+    pub(in crate::bench) stretch: f64,
 }
 
 impl Goal {
-    pub(super) fn met(self, values: Vec<f64>) -> Row {
+    pub(in crate::bench) fn met(self, values: Vec<f64>) -> Row {
         let measured = median(values.clone());
         let more = self.stretch > self.floor;
         Row {
@@ -53,7 +53,7 @@ impl Goal {
 }
 
 /// To four digits.
-pub(super) fn rounded(value: f64) -> f64 {
+pub(in crate::bench) fn rounded(value: f64) -> f64 {
     if value == 0.0 || !value.is_finite() {
         return value;
     }
@@ -62,7 +62,7 @@ pub(super) fn rounded(value: f64) -> f64 {
 }
 
 /// A Markdown table of the rows.
-pub(super) fn table(rows: &[Row]) -> String {
+pub(in crate::bench) fn table(rows: &[Row]) -> String {
     let mut out = String::from(
         "| goal | what | floor | stretch | measured | lowest to highest | |\n|---|---|---|---|---|---|---|\n",
     );

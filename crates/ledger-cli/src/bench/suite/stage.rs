@@ -79,7 +79,7 @@ impl Stage {
     pub(super) async fn load(&self, daemon: &mut Daemon, load: Load) -> Result<Loaded, Failure> {
         let loaded = async {
             let client = Client::connect(&daemon.address).await?;
-            load.load(&client, &daemon.address, Some(daemon.process.id())).await
+            load.load(&client, std::slice::from_ref(&daemon.address), Some(daemon.process.id())).await
         };
         let loaded = match loaded.await {
             Ok(loaded) => loaded,
@@ -211,7 +211,7 @@ impl Stage {
 }
 
 /// Ends a daemon in good order.
-pub(super) async fn stop(daemon: &mut Daemon) {
+pub(in crate::bench) async fn stop(daemon: &mut Daemon) {
     daemon.process.stop(STOP).await;
 }
 
