@@ -9,16 +9,18 @@ mod bind;
 mod conformance;
 #[cfg(test)]
 mod model;
+pub mod moving;
 mod page;
 pub mod postgres;
 mod ready;
 #[cfg(test)]
 mod rig;
 mod rows;
+pub mod schema;
 mod sqlite;
 mod text;
 
-pub use sqlite::{OpenError, Options, SqliteReader, SqliteStore, open};
+pub use sqlite::{OpenError, Options, SqliteReader, SqliteStore, open, steps};
 
 pub(crate) use text::settings_text;
 

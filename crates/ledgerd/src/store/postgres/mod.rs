@@ -6,6 +6,7 @@
 //! committed with its own changes laid over; no statement is dropped half-way, for all of them run on the ledger's own
 //! thread and time limits are the server's; a commit without an answer is asked for by the number of its transaction.
 
+pub(super) mod moving;
 mod open;
 mod read;
 mod recover;
@@ -15,7 +16,7 @@ mod tests;
 mod write;
 
 pub(crate) use open::options;
-pub use open::{ConnectError, open};
+pub use open::{ConnectError, open, steps};
 pub use read::PgReader;
 
 use crate::store::Committed;
