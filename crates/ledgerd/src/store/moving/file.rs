@@ -249,7 +249,7 @@ fn put(line: &mut Vec<u8>, kind: Kind, cell: Cell<'_>) -> Result<(), MoveError> 
     match (kind, cell) {
         (Kind::Rare, Cell::Null) => line.push(b'0'),
         (_, Cell::Null) => line.extend_from_slice(b"null"),
-        (Kind::Int | Kind::Rare, Cell::Int(value)) => write!(line, "{value}")?,
+        (Kind::Int | Kind::Rare | Kind::Session, Cell::Int(value)) => write!(line, "{value}")?,
         (Kind::Real, Cell::Real(value)) => write!(line, "\"{value:?}\"")?,
         (Kind::Text, Cell::Text(value)) => {
             serde_json::to_writer(line, &*value).map_err(std::io::Error::from)?;
@@ -291,7 +291,7 @@ fn value_of(value: serde_json::Value, kind: Kind) -> Option<Value> {
     match (kind, value) {
         (Kind::Rare, Json::Null) => None,
         (_, Json::Null) => Some(Value::Null),
-        (Kind::Int | Kind::Rare, Json::Number(number)) => number.as_i64().map(Value::Int),
+        (Kind::Int | Kind::Rare | Kind::Session, Json::Number(number)) => number.as_i64().map(Value::Int),
         (Kind::Real, Json::String(text)) => text.parse().ok().map(Value::Real),
         (Kind::Text, Json::String(text)) => Some(Value::Text(text)),
         (Kind::Bytes, Json::String(text)) => BASE64.decode(text).ok().map(Value::Bytes),

@@ -5,7 +5,7 @@
 //! the same in both stores, texts by their bytes; a column means the same in both. A change here that a file shows is a new
 //! format.
 
-use Kind::{Bytes, Int, Rare, Real, Text};
+use Kind::{Bytes, Int, Rare, Real, Session, Text};
 
 /// What a column holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub(in crate::store) enum Kind {
     Int,
     /// One that is mostly 0, which PostgreSQL stores as NULL. Never NULL in a file.
     Rare,
+    /// The number of a session, an Int. PostgreSQL may have a slot in its upper 16 bits; a file has one numbering.
+    Session,
     /// A number of 64 bits with a point.
     Real,
     /// Text.
@@ -38,9 +40,19 @@ pub(in crate::store) struct Table {
 }
 
 impl Table {
-    /// Reads all of it from `source`.
+    /// Reads all of it from `source` in SQLite.
     pub(in crate::store) fn select(&self, source: &str) -> String {
         format!("SELECT {} FROM {source}", self.names())
+    }
+
+    /// Reads all of it from `source` in PostgreSQL.
+    pub(in crate::store) fn select_of_slots(&self, source: &str) -> String {
+        let column = |(name, kind): &(&str, Kind)| match kind {
+            Session => ONE_SESSION.to_owned(),
+            _ => format!("\"{name}\""),
+        };
+        let columns: Vec<_> = self.columns.iter().map(column).collect();
+        format!("SELECT {} FROM {source}", columns.join(", "))
     }
 
     /// Its columns, quoted, with commas between.
@@ -66,6 +78,11 @@ pub(in crate::store) const HISTORY_OF_SLOTS: &str = "( \
         kind, from_state, to_state, reason, at, fence, attempt, worker, until, digest, error, facts \
     FROM task_history) AS h ORDER BY task_id, version";
 
+/// The sessions of a slot are numbered after those of the slots before it; those of slot 0 keep their numbers.
+const ONE_SESSION: &str = "CASE WHEN session >> 48 = 0 THEN session ELSE (session & 281474976710655) \
+    + (SELECT COALESCE(sum(s.last_session & 281474976710655), 0)::bigint FROM slots AS s WHERE s.slot < session >> 48) \
+    END AS session";
+
 /// In the order of a file.
 pub(in crate::store) static TABLES: [Table; 15] = [
     // One row. `task_blocks`: every number below that many thousands may have been given to a task.
@@ -83,7 +100,7 @@ pub(in crate::store) static TABLES: [Table; 15] = [
         postgres: "(SELECT m.seed, m.created_at, \
             (SELECT CASE WHEN is_called THEN last_value + 1 ELSE last_value END FROM task_blocks) AS task_blocks, \
             (SELECT COALESCE(sum(last_seq), 0)::bigint FROM slots) AS last_seq, \
-            (SELECT COALESCE(max(last_session), 0) FROM slots) AS last_session \
+            (SELECT COALESCE(sum(last_session & 281474976710655), 0)::bigint FROM slots) AS last_session \
             FROM meta AS m WHERE m.id = 1) AS m",
         of_postgres: &[],
     },
@@ -134,7 +151,7 @@ pub(in crate::store) static TABLES: [Table; 15] = [
             ("idle_deliveries", Int),
             ("worker", Text),
             ("incarnation", Int),
-            ("session", Int),
+            ("session", Session),
             ("lease_until", Int),
             ("acked_at", Int),
             ("progress_at", Int),
@@ -297,7 +314,7 @@ pub(in crate::store) static TABLES: [Table; 15] = [
         columns: &[
             ("worker", Text),
             ("incarnation", Int),
-            ("session", Int),
+            ("session", Session),
             ("connected_at", Int),
             ("beat_at", Int),
             ("open", Int),

@@ -98,7 +98,9 @@ fn value(dice: &mut Dice, table: &Table, at: usize, row: i64) -> Value {
             Value::Int(dice.roll().cast_signed())
         }
         // Versions begin at 1.
-        Kind::Int | Kind::Rare => Value::Int(dice.below(200).max(i64::from(name == "version"))),
+        Kind::Int | Kind::Rare | Kind::Session => {
+            Value::Int(dice.below(200).max(i64::from(name == "version")))
+        }
         Kind::Real => Value::Real(1.0 / (dice.below(1_000) as f64 + 3.0)),
         Kind::Text if is_key => Value::Text(format!("{row}")),
         Kind::Text => Value::Text(dice.text()),
@@ -396,7 +398,8 @@ async fn what_postgres_derives_is_made_anew_and_slots_become_one() {
     let options: sqlx::postgres::PgConnectOptions = url.parse().expect("an address");
     let mut conn = options.connect().await.expect("it connects");
     conn.execute(AssertSqlSafe(
-        "INSERT INTO slots (slot, last_seq, last_session) VALUES (1, 2, 90); \
+        "INSERT INTO slots (slot, last_seq, last_session) VALUES (1, 2, (1::bigint << 48) + 90); \
+         UPDATE sessions SET session = (1::bigint << 48) + 7; \
          ALTER TABLE task_history DISABLE TRIGGER ALL; \
          UPDATE task_history SET slot = 1, seq = 1 WHERE task_id = 1 AND version = 2; \
          UPDATE task_history SET slot = 1, seq = 2 WHERE task_id = 3 AND version = 1"
@@ -408,8 +411,10 @@ async fn what_postgres_derives_is_made_anew_and_slots_become_one() {
     let folder = Folder::new();
     import_sqlite(&folder.0, &file[..]).await.expect("one numbering fits SQLite");
     equal(&out_of_sqlite(&folder.0).await, &file);
-    let last = dump(&folder.0, "SELECT max(seq) = last_seq, last_session FROM task_history, meta");
-    assert_eq!(last, [[rusqlite::types::Value::Integer(1), rusqlite::types::Value::Integer(90)]]);
+    let last = "SELECT max(seq) = last_seq, last_session, session FROM task_history, meta, sessions";
+    // Of slot 0 there were three sessions.
+    let expected = [1, 3 + 90, 3 + 7].map(rusqlite::types::Value::Integer);
+    assert_eq!(dump(&folder.0, last), [expected]);
 }
 
 #[tokio::test]

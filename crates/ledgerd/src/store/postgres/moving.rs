@@ -99,11 +99,11 @@ async fn read(conn: &mut PgConnection, out: impl Write) -> Result<Vec<Total>, Mo
             "task_history" if slots > 1 => HISTORY_OF_SLOTS,
             _ => table.postgres,
         };
-        let mut rows = sqlx::query(AssertSqlSafe(table.select(source))).fetch(&mut *conn);
+        let mut rows = sqlx::query(AssertSqlSafe(table.select_of_slots(source))).fetch(&mut *conn);
         while let Some(row) = rows.try_next().await.map_err(|error| failed(&error))? {
             writer.row(table, |at, kind| {
                 let cell = match kind {
-                    Kind::Int | Kind::Rare => row.int(at).map(Cell::from),
+                    Kind::Int | Kind::Rare | Kind::Session => row.int(at).map(Cell::from),
                     Kind::Real => row.real(at).map(Cell::from),
                     Kind::Text => row.text(at).map(Cell::from),
                     Kind::Bytes => row.bytes(at).map(Cell::from),
