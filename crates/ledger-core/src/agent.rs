@@ -27,6 +27,8 @@ pub struct Agent {
     /// What it is granted of its own budget while the shared one is empty: its floor, and nothing saved up. Not stored;
     /// it starts empty after a restart, so that restarts mint nothing.
     floor: Bucket,
+    /// Daemons that share what its budget allows.
+    share: u32,
     /// Tasks by state.
     pub counts: Counts,
     /// Why nothing is handed out.
@@ -53,8 +55,9 @@ impl Agent {
             name,
             created_at: now.at,
             breakers: Breakers::new(settings.breaker, settings.per_task_type),
-            budget: Bucket::full(limits(&settings), now.at.since_epoch()),
-            floor: empty_floor(&settings, now),
+            budget: Bucket::full(limits(&settings, 1), now.at.since_epoch()),
+            floor: empty_floor(&settings, 1, now),
+            share: 1,
             settings: Arc::new(settings),
             counts: Counts::default(),
             pause: None,
@@ -75,10 +78,10 @@ impl Agent {
             Self { created_at: row.created_at, pause: row.pause, ..Self::new(row.id, row.name, now) };
         agent.breakers = Breakers::restore(breakers, settings.breaker, settings.per_task_type, now);
         agent.budget = match budget {
-            Some(row) => Bucket::restore(limits(&settings), row.level),
-            None => Bucket::full(limits(&settings), now.at.since_epoch()),
+            Some(row) => Bucket::restore(limits(&settings, 1), row.level),
+            None => Bucket::full(limits(&settings, 1), now.at.since_epoch()),
         };
-        agent.floor = empty_floor(&settings, now);
+        agent.floor = empty_floor(&settings, 1, now);
         agent.settings = Arc::new(settings);
         agent.counts = counts;
         agent
@@ -90,11 +93,36 @@ impl Agent {
     /// Everything that breaks a rule; nothing changed.
     pub fn configure(&mut self, change: AgentOverrides, now: Now) -> Result<(), Vec<Violation>> {
         let settings = Settings::of(change.or(self.settings.given))?;
-        self.budget.resize(limits(&settings), now.at.since_epoch());
-        self.floor.resize(limits(&settings).floor_only(FLOOR_TOKENS), now.at.since_epoch());
         self.breakers.configure(settings.breaker, settings.per_task_type, now);
         self.settings = Arc::new(settings);
+        self.share(self.share, now);
         Ok(())
+    }
+
+    /// Divides what its budget allows among so many daemons, of which each has a budget of its own.
+    pub fn share(&mut self, daemons: u32, now: Now) {
+        self.share = daemons;
+        let limits = limits(&self.settings, daemons);
+        self.budget.resize(limits, now.at.since_epoch());
+        self.floor.resize(limits.floor_only(FLOOR_TOKENS), now.at.since_epoch());
+    }
+
+    /// What its budget holds, as stored; none: it was not used so far.
+    pub fn set_budget(&mut self, row: Option<BudgetRow>, now: Now) {
+        let limits = limits(&self.settings, self.share);
+        self.budget = match row {
+            Some(row) => Bucket::restore(limits, row.level),
+            None => Bucket::full(limits, now.at.since_epoch()),
+        };
+    }
+
+    /// Takes over what another daemon stored: settings, and why nothing is handed out.
+    pub fn follow(&mut self, row: AgentRow, now: Now) {
+        let settings = Settings::of(row.given).unwrap_or_default();
+        self.breakers.configure(settings.breaker, settings.per_task_type, now);
+        self.settings = Arc::new(settings);
+        self.pause = row.pause;
+        self.share(self.share, now);
     }
 
     /// Whether a retry can be paid now: from its own budget, and from the shared one or, while that is empty, from its
@@ -155,11 +183,11 @@ impl Agent {
 /// The dearest retry costs two tokens.
 const FLOOR_TOKENS: u32 = 2;
 
-fn empty_floor(settings: &Settings, now: Now) -> Bucket {
+fn empty_floor(settings: &Settings, daemons: u32, now: Now) -> Bucket {
     let updated_at = u64::try_from(now.at.millis()).unwrap_or(0);
-    Bucket::restore(limits(settings).floor_only(FLOOR_TOKENS), Level { millitokens: 0, updated_at })
+    Bucket::restore(limits(settings, daemons).floor_only(FLOOR_TOKENS), Level { millitokens: 0, updated_at })
 }
 
-fn limits(settings: &Settings) -> Limits {
-    settings.budget.build().unwrap_or_default()
+fn limits(settings: &Settings, daemons: u32) -> Limits {
+    settings.budget.build().unwrap_or_default().shared_by(daemons, FLOOR_TOKENS)
 }

@@ -96,6 +96,33 @@ impl Breakers {
         all
     }
 
+    /// Takes over what another daemon stored. Whether the breaker was shut before and is not any more: what it held back
+    /// can go.
+    pub fn follow(&mut self, row: BreakerRow, now: Now) -> bool {
+        let config = Arc::clone(&self.config);
+        let guard = match &*row.task_type {
+            "" => &mut self.own,
+            _ => self.types.entry(row.task_type).or_insert_with(|| Guard::new(Arc::clone(&config))),
+        };
+        let shut = |state| matches!(state, State::Open | State::HalfOpen | State::ForcedOpen);
+        let before = guard.breaker.state();
+        guard.last_probe = row.last_probe;
+        if let Ok(breaker) = Breaker::restore(row.snapshot, config, now.at.since_epoch()) {
+            guard.breaker = breaker;
+        }
+        shut(before) && !shut(guard.breaker.state())
+    }
+
+    /// How many tasks each holds back, by type; those that are not named hold back none.
+    pub fn count_gated<'a>(&mut self, counts: impl IntoIterator<Item = (&'a Arc<str>, u64)>) {
+        for guard in self.types.values_mut().chain([&mut self.own]) {
+            guard.gated = 0;
+        }
+        for (task_type, n) in counts {
+            self.of_mut(task_type).gated += n;
+        }
+    }
+
     /// New settings. Where breakers are no longer, or from now on, per task type, what was counted of gated and running
     /// tasks starts at nothing: gated ones are let go by the caller, and running ones end under the new order.
     pub fn configure(&mut self, config: Config, per_type: bool, now: Now) {

@@ -18,6 +18,23 @@ pub struct AgentId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub u64);
 
+impl SessionId {
+    /// Bits that number the streams of one daemon; the slot of the daemon that opened it stands above them.
+    const SLOT_AT: u32 = 48;
+
+    /// The number before the first of a daemon's streams.
+    #[must_use]
+    pub const fn before_first(slot: u16) -> Self {
+        Self((slot as u64) << Self::SLOT_AT)
+    }
+
+    /// The slot of the daemon that opened it; 0 on SQLite.
+    #[must_use]
+    pub const fn slot(self) -> u16 {
+        (self.0 >> Self::SLOT_AT) as u16
+    }
+}
+
 const DIGITS: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 
 impl fmt::Display for TaskId {

@@ -30,6 +30,9 @@ pub enum StoreError {
     /// Somebody else changed a task since it was read, again and again; nothing was written.
     #[error("task {0} was changed by somebody else meanwhile; repeat the call")]
     Overtaken(TaskId),
+    /// Another daemon changed something else that was decided from; nothing was written.
+    #[error("{0} was changed by another daemon meanwhile; repeat the call")]
+    Outdated(&'static str),
     /// One statement was refused and the batch rolled back; a bug, or data that no check caught.
     #[error("a statement failed: {0}")]
     Statement(String),
@@ -45,6 +48,14 @@ pub enum StoreError {
     /// What is stored cannot be right.
     #[error("the store is corrupt: {0}")]
     Corrupt(String),
+}
+
+impl StoreError {
+    /// Whether somebody else was faster: nothing was written, and deciding anew may well succeed.
+    #[must_use]
+    pub const fn is_conflict(&self) -> bool {
+        matches!(self, Self::Overtaken(_) | Self::Outdated(_))
+    }
 }
 
 /// What a producer gave that no decision needs.
@@ -271,7 +282,7 @@ pub struct Changes {
     pub breakers: Vec<BreakerRow>,
     /// Changed budgets.
     pub budgets: Vec<BudgetRow>,
-    /// New or changed sessions.
+    /// New or changed sessions. Of a worker's new session the batch has asked for the last one.
     pub sessions: Vec<SessionRow>,
     /// Tasks whose agent or payload a redrive changed: the agent before, and the payload when it is new. Their rows are
     /// among `tasks`. Idempotency keys move with them.
@@ -321,6 +332,8 @@ pub struct Want {
     pub keys: Vec<(AgentId, Arc<str>)>,
     /// Request ids.
     pub requests: Vec<Arc<str>>,
+    /// Workers whose last session is asked for.
+    pub workers: Vec<Arc<str>>,
 }
 
 /// Who holds an idempotency key.
@@ -341,6 +354,8 @@ pub struct Known {
     pub keys: ByKey<KeyHolder>,
     /// Remembered answers.
     pub requests: ByName<RequestRow>,
+    /// Last sessions of workers, by their names; none where no other daemon could have opened one.
+    pub sessions: ByName<SessionRow>,
 }
 
 /// A question for claimable tasks.
@@ -383,6 +398,60 @@ pub struct Recovered {
     /// Every task that has not ended and has a timer or a holder: RUNNING, BLOCKED, RETRY (BUDGET), and those
     /// with a deadline or a queue_timeout of their own or of their agent.
     pub timed: Vec<Task>,
+    /// Which daemons there are.
+    pub replicas: Replicas,
+}
+
+/// The daemons that serve one ledger.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Replicas {
+    /// The slot of this one: the number under which it writes, and nobody else.
+    pub slot: u16,
+    /// Those of the others that live.
+    pub others: Vec<u16>,
+    /// What the store's clock shows, where daemons go by that.
+    pub time: Option<Timestamp>,
+}
+
+impl Replicas {
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.others.len() as u32 + 1
+    }
+
+    /// Whether it falls to this daemon to do what one of them is enough for.
+    #[must_use]
+    pub fn is_first(&self) -> bool {
+        self.others.iter().all(|other| *other > self.slot)
+    }
+}
+
+/// What other daemons did since this one looked.
+#[derive(Clone, Debug, Default)]
+pub struct News {
+    /// Which daemons there are.
+    pub replicas: Replicas,
+    /// Agents that were made or changed.
+    pub agents: Vec<AgentRow>,
+    /// Breakers that were changed.
+    pub breakers: Vec<BreakerRow>,
+    /// This daemon's own budgets; only where memory has to be made anew.
+    pub budgets: Option<Vec<BudgetRow>>,
+    /// Tasks stored, by agent.
+    pub counts: HashMap<AgentId, Counts>,
+    /// Tasks that breakers hold back, by agent and type.
+    pub gated: Vec<(AgentId, Arc<str>, u64)>,
+    /// Transitions ever made.
+    pub transitions: u64,
+    /// Tasks that sessions of this daemon run, or that it watches over, and that another daemon changed.
+    pub changed: Vec<TaskId>,
+    /// Workers of this daemon that went to another.
+    pub moved: Vec<Arc<str>>,
+    /// Of those asked for, the tasks that have ended.
+    pub ended: Vec<TaskId>,
+    /// What daemons left that are no more: their workers, and every task that somebody has to watch over.
+    pub left: Option<(Vec<SessionRow>, Vec<Task>)>,
 }
 
 /// The writing half of a store. One caller, one open batch at a time.
@@ -479,9 +548,40 @@ pub trait Store: Send {
         })
     }
 
-    /// The earliest time after `now` at which a waiting task becomes due, on the steady clock; may be told too early, never
-    /// too late.
+    /// The earliest time after `now` at which a waiting task becomes due, on the steady clock, or at which to look for news;
+    /// may be told too early, never too late.
     fn next_due(&self, now: Now) -> Option<Timestamp>;
+
+    /// Whether to ask for news before the next batch is decided; `wanted` when that batch is about what others may have
+    /// changed. Never where there is one daemon at most.
+    fn has_news(&self, _now: Now, _wanted: bool) -> bool {
+        false
+    }
+
+    /// What others did since this was asked last. The next commit takes note of it.
+    ///
+    /// # Errors
+    /// Nothing was written.
+    fn news<'a>(&'a mut self, _awaited: &'a [TaskId], _now: Now) -> Fut<'a, News> {
+        Box::pin(std::future::ready(Ok(News::default())))
+    }
+
+    /// After a conflict: rolls back, and reads what memory has to be made anew from, these tasks for one. None: only
+    /// [`Store::recover`] helps.
+    ///
+    /// # Errors
+    /// That the store cannot be read.
+    fn anew<'a>(&'a mut self, _tasks: &'a [TaskId], _now: Now) -> Fut<'a, Option<(News, Vec<Task>)>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
+
+    /// Gives up what other daemons may have. Nothing can be written after it.
+    ///
+    /// # Errors
+    /// That the store cannot be reached; they will notice by themselves.
+    fn leave(&mut self) -> Fut<'_, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 }
 
 /// A task with what is known beside it.

@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use store::postgres::ConnectError;
-use store::{DynStore, OpenError};
+use store::{DynStore, OpenError, Wake};
 use tokio::net::TcpListener;
 use tokio::task::JoinError;
 use tokio::time::timeout;
@@ -113,10 +113,11 @@ pub async fn run(
         Some(address) => listen(address).await.map(|(listener, address)| (Some(listener), Some(address)))?,
         None => (None, None),
     };
-    let (store, reader) = open(&config.store).await?;
+    let (store, reader, wake) = open(&config.store, grpc).await?;
     let stop_ledger = CancellationToken::new();
     let shared = Arc::clone(&reader);
-    let (handle, mut ledger) = ledger::start(store, shared, Clock::start(), stop_ledger.clone()).await?;
+    let (handle, mut ledger) =
+        ledger::start(store, shared, Clock::start(), wake, stop_ledger.clone()).await?;
 
     let health = Health::started().await;
     let stop = CancellationToken::new();
@@ -163,16 +164,17 @@ pub async fn run(
 }
 
 /// Opens the ledger where it is.
-async fn open(at: &StoreAt) -> Result<(DynStore, Arc<dyn Reader>), Fatal> {
+async fn open(at: &StoreAt, address: SocketAddr) -> Result<(DynStore, Arc<dyn Reader>, Arc<Wake>), Fatal> {
     match at {
         StoreAt::Sqlite(dir) => {
             make_directory(dir).map_err(|source| Fatal::Directory { path: dir.clone(), source })?;
             let (store, reader) = store::open(dir, store::Options::default()).await?;
-            Ok((Box::new(store), reader))
+            Ok((Box::new(store), reader, Arc::default()))
         }
         StoreAt::Postgres(url) => {
-            let (store, reader) = store::postgres::open(url.reveal()).await?;
-            Ok((Box::new(store), reader))
+            let (store, reader) = store::postgres::open(url.reveal(), &process::name(address)).await?;
+            let wake = store.wake();
+            Ok((Box::new(store), reader, wake))
         }
     }
 }

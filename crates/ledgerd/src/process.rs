@@ -2,7 +2,15 @@
 
 use rustix::process::{Resource, getrlimit};
 use rustix::time::{ClockId, clock_gettime};
+use std::net::SocketAddr;
 use std::time::Duration;
+
+/// What no other process that lives is called: the host, and where we listen on it.
+#[must_use]
+pub(crate) fn name(address: SocketAddr) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}/{address}", host.trim())
+}
 
 /// Processor time used since the start.
 #[must_use]

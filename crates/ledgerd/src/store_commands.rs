@@ -53,7 +53,7 @@ pub(crate) enum Migrate {
     Status(StoreFlags),
     /// Ask whether the schema is this release's: exit 0 when it is, 78 when it is older, newer or missing, 65 when altered
     Check(StoreFlags),
-    /// Apply what is pending, as `serve` does when it starts; no daemon may run
+    /// Apply what is pending, as `serve` does when it starts; on SQLite no daemon may run
     Apply(StoreFlags),
 }
 

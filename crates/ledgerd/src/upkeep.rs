@@ -20,7 +20,7 @@ pub async fn steps(at: &StoreAt) -> Result<Vec<Step>, MoveError> {
     }
 }
 
-/// Applies the migrations that are pending, and makes a ledger where there is none. No daemon may serve it.
+/// Applies the migrations that are pending, and makes a ledger where there is none. On SQLite no daemon may serve it.
 ///
 /// # Errors
 /// That a daemon serves it, that it is newer than this program or altered, or that a migration failed, which changed nothing.
@@ -33,7 +33,7 @@ pub async fn apply(at: &StoreAt) -> Result<Vec<Step>, MoveError> {
             reader.close().await?;
             store.close().await?;
         }
-        StoreAt::Postgres(url) => drop(postgres::open(url.reveal()).await?),
+        StoreAt::Postgres(url) => postgres::apply(url.reveal()).await?,
     }
     steps(at).await
 }

@@ -118,11 +118,18 @@ impl Limits {
         u128::from(at) * u128::from(self.floor) / u128::from(MILLI)
     }
 
-    /// The same, with the floor divided among `replicas` (0 counts as 1), rounded down: the floor belongs to the
-    /// cluster. One per client would grow with the clients and feed an overload for ever.
+    /// The same, with capacity and floor divided among `replicas` (0 counts as 1), rounded down: both belong to the
+    /// cluster. A floor per client would grow with the clients and feed an overload for ever. A bucket goes on holding
+    /// `dearest` tokens, or what it held where that is less, so that everything can still be paid.
     #[must_use]
-    pub const fn shared_by(self, replicas: u32) -> Self {
-        Self { floor: if replicas > 1 { self.floor / replicas as u64 } else { self.floor }, ..self }
+    pub const fn shared_by(self, replicas: u32, dearest: u32) -> Self {
+        if replicas <= 1 {
+            return self;
+        }
+        let (part, least) = (self.capacity / replicas as u64, dearest as u64 * MILLI);
+        let least = if least < self.capacity { least } else { self.capacity };
+        let capacity = if part > least { part } else { least };
+        Self { capacity, floor: self.floor / replicas as u64, ..self }
     }
 
     /// The floor alone: no successes, and at most `tokens` saved up. See [`reserve_with_floor`].

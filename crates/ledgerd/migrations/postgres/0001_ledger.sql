@@ -20,14 +20,32 @@ VALUES (
 -- Numbers of tasks are taken in blocks: block b has b * 1,000 to b * 1,000 + 999, and 0 is no number.
 CREATE SEQUENCE task_blocks MINVALUE 0 START 0;
 
--- One for each daemon that ever was: who writes which history rows, and how many.
+-- Each daemon has one for as long as it lives: who writes which history rows, and how many. Whoever commits proves by this
+-- row that the slot is still its own.
 CREATE TABLE slots (
-    slot SMALLINT PRIMARY KEY,
+    slot SMALLINT PRIMARY KEY CHECK (slot >= 0),
+    -- A number that the daemon drew when it took the slot; NULL: nobody has it.
+    owner BIGINT,
+    -- Where the owner runs: no two daemons that live have one name.
+    name TEXT NOT NULL,
+    -- When it was last heard of, on this server's clock.
+    beat_at BIGINT NOT NULL,
+    -- Who watches over what the last owner left.
+    heir SMALLINT,
     last_seq BIGINT NOT NULL CHECK (last_seq >= 0),
     last_session BIGINT NOT NULL CHECK (last_session >= 0)
 );
 
-INSERT INTO slots (slot, last_seq, last_session) VALUES (0, 0, 0);
+-- What one daemon has to tell another: a task of the other's sessions that it changed, or a worker that came over.
+CREATE TABLE mail (
+    seq BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    slot SMALLINT NOT NULL,
+    task_id BIGINT,
+    worker TEXT,
+    CHECK ((task_id IS NULL) <> (worker IS NULL))
+) WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000);
+
+CREATE INDEX mail_by_slot ON mail (slot);
 
 -- What a producer said: written once.
 CREATE TABLE task_specs (
@@ -105,6 +123,7 @@ CREATE TABLE ready (
 
 CREATE INDEX ready_in_order ON ready (agent, task_type, gated, urgency, run_at, task_id);
 CREATE INDEX ready_by_time ON ready (calendar, run_at) WHERE gated = 0;
+CREATE INDEX ready_gated ON ready (agent, task_type) WHERE gated = 1;
 
 -- Append-only; seq rises without a gap in each slot.
 CREATE TABLE task_history (
@@ -198,7 +217,10 @@ CREATE TABLE agents (
     name TEXT NOT NULL UNIQUE,
     settings TEXT NOT NULL,
     created_at BIGINT NOT NULL,
-    pause TEXT
+    pause TEXT,
+    -- Rises with each change; and the transaction that made the last.
+    revision BIGINT NOT NULL DEFAULT 1,
+    changed xid8 NOT NULL DEFAULT pg_current_xact_id()
 );
 
 -- Spans of a breaker are nanoseconds since the epoch: its periods are no whole milliseconds.
@@ -222,14 +244,19 @@ CREATE TABLE breakers (
     order_reason TEXT,
     stats TEXT NOT NULL,
     last_probe BIGINT,
+    -- As of agents.
+    revision BIGINT NOT NULL DEFAULT 1,
+    changed xid8 NOT NULL DEFAULT pg_current_xact_id(),
     PRIMARY KEY (agent, task_type)
 );
 
--- The global budget is agent 0.
+-- The global budget is agent 0. Each slot has a part of its own of every budget, so that no two daemons write one.
 CREATE TABLE budgets (
-    agent INTEGER PRIMARY KEY,
+    agent INTEGER NOT NULL,
+    slot SMALLINT NOT NULL,
     millitokens BIGINT NOT NULL,
-    updated_at BIGINT NOT NULL
+    updated_at BIGINT NOT NULL,
+    PRIMARY KEY (agent, slot)
 );
 
 CREATE TABLE sessions (
@@ -238,7 +265,9 @@ CREATE TABLE sessions (
     session BIGINT NOT NULL,
     connected_at BIGINT NOT NULL,
     beat_at BIGINT NOT NULL,
-    open SMALLINT NOT NULL CHECK (open IN (0, 1))
+    open SMALLINT NOT NULL CHECK (open IN (0, 1)),
+    -- The session that this one took the place of; 0: the worker had none.
+    replaces BIGINT NOT NULL DEFAULT 0
 );
 
 -- Each slot has rows of its own, so that no two daemons write one; their sum counts, and one alone may be below zero.

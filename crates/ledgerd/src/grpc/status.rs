@@ -94,7 +94,7 @@ fn speak(error: &LedgerError) -> Spoken {
         LedgerError::SessionEnded => Spoken::new(Code::Aborted, "SUPERSEDED"),
         LedgerError::Draining => Spoken::new(Code::Unavailable, "DRAINING").after(SOON),
         LedgerError::Store(error) => match error {
-            StoreError::Overtaken(_) => Spoken::new(Code::Aborted, "OVERTAKEN"),
+            StoreError::Overtaken(_) | StoreError::Outdated(_) => Spoken::new(Code::Aborted, "OVERTAKEN"),
             StoreError::Full => Spoken::new(Code::ResourceExhausted, "STORE_FULL")
                 .after(Duration::from_secs(10))
                 .saying("the disk of the ledger is full; free space there, then try again"),

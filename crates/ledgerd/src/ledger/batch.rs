@@ -3,9 +3,13 @@
 //! Nothing here speaks. Replies and frames wait in [`Batch`] until the store has made a [`Committed`].
 
 use super::command::{Answer, LeaseVerdict, LedgerError, Receipt, ToWorker, Verdict};
+use super::handle::Order;
 use super::memory::Memory;
+use super::replicas::Heard;
+use super::{PIECE, decide, weight};
 use crate::store::{Committed, DynStore};
-use ledger_core::store::{BudgetRow, Changed, Changes, DeadLetter, Known, Notes, Reader};
+use ledger_core::session::Session;
+use ledger_core::store::{BudgetRow, Changed, Changes, DeadLetter, Known, Notes, Reader, StoreError, Want};
 use ledger_core::{
     AgentId, Applied, ByTask, Context, Event, EventKind, LostWith, Now, Reason, Record, Refusal, SessionId,
     State, Task, TaskError, TaskId, TaskSet,
@@ -60,6 +64,10 @@ pub(super) struct Batch<'a> {
     /// With what the lease ends that is being decided.
     pub(super) lost_with: LostWith,
     pub(super) said: Said,
+    /// Streams that it opened.
+    pub(super) opened: Vec<SessionId>,
+    /// Streams that it closed, as they were.
+    pub(super) shut: Vec<Session>,
 }
 
 pub(super) type Answered = Result<Answer, LedgerError>;
@@ -102,7 +110,55 @@ impl<'a> Batch<'a> {
             ungate: BTreeSet::new(),
             lost_with: LostWith::ALONE,
             said: Said::default(),
+            opened: Vec::new(),
+            shut: Vec::new(),
         }
+    }
+
+    /// Decides all of it, in order, and hands it to the store; one answer for each order.
+    pub(super) async fn run(
+        &mut self,
+        orders: &[Order],
+        due: &[TaskId],
+        heard: &mut Heard,
+    ) -> Result<Vec<Answered>, StoreError> {
+        let mut want = Want { tasks: due.to_vec(), workers: heard.moved.clone(), ..Want::default() };
+        want.tasks.extend(&heard.changed);
+        for worker in heard.moved.iter().filter_map(|name| self.memory.workers.get(name)) {
+            want.tasks.extend(&worker.tasks);
+        }
+        for order in orders {
+            decide::want(&order.command, self.memory, &mut want);
+        }
+        let known = self.store.begin(&want, self.now).await?;
+        self.know(known);
+        self.heed(&heard.changed);
+        self.part(&heard.moved);
+        self.ungate.extend(heard.let_go.drain(..));
+        let mut answers = Vec::with_capacity(orders.len());
+        let mut decided = 0;
+        for order in orders {
+            // In pieces, so that a store can write the one while the next is decided.
+            decided += weight(&order.command).0;
+            if decided > PIECE {
+                decided = 0;
+                self.write().await?;
+            }
+            match self.decide(&order.command).await {
+                // The store failed while it was asked: that fails the batch, not the command.
+                Err(LedgerError::Store(error)) => return Err(error),
+                answer => answers.push(answer),
+            }
+        }
+        self.elapse(due);
+        self.tick_breakers();
+        self.end_pauses();
+        self.grant().await?;
+        self.let_go().await?;
+        self.write().await?;
+        self.assign().await?;
+        self.write().await?;
+        Ok(answers)
     }
 
     /// Takes what the store knows of what the commands name.
@@ -139,11 +195,12 @@ impl<'a> Batch<'a> {
     pub(super) fn apply(&mut self, id: TaskId, event: &Event, digest: u64) -> Result<Applied, LedgerError> {
         let open = self.open.get_mut(&id).ok_or(LedgerError::UnknownTask(id))?;
         let agent_id = open.task.spec.agent;
-        let agent = self.memory.agents.get_mut(&agent_id).ok_or(LedgerError::UnknownTask(id))?;
         let now = self.now.at.since_epoch();
         let was_gated = open.task.is_gated();
         let had = open.task.holder.clone();
         let from = open.task.state;
+        let elsewhere = self.memory.is_elsewhere(&open.task);
+        let agent = self.memory.agents.get_mut(&agent_id).ok_or(LedgerError::UnknownTask(id))?;
         let settings = Arc::clone(&agent.settings);
         let draw = retry_core::draw(
             self.memory.seed,
@@ -164,12 +221,12 @@ impl<'a> Batch<'a> {
         agent.counts[usize::from(from.code())] = agent.counts[usize::from(from.code())].saturating_sub(1);
         agent.counts[usize::from(to.code())] += 1;
         let (is_gated, spec) = (open.task.is_gated(), Arc::clone(&open.task.spec));
-        let ran = from == State::Running;
-        if was_gated != is_gated || ran != (to == State::Running) {
+        let ran = from == State::Running && !elsewhere;
+        if was_gated != is_gated || ran != (to == State::Running && !elsewhere) {
             let guard = agent.breakers.of_mut(&spec.task_type);
             guard.gated =
                 guard.gated.saturating_add(u64::from(is_gated)).saturating_sub(u64::from(was_gated));
-            let runs = u64::from(to == State::Running);
+            let runs = u64::from(to == State::Running && !elsewhere);
             guard.running = guard.running.saturating_add(runs).saturating_sub(u64::from(ran));
         }
         let effects = applied.effects;
@@ -227,6 +284,7 @@ impl<'a> Batch<'a> {
             }
         }
         if to == State::Running
+            && !self.memory.is_elsewhere(&open.task)
             && let Some(worker) = has.as_ref().and_then(|holder| self.memory.workers.get_mut(&holder.worker))
         {
             worker.tasks.insert(id);
@@ -288,13 +346,8 @@ impl<'a> Batch<'a> {
     }
 
     fn leave_budget_queue(&mut self, id: TaskId) {
-        let Some(open) = self.open.get(&id) else { return };
-        let agent = open.task.spec.agent;
-        if let Some(queue) = self.memory.budget_queue.get_mut(&agent) {
-            queue.retain(|(_, _, queued, _)| *queued != id);
-            if queue.is_empty() {
-                self.memory.budget_queue.remove(&agent);
-            }
+        if let Some(agent) = self.open.get(&id).map(|open| open.task.spec.agent) {
+            self.memory.leave_budget_queue(agent, id);
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the ledger does of its own accord in a batch: timers, budget, breakers, and handing out work.
 
-use super::batch::{Batch, Claimed};
+use super::batch::{Batch, Claimed, Open};
 use super::breakers::By;
 use super::command::LedgerError;
 use super::timers::{Due, next};
@@ -23,6 +23,10 @@ impl Batch<'_> {
             // One task may have several things due; each leaves less to do, so this ends.
             for _ in 0..4 {
                 let Some(open) = self.open.get(id) else { break };
+                if self.memory.is_elsewhere(&open.task) {
+                    // Its worker went to another daemon, which watches over it.
+                    break;
+                }
                 let Some(agent) = self.memory.agents.get(&open.task.spec.agent) else { break };
                 let beaten = self.memory.beaten.get(id).copied();
                 match next(&open.task, &agent.settings, beaten, self.memory.since, self.now) {
@@ -64,7 +68,8 @@ impl Batch<'_> {
     fn lost_together(&self, due: &[TaskId]) -> HashMap<(Arc<str>, u64), u32> {
         let mut lost = HashMap::new();
         for id in due {
-            let Some(open) = self.open.get(id).filter(|open| open.task.acked()) else { continue };
+            let ours = |open: &&Open| open.task.acked() && !self.memory.is_elsewhere(&open.task);
+            let Some(open) = self.open.get(id).filter(ours) else { continue };
             let (Some(holder), Some(agent)) =
                 (&open.task.holder, self.memory.agents.get(&open.task.spec.agent))
             else {

@@ -32,6 +32,7 @@ pub(super) fn want(command: &Command, memory: &Memory, want: &mut Want) {
         }
         Command::Explain(task) => want.tasks.push(*task),
         Command::Hello(hello, ..) => {
+            want.workers.push(Arc::clone(&hello.worker));
             want.tasks.extend(hello.held.iter().chain(&hello.unreceipted).map(|(task, _)| *task));
             if let Some(worker) = memory.workers.get(&hello.worker) {
                 want.tasks.extend(&worker.tasks);
@@ -235,6 +236,21 @@ impl Batch<'_> {
         let id = self.memory.names.get(name).copied();
         id.ok_or_else(|| LedgerError::UnknownAgent(Arc::clone(name)))
     }
+}
+
+/// Whether a command is about what other daemons may have changed as well, beyond tasks.
+pub(super) const fn asks_for_news(command: &Command) -> bool {
+    matches!(
+        command,
+        Command::Agents
+            | Command::Stats
+            | Command::Workers
+            | Command::Explain(_)
+            | Command::Pause { .. }
+            | Command::Resume { .. }
+            | Command::Configure { .. }
+            | Command::OrderBreaker { .. }
+    )
 }
 
 /// Whether the wall clock was set since the last look: times that users named are armed anew then.

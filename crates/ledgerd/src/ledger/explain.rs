@@ -53,6 +53,12 @@ impl Batch<'_> {
 
     fn runner(&self, task: &Task, agent: &Agent) -> Option<Runner> {
         let holder = task.holder.as_ref().filter(|_| task.state == State::Running)?;
+        if self.memory.is_elsewhere(task) {
+            // Of beats that another daemon takes no row is written for the task; it lives, so its workers are served.
+            let beat_at =
+                self.memory.workers.get(&holder.worker).map_or(task.updated_at, |worker| worker.beat_at);
+            return Some(Runner { connected: true, beat_at, lease_until: task.lease?.until });
+        }
         let worker = self.memory.workers.get(&holder.worker)?;
         let session = worker.session.and_then(|id| self.memory.sessions.get(&id));
         let beaten = self.memory.beaten.get(&task.id).copied();

@@ -6,8 +6,10 @@ use super::command::{
     AgentView, Answer, BatchMode, BreakerOrder, Command, Enqueued, FromWorker, LedgerError, NewTask, Opened,
     Receipt, Redriving, RequestKey, Settlement, Stats, WorkerView,
 };
+use super::replicas::Heard;
 use super::retention::Retention;
 use crate::clock::Clock;
+use crate::store::Wake;
 use ledger_core::explain::{Explanation, explain};
 use ledger_core::session::{Hello, Unsent};
 use ledger_core::settings::AgentOverrides;
@@ -42,6 +44,8 @@ pub(super) struct Shared {
     pub(super) reader: Arc<dyn Reader>,
     /// Agents by name; only committed ones.
     pub(super) names: RwLock<ByName<AgentId>>,
+    /// Rings when other daemons have done something.
+    pub(super) wake: Arc<Wake>,
     /// Who waits for the end of which task.
     pub(super) waiters: Mutex<HashMap<TaskId, Vec<oneshot::Sender<()>>>>,
     /// How long ended tasks are kept.
@@ -49,6 +53,35 @@ pub(super) struct Shared {
     /// Tasks that retention removed since the start.
     pub(super) removed: AtomicU64,
 }
+
+impl Shared {
+    /// Tasks whose ends somebody waits for; so many at most as one look of the store is worth.
+    pub(super) fn awaited(&self) -> Vec<TaskId> {
+        let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+        if !waiters.is_empty() {
+            waiters.retain(|_, list| list.iter().any(|waiter| !waiter.is_closed()));
+        }
+        self.wake.await_ends(!waiters.is_empty());
+        waiters.keys().take(AWAITED).copied().collect()
+    }
+
+    /// Tells callers what other daemons did: agents they made, tasks that ended there.
+    pub(super) fn know(&self, heard: &Heard) {
+        if !heard.new_agents.is_empty() {
+            let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
+            names.extend(heard.new_agents.iter().cloned());
+        }
+        if !heard.ended.is_empty() {
+            let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+            for waiter in heard.ended.iter().filter_map(|task| waiters.remove(task)).flatten() {
+                let _ = waiter.send(());
+            }
+        }
+    }
+}
+
+/// Tasks whose ends are asked for at once.
+const AWAITED: usize = 10_000;
 
 impl Handle {
     /// Enqueues tasks in one commit.
@@ -165,6 +198,7 @@ impl Handle {
             // Callers that left stay until here; so a task that never ends keeps no crowd of them.
             list.retain(|waiter| !waiter.is_closed());
             list.push(ended);
+            self.shared.wake.await_ends(true);
         }
         let view = self.reader().task(task, false).await.map_err(LedgerError::Store)?;
         match view {

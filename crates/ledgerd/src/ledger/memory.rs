@@ -1,10 +1,10 @@
 //! What the ledger keeps in memory: all of it can be rebuilt from the store, but for the streams that are open.
 
-use super::command::{AgentView, BreakerView, Stats, ToWorker, WorkerView};
+use super::command::{AgentView, BreakerView, LedgerError, Stats, ToWorker, WorkerView};
 use super::timers::{Beaten, Timers, next};
 use ledger_core::agent::Agent;
 use ledger_core::session::Session;
-use ledger_core::store::{BreakerRow, BudgetRow, Recovered, SessionRow};
+use ledger_core::store::{BreakerRow, BudgetRow, Recovered, Replicas, SessionRow};
 use ledger_core::{AgentId, ByName, ByTask, Now, Reason, SessionId, State, Task, TaskId, TaskSet, Timestamp};
 use retry_core::{Bucket, BucketConfig, Limits};
 use std::cmp::Reverse;
@@ -46,6 +46,8 @@ pub(super) struct Memory {
     pub(super) transitions: u64,
     pub(super) commits: u64,
     pub(super) draining: bool,
+    /// The daemons that serve the ledger.
+    pub(super) replicas: Replicas,
     /// Agents whose tasks are not handed out.
     pub(super) paused: BTreeSet<AgentId>,
     /// Breakers that time alone may move.
@@ -55,9 +57,13 @@ pub(super) struct Memory {
 }
 
 /// Ten times an agent's: a hundred tokens, one a second.
-fn global_limits() -> Limits {
-    BucketConfig { capacity: 100, floor: 1.0, deposit: 0.1 }.build().unwrap_or_default()
+pub(super) fn global_limits(daemons: u32) -> Limits {
+    let whole = BucketConfig { capacity: 100, floor: 1.0, deposit: 0.1 }.build().unwrap_or_default();
+    whole.shared_by(daemons, DEAREST)
 }
+
+/// Tokens of the dearest retry.
+const DEAREST: u32 = 2;
 
 impl Memory {
     pub(super) fn new(now: Now) -> Self {
@@ -65,7 +71,7 @@ impl Memory {
             seed: 0,
             agents: BTreeMap::new(),
             names: ByName::default(),
-            budget: Bucket::full(global_limits(), now.at.since_epoch()),
+            budget: Bucket::full(global_limits(1), now.at.since_epoch()),
             sessions: BTreeMap::new(),
             outboxes: HashMap::new(),
             workers: ByName::default(),
@@ -78,6 +84,7 @@ impl Memory {
             transitions: 0,
             commits: 0,
             draining: false,
+            replicas: Replicas::default(),
             paused: BTreeSet::new(),
             restless: BTreeSet::new(),
             last_seen: HashMap::new(),
@@ -94,13 +101,19 @@ impl Memory {
             recovered.budgets.into_iter().partition(|row| row.agent.is_none());
         let mut budgets: HashMap<_, _> = own.into_iter().map(|row| (row.agent, row)).collect();
         self.seed = recovered.seed;
-        // A stream whose opening was not committed was not welcomed either.
-        self.sessions.retain(|id, _| id.0 <= recovered.last_session);
-        self.outboxes.retain(|id, _| id.0 <= recovered.last_session);
+        // A stream whose opening was not committed was not welcomed either; and those of another slot are somebody else's
+        // to serve, for this daemon was taken for dead.
+        let slot = recovered.replicas.slot;
+        let ours = |id: &SessionId| id.slot() == slot && id.0 <= recovered.last_session;
+        self.sessions.retain(|id, _| ours(id));
+        for (_, outbox) in self.outboxes.extract_if(|id, _| !ours(id)) {
+            // Of one that was not welcomed nobody listens.
+            let _ = outbox.send(ToWorker::End(LedgerError::SessionEnded));
+        }
         self.last_session = recovered.last_session;
         self.budget = match global.first() {
-            Some(row) => Bucket::restore(global_limits(), row.level),
-            None => Bucket::full(global_limits(), now.at.since_epoch()),
+            Some(row) => Bucket::restore(global_limits(1), row.level),
+            None => Bucket::full(global_limits(1), now.at.since_epoch()),
         };
         self.agents.clear();
         self.names.clear();
@@ -143,13 +156,17 @@ impl Memory {
         }
         self.since = now.at;
         self.transitions = recovered.transitions;
+        self.know_replicas(&recovered.replicas, now);
         for task in &recovered.timed {
             self.adopt(task, now);
         }
     }
 
     /// Takes up a task that was found in the store.
-    fn adopt(&mut self, task: &Task, now: Now) {
+    pub(super) fn adopt(&mut self, task: &Task, now: Now) {
+        if self.is_elsewhere(task) {
+            return;
+        }
         if let Some(agent) = self.agents.get_mut(&task.spec.agent)
             && (task.is_gated() || task.state == State::Running)
         {
@@ -170,6 +187,12 @@ impl Memory {
 
     /// Arms what time will do to `task`, and puts it among those that wait for a token if it does.
     pub(super) fn watch(&mut self, task: &Task, now: Now) {
+        if self.is_elsewhere(task) {
+            // Whoever serves its worker watches over it.
+            self.beaten.remove(&task.id);
+            self.timers.disarm(task.id);
+            return;
+        }
         let Some(agent) = self.agents.get(&task.spec.agent) else { return };
         if task.state == State::Retry && task.reason == Reason::Budget {
             self.budget_queue.entry(task.spec.agent).or_default().insert((

@@ -18,6 +18,7 @@ mod handle;
 mod letters;
 mod memory;
 mod produce;
+mod replicas;
 mod retention;
 #[cfg(test)]
 mod tests;
@@ -28,14 +29,15 @@ pub use handle::Handle;
 pub use retention::Retention;
 
 use crate::clock::Clock;
-use crate::store::{Committed, DynStore};
+use crate::store::{Committed, DynStore, Wake};
 use batch::{Answered, Batch, Said, speak};
 use command::{Assignment, Command, LedgerError, ToWorker};
 use handle::{Order, Shared};
 use ledger_core::limits::{BATCH_BYTES, BATCH_OPERATIONS};
-use ledger_core::store::{Reader, StoreError, Want};
+use ledger_core::store::{Reader, StoreError};
 use ledger_core::{Now, SessionId, TaskId};
 use memory::Memory;
+use replicas::{Heard, Undo};
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
@@ -63,6 +65,8 @@ const PAUSE: Duration = Duration::from_secs(2);
 const LOOK_AT_CLOCK: Duration = Duration::from_secs(60);
 /// How often a command is decided when others are faster with its tasks.
 const TRIES: usize = 8;
+/// How often a whole batch is, before its commands are on their own.
+const WHOLE_TRIES: usize = 3;
 /// How long to wait before trying again what time brought and the store refused.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -85,18 +89,23 @@ pub async fn start(
     mut store: DynStore,
     reader: Arc<dyn Reader>,
     clock: Clock,
+    wake: Arc<Wake>,
     stop: CancellationToken,
 ) -> Result<(Handle, JoinHandle<Result<(), Fatal>>), StoreError> {
     let now = clock.now();
     let mut memory = Memory::new(now);
     let recovered = store.recover(now).await?;
-    memory.rebuild(recovered, now);
+    if let Some(time) = recovered.replicas.time {
+        clock.follow(time);
+    }
+    memory.rebuild(recovered, clock.now());
     let names = memory.names.clone();
     let shared = Arc::new(Shared {
         clock,
         reader,
         names: RwLock::new(names),
         waiters: Mutex::new(HashMap::new()),
+        wake: Arc::clone(&wake),
         retention: OnceLock::new(),
         removed: AtomicU64::new(0),
     });
@@ -111,6 +120,8 @@ pub async fn start(
         calls: call_lane,
         frames: frame_lane,
         underway: VecDeque::new(),
+        undo: None,
+        heard: Heard::default(),
         not_before: None,
     };
     let runtime = tokio::runtime::Handle::current();
@@ -132,6 +143,10 @@ struct Loop {
     frames: mpsc::Receiver<Order>,
     /// Handed over and not known to be durable, the oldest first.
     underway: VecDeque<Underway>,
+    /// What the batch that failed last did to memory.
+    undo: Option<Undo>,
+    /// News that no batch has acted on.
+    heard: Heard,
     /// The store refused what time brought: not again before this.
     not_before: Option<ledger_core::Timestamp>,
 }
@@ -178,6 +193,10 @@ impl Loop {
 
     async fn serve(&mut self) -> Result<(), Fatal> {
         let mut next = Gathered::default();
+        let bell = Arc::clone(&self.shared.wake);
+        if self.store.has_news(self.shared.clock.now(), false) {
+            self.batch(Vec::new()).await?;
+        }
         loop {
             let room = self.underway.len() < UNDERWAY;
             let enough = next.operations >= if self.underway.is_empty() { 1 } else { WORTH };
@@ -209,15 +228,28 @@ impl Loop {
                     self.gather(&mut next);
                     self.batch(std::mem::take(&mut next).orders).await?;
                 }
+                () = bell.rung(), if room => {
+                    self.gather(&mut next);
+                    self.batch(std::mem::take(&mut next).orders).await?;
+                }
                 () = self.stop.cancelled(), if room => {
                     self.gather(&mut next);
                     if next.orders.is_empty() {
-                        return self.land().await;
+                        return self.leave().await;
                     }
                     self.batch(std::mem::take(&mut next).orders).await?;
                 }
             }
         }
+    }
+
+    /// Ends in good order.
+    async fn leave(&mut self) -> Result<(), Fatal> {
+        self.land().await?;
+        if let Err(error) = self.store.leave().await {
+            tracing::warn!(%error, "other daemons were not told; they will notice");
+        }
+        Ok(())
     }
 
     /// Takes what else waits, from both lanes in turn, up to the limit of one batch.
@@ -296,9 +328,12 @@ impl Loop {
         mut orders: Vec<Order>,
         later: Vec<Order>,
     ) -> Result<(), Fatal> {
+        if error.is_conflict() {
+            return self.again(error.clone(), orders, later).await;
+        }
         tracing::warn!(%error, commands = orders.len(), "a batch was not committed");
         let unclear = matches!(error, StoreError::Unknown(_) | StoreError::Corrupt(_));
-        if unclear || orders.len() == 1 && !matches!(error, StoreError::Overtaken(_)) {
+        if unclear || orders.len() == 1 {
             if let Err(fatal) = self.refused(error, &mut orders).await {
                 unwritten(later);
                 return Err(fatal);
@@ -313,12 +348,40 @@ impl Loop {
         Ok(())
     }
 
+    /// After a batch in which somebody else was faster: decides it anew, and in the end its commands one by one.
+    async fn again(
+        &mut self,
+        mut error: StoreError,
+        mut orders: Vec<Order>,
+        later: Vec<Order>,
+    ) -> Result<(), Fatal> {
+        for _ in 0..WHOLE_TRIES {
+            tracing::debug!(%error, commands = orders.len(), "decided anew");
+            self.begin_anew(&error).await?;
+            match self.durably(&mut orders).await {
+                Ok(()) => {
+                    orders.clear();
+                    break;
+                }
+                Err(other) if other.is_conflict() => error = other,
+                Err(other) => return Box::pin(self.refuse(&other, orders, later)).await,
+            }
+        }
+        if !orders.is_empty() {
+            self.begin_anew(&error).await?;
+        }
+        for order in orders.into_iter().chain(later) {
+            self.alone(order).await?;
+        }
+        Ok(())
+    }
+
     /// Runs one command as a batch of its own; where somebody else was faster, a few times.
     async fn alone(&mut self, order: Order) -> Result<(), Fatal> {
         let mut one = vec![order];
         let mut tries = 1;
         while let Err(error) = self.durably(&mut one).await {
-            if tries == TRIES || !matches!(error, StoreError::Overtaken(_)) {
+            if tries == TRIES || !error.is_conflict() {
                 return self.refused(&error, &mut one).await;
             }
             self.begin_anew(&error).await?;
@@ -369,7 +432,16 @@ impl Loop {
             return Err(Fatal::Store(error.clone()));
         }
         let now = self.shared.clock.now();
-        if !matches!(error, StoreError::Overtaken(_)) {
+        let undo = self.undo.take();
+        if error.is_conflict() {
+            if let Some(undo) = undo
+                && let Some(found) = self.store.anew(&undo.touched(), now).await.map_err(Fatal::Store)?
+            {
+                let heard = self.memory.put_back(undo, found, now);
+                self.heard.add(heard);
+                return Ok(());
+            }
+        } else {
             self.not_before = Some(now.at.after(PATIENCE));
         }
         let recovered = self.store.recover(now).await.map_err(Fatal::Store)?;
@@ -379,43 +451,52 @@ impl Loop {
 
     /// Decides a batch and hands it over, its orders with it.
     async fn attempt(&mut self, orders: &mut Vec<Order>) -> Result<(), StoreError> {
-        let now = self.shared.clock.now();
+        let now = self.hear(orders).await?;
         let due = self.due(now);
-        let mut want = Want { tasks: due.clone(), ..Want::default() };
-        for order in orders.iter() {
-            decide::want(&order.command, &self.memory, &mut want);
-        }
-        let known = self.store.begin(&want, now).await?;
+        let mut heard = std::mem::take(&mut self.heard);
         let mut batch = Batch::new(&mut self.memory, &mut self.store, &self.shared.reader, now);
-        batch.know(known);
-        let mut answers = Vec::with_capacity(orders.len());
-        let mut decided = 0;
-        for order in orders.iter() {
-            // In pieces, so that a store can write the one while the next is decided.
-            decided += weight(&order.command).0;
-            if decided > PIECE {
-                decided = 0;
-                batch.write().await?;
+        let answers = batch.run(orders, &due, &mut heard).await;
+        let said = std::mem::take(&mut batch.said);
+        let undo = Undo::of(&mut batch);
+        drop(batch);
+        let submitted = match answers {
+            Ok(answers) => self.store.submit().await.map(|()| answers),
+            Err(error) => Err(error),
+        };
+        match submitted {
+            Ok(answers) => {
+                self.underway.push_back(Underway { orders: std::mem::take(orders), answers, said, now });
+                Ok(())
             }
-            match batch.decide(&order.command).await {
-                // The store failed while it was asked: that fails the batch, not the command.
-                Err(LedgerError::Store(error)) => return Err(error),
-                answer => answers.push(answer),
+            Err(error) => {
+                self.undo = Some(undo);
+                Err(error)
             }
         }
-        batch.elapse(&due);
-        batch.tick_breakers();
-        batch.end_pauses();
-        batch.grant().await?;
-        batch.let_go().await?;
-        batch.write().await?;
-        batch.assign().await?;
-        batch.write().await?;
-        let said = std::mem::take(&mut batch.said);
-        drop(batch);
-        self.store.submit().await?;
-        self.underway.push_back(Underway { orders: std::mem::take(orders), answers, said, now });
-        Ok(())
+    }
+
+    /// Takes over what other daemons did, where there are any. The time by which the batch is decided.
+    async fn hear(&mut self, orders: &[Order]) -> Result<Now, StoreError> {
+        let clock = self.shared.clock;
+        let now = clock.now();
+        if !self.store.has_news(now, true) {
+            return Ok(now);
+        }
+        let awaited = self.shared.awaited();
+        let wanted = !awaited.is_empty() || orders.iter().any(|order| decide::asks_for_news(&order.command));
+        if !self.store.has_news(now, wanted) {
+            return Ok(now);
+        }
+        let news = self.store.news(&awaited, now).await?;
+        if let Some(set_ms) = news.replicas.time.and_then(|time| clock.follow(time)) {
+            tracing::warn!(set_ms, "the clock of the store was set, or differs; leases start anew");
+            self.memory.since = clock.now().at;
+        }
+        let now = clock.now();
+        let heard = self.memory.hear(news, now);
+        self.shared.know(&heard);
+        self.heard.add(heard);
+        Ok(now)
     }
 
     /// A batch is durable.

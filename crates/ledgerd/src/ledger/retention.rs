@@ -130,6 +130,10 @@ impl Batch<'_> {
     /// Removes those of `tasks` that leave and that nothing in this batch has touched.
     pub(super) fn remove(&mut self, tasks: &[TaskId], leaving: Leaving) -> u64 {
         let before = self.changes.removed.len();
+        if !self.memory.replicas.is_first() {
+            // Others do the same, and one is enough.
+            return 0;
+        }
         for id in tasks {
             let Some(open) = self.open.get(id).filter(|open| open.is_untouched()) else { continue };
             if !leaving.takes(&open.task) {

@@ -36,7 +36,8 @@ impl Batch<'_> {
             }
         }
         let intervals = self.intervals(&agents);
-        self.take_over(hello, intervals[0])?;
+        let elsewhere = self.meet(&hello.worker);
+        self.take_over(hello, intervals[0], elsewhere)?;
         self.memory.last_session += 1;
         let id = SessionId(self.memory.last_session);
         let now = self.now.at;
@@ -58,6 +59,7 @@ impl Batch<'_> {
         };
         self.memory.sessions.insert(id, session);
         self.memory.outboxes.insert(id, outbox.clone());
+        self.opened.push(id);
         let worker = self.memory.workers.entry(Arc::clone(&hello.worker)).or_insert_with(|| Worker {
             incarnation: hello.incarnation,
             session: None,
@@ -76,11 +78,44 @@ impl Batch<'_> {
             .iter()
             .map(|(task, fence)| self.beat_one(&caller, *task, *fence, None, None))
             .collect();
+        for (task, fence) in &hello.unreceipted {
+            self.bring(&caller, *task, *fence);
+        }
         Ok(Answer::Opened(id, verdicts, intervals))
     }
 
+    /// Learns of a worker's last session from the store. Whether another daemon has it open.
+    fn meet(&mut self, worker: &Arc<str>) -> bool {
+        let Some(row) = self.known.sessions.get(worker).cloned() else { return false };
+        let session = self.memory.workers.get(worker).and_then(|worker| worker.session);
+        if session.is_some_and(|session| self.opened.contains(&session)) {
+            // It said Hello twice in this batch: memory is newer.
+            return false;
+        }
+        self.memory.meet(&row);
+        self.memory.is_open_elsewhere(&row)
+    }
+
+    /// A task that its worker held, or has ended, on a stream of another daemon is this one's to watch over now.
+    fn bring(&mut self, caller: &Caller, id: TaskId, fence: u64) {
+        let (slot, Some(session)) = (self.memory.replicas.slot, caller.session) else { return };
+        let comes = |task: &ledger_core::Task| {
+            let holder = task.holder.as_ref().filter(|holder| holder.worker == caller.worker);
+            task.state == State::Running
+                && task.fence == fence
+                && holder.is_some_and(|holder| holder.session.slot() != slot)
+        };
+        let Some(open) = self.open.get_mut(&id).filter(|open| comes(&open.task)) else { return };
+        if let Some(holder) = &mut Arc::make_mut(&mut open.task).holder {
+            holder.session = session;
+        }
+        let task = Arc::clone(&open.task);
+        self.memory.hold(&task);
+        self.touch(id);
+    }
+
     /// Ends whatever stands in the way of a Hello, or refuses it.
-    fn take_over(&mut self, hello: &Hello, beat: Duration) -> Result<(), LedgerError> {
+    fn take_over(&mut self, hello: &Hello, beat: Duration, elsewhere: bool) -> Result<(), LedgerError> {
         let Some(worker) = self.memory.workers.get(&hello.worker) else { return Ok(()) };
         let (incarnation, session, beat_at) = (worker.incarnation, worker.session, worker.beat_at);
         if hello.incarnation < incarnation {
@@ -88,7 +123,7 @@ impl Batch<'_> {
         }
         let fresh = self.now.at.since(beat_at) < beat * 2;
         if hello.incarnation > incarnation {
-            if session.is_some() && fresh {
+            if (session.is_some() || elsewhere) && fresh {
                 return Err(LedgerError::WorkerIdInUse(Arc::clone(&hello.worker)));
             }
             // The old process is gone, and with it all it held.
@@ -102,7 +137,7 @@ impl Batch<'_> {
     }
 
     /// Takes back what a worker holds no more. All of it is one sample for each breaker.
-    fn take_back(&mut self, worker: &Arc<str>, gone: impl Fn(TaskId) -> bool) {
+    pub(super) fn take_back(&mut self, worker: &Arc<str>, gone: impl Fn(TaskId) -> bool) {
         let held = self.memory.workers.get(worker).map(|worker| worker.tasks.clone()).unwrap_or_default();
         let mut sampled: HashSet<(AgentId, Arc<str>)> = HashSet::new();
         let mut held: Vec<_> = held.into_iter().filter(|task| gone(*task)).collect();
@@ -112,6 +147,12 @@ impl Batch<'_> {
         self.lost_with = LostWith { tasks, sampled: false };
         for task in held {
             let Some(open) = self.open.get(&task) else { continue };
+            if open.task.holder.as_ref().is_none_or(|holder| holder.worker != *worker)
+                || self.memory.is_elsewhere(&open.task)
+            {
+                // Another daemon knows more of it than this one's memory.
+                continue;
+            }
             let (id, acked) = (open.task.spec.agent, open.task.acked());
             let Some(agent) = self.memory.agents.get(&id) else { continue };
             let breaker = (id, agent.breakers.key(&open.task.spec.task_type));
@@ -199,6 +240,7 @@ impl Batch<'_> {
         progress: Option<&(f64, String)>,
         checkpoint: Option<&Bytes>,
     ) -> LeaseVerdict {
+        self.bring(caller, task, fence);
         let verdict = match self.apply(task, &Event::Beat(caller.clone(), fence), 0) {
             Err(_) => Verdict::Lost,
             Ok(_) => self.extend(task, progress.is_some()),
@@ -320,6 +362,7 @@ impl Batch<'_> {
         self.changes.sessions.extend(self.memory.session_row(id, false));
         self.beaten_sessions.remove(&id);
         if let Some(session) = self.memory.sessions.remove(&id) {
+            self.shut.push(session.clone());
             for agent in &session.agents {
                 self.memory.last_seen.insert(*agent, (Arc::clone(&session.worker), session.beat_at));
             }

@@ -491,6 +491,8 @@ async fn rows_beside_the_tasks_read_back(mut rig: Rig) {
     };
     for (open, number) in [(true, 41), (false, 42)] {
         let session = SessionRow { open, session: SessionId(number), ..session.clone() };
+        // A new session takes the place of the one that is known of.
+        rig.known(Want { workers: vec![Arc::clone(&session.worker)], ..Want::default() }).await;
         rig.write(Changes {
             agents: agents.clone(),
             breakers: breakers.clone(),

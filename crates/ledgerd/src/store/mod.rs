@@ -19,8 +19,10 @@ mod rows;
 pub mod schema;
 mod sqlite;
 mod text;
+mod wake;
 
 pub use sqlite::{OpenError, Options, SqliteReader, SqliteStore, open, steps};
+pub use wake::Wake;
 
 pub(crate) use text::settings_text;
 

@@ -5,8 +5,8 @@
 
 use super::Committed;
 use ledger_core::store::{
-    AgentRow, Ask, BreakerRow, BudgetRow, Changes, Counts, Fut, KeyHolder, Known, Recovered, RequestRow,
-    SessionRow, Store, StoreError, Want,
+    AgentRow, Ask, BreakerRow, BudgetRow, Changes, Counts, Fut, KeyHolder, Known, Recovered, Replicas,
+    RequestRow, SessionRow, Store, StoreError, Want,
 };
 use ledger_core::{AgentId, Now, Record, State, Task, TaskId, Timestamp};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -167,6 +167,7 @@ impl Store for ModelStore {
         self.stale.clear();
         let content = &self.open;
         let recovered = Recovered {
+            replicas: Replicas::default(),
             seed: 1,
             agents: content.agents.values().cloned().collect(),
             breakers: content.breakers.values().cloned().collect(),

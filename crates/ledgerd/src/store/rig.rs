@@ -88,7 +88,7 @@ impl Rig {
     /// On a database of its own; none where there is no server to test with.
     pub(super) async fn postgres() -> Option<Self> {
         let url = database().await?;
-        let (store, reader) = postgres::open(&url).await.expect("a new ledger opens");
+        let (store, reader) = postgres::open(&url, "rig").await.expect("a new ledger opens");
         Some(Self::of(Kind::Postgres { url, store: Some(Box::new(store)), reader }).await)
     }
 
@@ -143,7 +143,7 @@ impl Rig {
             Kind::Postgres { url, store, reader } => {
                 reader.close().await.expect("it closes");
                 drop(store.take());
-                let (again, read) = postgres::open(url).await.expect("it opens again");
+                let (again, read) = postgres::open(url, "rig").await.expect("it opens again");
                 (*store, *reader) = (Some(Box::new(again)), read);
             }
             Kind::Model(_) => {}

@@ -143,7 +143,7 @@ impl<'r, R: Cells> Columns<'r, R> {
         Ok(self.int()?.cast_unsigned())
     }
 
-    fn narrow<T: TryFrom<i64>>(&mut self) -> Result<T, StoreError> {
+    pub(super) fn narrow<T: TryFrom<i64>>(&mut self) -> Result<T, StoreError> {
         let value = self.int()?;
         T::try_from(value).map_err(|_| self.wrong(&value))
     }

@@ -145,9 +145,17 @@ fn an_empty_shared_bucket_never_delays_an_owner_below_its_own_floor() {
 fn replicas_together_never_have_more_floor_than_the_cluster() {
     let whole = limits(100, 0.1, 1.0);
     for replicas in [0, 1, 2, 3, 7, 1_000, u32::MAX] {
-        let each = whole.shared_by(replicas).floor();
+        let each = whole.shared_by(replicas, 2).floor();
         assert!(each * u64::from(replicas.max(1)) <= 1_000, "{replicas}");
     }
+}
+
+#[test]
+fn replicas_together_hold_what_one_held_and_each_can_pay_the_dearest() {
+    let held = |capacity, replicas| limits(capacity, 0.1, 1.0).shared_by(replicas, 2).capacity();
+    assert_eq!([1, 2, 3].map(|replicas| held(10, replicas)), [10_000, 5_000, 3_333]);
+    assert_eq!(held(10, 100), 2_000);
+    assert_eq!(held(1, 3), 1_000, "no more than there was");
 }
 
 #[test]

@@ -42,6 +42,9 @@ pub enum MoveError {
         /// One that is not empty.
         table: &'static str,
     },
+    /// A daemon serves the database, or did so until a moment ago.
+    #[error("a ledgerd serves the database, or did so within 10 s; stop every one first")]
+    Served,
     /// The file was written by a later ledgerd.
     #[error("the file has format {found}, and this ledgerd reads up to {FORMAT}; run the newer release")]
     NewerFile {
@@ -77,7 +80,7 @@ impl MoveError {
             | Self::NewerFile { .. }
             | Self::Open(OpenError::Newer { .. }) => 78,
             Self::Connect(error) if error.is_configuration() => 78,
-            Self::Open(_) | Self::Connect(_) | Self::Store(_) | Self::File(_) => 74,
+            Self::Open(_) | Self::Connect(_) | Self::Store(_) | Self::Served | Self::File(_) => 74,
         }
     }
 }

@@ -307,7 +307,7 @@ pub(in crate::store) static TABLES: [Table; 15] = [
         sqlite: "budgets ORDER BY agent",
         postgres: "(SELECT agent, sum(millitokens)::bigint AS millitokens, max(updated_at) AS updated_at \
             FROM budgets GROUP BY agent) AS b ORDER BY agent",
-        of_postgres: &[],
+        of_postgres: &[("slot", "0")],
     },
     Table {
         name: "sessions",

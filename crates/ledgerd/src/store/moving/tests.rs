@@ -6,6 +6,7 @@ use crate::store::bind::Cell;
 use crate::store::rig::{Folder, Kind as Rigged, New, Rig, database, failure, notes};
 use ledger_core::store::{
     AgentEvent, AgentEventKind, AgentRow, BudgetRow, Changes, Pause, Reader as _, RequestRow, SessionRow,
+    Want,
 };
 use ledger_core::{
     AgentId, AgentOverrides, Class, Event, Outcome, Reason, SessionId, State, TaskId, Timestamp,
@@ -311,6 +312,7 @@ async fn rich(rig: &mut Rig) {
     changes.requests.push(RequestRow { id: "r1".into(), digest: u64::MAX, answer: b"said"[..].into(), at });
     changes.notes.push((ids[3], notes(true, true)));
     changes.salvage.push((ids[2], 1, b"late"[..].into()));
+    rig.known(Want { workers: vec!["w".into()], ..Want::default() }).await;
     assert_eq!(rig.write(changes).await, []);
     rig.commit().await;
 }
@@ -398,7 +400,8 @@ async fn what_postgres_derives_is_made_anew_and_slots_become_one() {
     let options: sqlx::postgres::PgConnectOptions = url.parse().expect("an address");
     let mut conn = options.connect().await.expect("it connects");
     conn.execute(AssertSqlSafe(
-        "INSERT INTO slots (slot, last_seq, last_session) VALUES (1, 2, (1::bigint << 48) + 90); \
+        "INSERT INTO slots (slot, name, beat_at, last_seq, last_session) \
+         VALUES (1, 'b', 0, 2, (1::bigint << 48) + 90); \
          UPDATE sessions SET session = (1::bigint << 48) + 7; \
          ALTER TABLE task_history DISABLE TRIGGER ALL; \
          UPDATE task_history SET slot = 1, seq = 1 WHERE task_id = 1 AND version = 2; \
@@ -436,7 +439,7 @@ async fn a_ledger_goes_on_where_it_moved_to() {
     stop(&mut rig).await;
     let file = out_of_sqlite(rig.folder()).await;
     import_postgres(&url, &file[..]).await.expect("it is imported");
-    let (store, reader) = crate::store::postgres::open(&url).await.expect("it opens");
+    let (store, reader) = crate::store::postgres::open(&url, "a").await.expect("it opens");
     let mut moved =
         Rig::of(Rigged::Postgres { url: url.clone(), store: Some(Box::new(store)), reader }).await;
     moved.now = rig.now;
@@ -530,7 +533,12 @@ const OF_SQLITE: [&str; 18] = [
     "tasks.history",
     "tasks.result",
 ];
-const OF_POSTGRES: [&str; 21] = [
+const OF_POSTGRES: [&str; 35] = [
+    "agents.changed",
+    "agents.revision",
+    "breakers.changed",
+    "breakers.revision",
+    "budgets.slot",
     "counts.agent",
     "counts.n",
     "counts.slot",
@@ -538,6 +546,10 @@ const OF_POSTGRES: [&str; 21] = [
     "live_blocks.block",
     "live_blocks.n",
     "live_blocks.slot",
+    "mail.seq",
+    "mail.slot",
+    "mail.task_id",
+    "mail.worker",
     "meta.created_at",
     "meta.id",
     "meta.seed",
@@ -548,8 +560,13 @@ const OF_POSTGRES: [&str; 21] = [
     "ready.task_id",
     "ready.task_type",
     "ready.urgency",
+    "sessions.replaces",
+    "slots.beat_at",
+    "slots.heir",
     "slots.last_seq",
     "slots.last_session",
+    "slots.name",
+    "slots.owner",
     "slots.slot",
     "task_history.slot",
 ];

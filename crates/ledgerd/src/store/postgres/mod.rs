@@ -6,23 +6,29 @@
 //! committed with its own changes laid over; no statement is dropped half-way, for all of them run on the ledger's own
 //! thread and time limits are the server's; a commit without an answer is asked for by the number of its transaction.
 
+mod hints;
 pub(super) mod moving;
 mod open;
 mod read;
 mod recover;
+mod shared;
+mod slots;
 mod staged;
+mod table;
 #[cfg(test)]
 mod tests;
 mod write;
 
 pub(crate) use open::options;
-pub use open::{ConnectError, open, steps};
+pub use open::{ConnectError, apply, open, steps};
 pub use read::PgReader;
 
-use crate::store::Committed;
 use crate::store::ready::Ready;
-use ledger_core::store::{Ask, Changed, Changes, Fut, Known, Recovered, Store, StoreError, Want};
-use ledger_core::{AgentId, ByTask, Now, Record, State, Task, TaskId, Timestamp};
+use crate::store::{Committed, Wake};
+use hints::{Hint, Hints};
+use ledger_core::store::{Ask, Changed, Changes, Fut, Known, News, Recovered, Store, StoreError, Want};
+use ledger_core::{AgentId, ByName, ByTask, Now, Record, SessionId, State, Task, TaskId, Timestamp};
+use slots::Place;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use staged::{Image, Staged};
 use std::collections::{HashMap, VecDeque};
@@ -46,8 +52,11 @@ pub struct PgStore {
     options: PgConnectOptions,
     /// None: it was lost.
     conn: Option<PgConnection>,
-    /// Whose history rows and counts are ours.
-    slot: i16,
+    place: Place,
+    hints: Hints,
+    wake: Arc<Wake>,
+    /// When others last heard of us, on the server's clock, in ms.
+    beat_at: i64,
     meta: Meta,
     /// Numbers that are ours to give: the next, and the end.
     numbers: (u64, u64),
@@ -56,6 +65,8 @@ pub struct PgStore {
     staged: Staged,
     /// Tasks that the batch has read, as they are in the database.
     read: ByTask<Arc<Task>>,
+    /// The last sessions of workers that say Hello in the batch; none: they had none.
+    met: ByName<Option<SessionId>>,
     /// Those that the batch has changed, for offers.
     ready: Ready,
     /// Tasks that the batch gives to another agent: in whose count they are.
@@ -79,21 +90,29 @@ struct Meta {
 
 impl std::fmt::Debug for PgStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PgStore").field("slot", &self.slot).field("meta", &self.meta).finish_non_exhaustive()
+        f.debug_struct("PgStore")
+            .field("place", &self.place)
+            .field("meta", &self.meta)
+            .finish_non_exhaustive()
     }
 }
 
 impl PgStore {
-    fn new(options: PgConnectOptions, conn: PgConnection) -> Self {
+    fn new(options: PgConnectOptions, conn: PgConnection, name: &str) -> Self {
+        let wake = Arc::default();
         Self {
+            hints: Hints::start(&options, Arc::clone(&wake)),
+            wake,
             options,
             conn: Some(conn),
-            slot: 0,
+            place: Place::named(name),
+            beat_at: 0,
             meta: Meta::default(),
             numbers: (0, 0),
             begun: false,
             staged: Staged::default(),
             read: ByTask::default(),
+            met: ByName::default(),
             ready: Ready::new(Now::steady(Timestamp::EPOCH)),
             counted: HashMap::new(),
             due: None,
@@ -101,6 +120,12 @@ impl PgStore {
             answered: PURGE_EVERY,
             broken: true,
         }
+    }
+
+    /// What rings when other daemons have done something that concerns this one.
+    #[must_use]
+    pub fn wake(&self) -> Arc<Wake> {
+        Arc::clone(&self.wake)
     }
 
     fn connection(&mut self) -> Result<&mut PgConnection, StoreError> {
@@ -130,8 +155,14 @@ impl PgStore {
             && let Some(conn) = &mut self.conn
             && sqlx::raw_sql("ROLLBACK").execute(conn).await.is_err()
         {
-            self.conn = None;
+            self.lose_connection();
         }
+    }
+
+    fn lose_connection(&mut self) {
+        self.conn = None;
+        // Its locks went with it.
+        self.place.locked = false;
     }
 
     fn stage(&mut self, mut changes: Changes) -> Result<(), StoreError> {
@@ -179,10 +210,10 @@ impl PgStore {
             let Some(task) = self.read.get(&id).filter(|task| task.state.is_terminal()) else {
                 return Err(StoreError::Statement(format!("removal of task {id}, which has not ended")));
             };
-            let was = (task.spec.agent, task.state);
+            let (was, version) = ((task.spec.agent, task.state), task.version);
             self.staged.count(id, Some(was), None);
             self.staged.freed.insert(id);
-            self.staged.removed.push(id);
+            self.staged.removed.push((id, version));
         }
         Ok(())
     }
@@ -205,7 +236,10 @@ impl PgStore {
             }
             None => {
                 let may_have_waited = was.is_some_and(|was| !was.is_terminal() && was != State::Running);
-                self.staged.tasks.insert(id, Image { task: Arc::clone(&task), expected, may_have_waited });
+                let held = self.read.get(&id).and_then(|task| Some(task.holder.as_ref()?.session));
+                let ran = was == Some(State::Running);
+                let image = Image { task: Arc::clone(&task), expected, may_have_waited, held, ran };
+                self.staged.tasks.insert(id, image);
                 was.map(|was| (is.0, was))
             }
         };
@@ -227,8 +261,9 @@ impl PgStore {
         if staged.is_empty() {
             self.roll_back().await;
         } else {
+            let mut hint = Self::hint_of(&staged);
             self.begin_once().await?;
-            let transaction = self.write_staged(&staged).await?;
+            let written = self.write_staged(&staged).await?;
             if !staged.requests.is_empty() {
                 self.answered += 1;
                 if self.answered >= PURGE_EVERY {
@@ -237,8 +272,15 @@ impl PgStore {
                     self.purge_requests(self.ready.now().at, most).await?;
                 }
             }
-            self.commit_as(&transaction).await?;
+            self.commit_as(written.transaction.as_deref().unwrap_or_default()).await?;
+            hint.news |= written.mail;
+            self.place.agents.extend(written.agents);
+            self.place.breakers.extend(written.breakers);
+            if !self.place.others.is_empty() || staged.hint.news {
+                self.hints.tell(self.place.slot, hint);
+            }
         }
+        self.met.clear();
         let now = self.ready.now();
         let due = staged.tasks.values().filter(|image| image.task.is_claimable_state());
         let due = due.map(|image| image.task.due_at(now)).filter(|due| *due > now.at).min();
@@ -246,6 +288,15 @@ impl PgStore {
         self.ready = Ready::new(now);
         self.durable.push_back(Committed::up_to(self.meta.last_seq));
         Ok(())
+    }
+
+    /// What of a batch concerns other daemons.
+    fn hint_of(staged: &Staged) -> Hint {
+        let mut hint = staged.hint;
+        hint.news |= !staged.agents.is_empty() || !staged.breakers.is_empty();
+        hint.work = staged.tasks.values().any(Image::waits);
+        hint.ends = staged.tasks.values().any(|image| image.task.state.is_terminal());
+        hint
     }
 
     async fn commit_as(&mut self, transaction: &str) -> Result<(), StoreError> {
@@ -259,7 +310,7 @@ impl PgStore {
             }
             Err(error) => {
                 tracing::warn!(%error, "a commit was not answered; asking what became of it");
-                self.conn = None;
+                self.lose_connection();
                 self.fate_of(transaction).await
             }
         }
@@ -302,7 +353,7 @@ impl PgStore {
             Ok(_) => Err("the server has forgotten a commit".to_owned()),
             Err(error) => {
                 let error = error.to_string();
-                self.conn = None;
+                self.lose_connection();
                 Err(error)
             }
         }
@@ -313,7 +364,7 @@ impl PgStore {
         self.broken = true;
         if matches!(error, StoreError::Unavailable(_)) {
             // Whatever its state, the next one is known.
-            self.conn = None;
+            self.lose_connection();
             self.begun = false;
         } else {
             self.roll_back().await;
@@ -430,7 +481,29 @@ impl Store for PgStore {
 
     fn next_due(&self, now: Now) -> Option<Timestamp> {
         let staged = self.ready.next_due(now);
-        self.due.filter(|due| *due > now.at).into_iter().chain(staged).min()
+        self.due.filter(|due| *due > now.at).into_iter().chain(staged).chain(self.place.look_at()).min()
+    }
+
+    fn has_news(&self, now: Now, wanted: bool) -> bool {
+        self.wake.has_news() || self.place.is_due(now, wanted)
+    }
+
+    fn news<'a>(&'a mut self, awaited: &'a [TaskId], now: Now) -> Fut<'a, News> {
+        Box::pin(async move {
+            self.usable()?;
+            match self.look(awaited, now).await {
+                Ok(news) => Ok(news),
+                Err(error) => Err(self.failed_batch(error).await),
+            }
+        })
+    }
+
+    fn anew<'a>(&'a mut self, tasks: &'a [TaskId], now: Now) -> Fut<'a, Option<(News, Vec<Task>)>> {
+        Box::pin(self.read_anew(tasks, now))
+    }
+
+    fn leave(&mut self) -> Fut<'_, ()> {
+        Box::pin(self.leave_slot())
     }
 }
 
@@ -451,10 +524,13 @@ fn failed(error: &sqlx::Error) -> StoreError {
     };
     let code = said.code().unwrap_or_default();
     match &*code {
+        // A key, a request or an agent that another daemon wrote at the same time; or each waited for the other.
+        "23505" => StoreError::Outdated("what was to be made"),
+        "40001" | "40P01" => StoreError::Outdated("a row"),
         "53100" => StoreError::Full,
         "XX001" | "XX002" => StoreError::Corrupt(said.to_string()),
-        // Standing by, shutting down, out of connections or memory, cancelled by a time limit, or a deadlock.
-        "25006" | "40001" | "40P01" | "55P03" | "57014" => StoreError::Unavailable(said.to_string()),
+        // Standing by, shutting down, out of connections or memory, or cancelled by a time limit.
+        "25006" | "55P03" | "57014" => StoreError::Unavailable(said.to_string()),
         code if code.starts_with("57P") || code.starts_with("08") || code.starts_with("53") => {
             StoreError::Unavailable(said.to_string())
         }

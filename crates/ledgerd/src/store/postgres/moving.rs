@@ -36,10 +36,16 @@ const COUNTS: &str = "INSERT INTO counts (slot, agent, state, n) \
 const LIVE_BLOCKS: &str = "INSERT INTO live_blocks (block, slot, n) \
     SELECT id >> 12, 0, count(*) FROM tasks WHERE state <= 4 GROUP BY id >> 12";
 const META: &str = "UPDATE meta SET seed = $1, created_at = $2 WHERE id = 1";
-const SLOT: &str = "INSERT INTO slots (slot, last_seq, last_session) VALUES (0, $1, $2) \
-    ON CONFLICT (slot) DO UPDATE SET last_seq = excluded.last_seq, last_session = excluded.last_session";
-/// A budget that was begun on a store without tasks fills with time alone.
-const NO_BUDGETS: &str = "DELETE FROM budgets";
+/// Nobody has it; the first daemon that comes takes it, and all that is in it.
+const SLOT: &str =
+    "INSERT INTO slots (slot, name, beat_at, last_seq, last_session) VALUES (0, '', 0, $1, $2)";
+/// What daemons leave that did nothing; a budget that was begun then fills with time alone.
+const NO_DAEMONS: &str = "DELETE FROM slots; DELETE FROM mail; DELETE FROM budgets";
+/// Who would take a slot waits, and finds the ledger when all is there.
+const LOCK: &str = "LOCK TABLE slots IN SHARE ROW EXCLUSIVE MODE";
+/// One was heard of within the time after which it is gone.
+const SERVED: &str = "SELECT EXISTS (SELECT 1 FROM slots WHERE owner IS NOT NULL \
+    AND beat_at > (extract(epoch FROM clock_timestamp()) * 1000)::bigint - 10000)";
 
 /// As `store::moving` has it.
 pub(in crate::store) async fn export(url: &str, out: impl Write) -> Result<Vec<Total>, MoveError> {
@@ -62,6 +68,10 @@ pub(in crate::store) async fn import(url: &str, from: impl BufRead) -> Result<Ve
     migrate(&mut conn, &options).await?;
     run(&mut conn, "BEGIN").await?;
     run(&mut conn, PATIENT).await?;
+    run(&mut conn, LOCK).await?;
+    if sqlx::query_scalar(SERVED).fetch_one(&mut conn).await.map_err(|error| failed(&error))? {
+        return Err(MoveError::Served);
+    }
     refuse_unless_empty(&mut conn).await?;
     let told = fill(&mut conn, file).await?;
     run(&mut conn, "ANALYZE").await?;
@@ -119,7 +129,7 @@ async fn read(conn: &mut PgConnection, out: impl Write) -> Result<Vec<Total>, Mo
 
 /// Writes what the file has, and what is derived from it.
 async fn fill(conn: &mut PgConnection, mut file: Reader<impl BufRead>) -> Result<Vec<Total>, MoveError> {
-    run(conn, NO_BUDGETS).await?;
+    run(conn, NO_DAEMONS).await?;
     for table in &TABLES {
         file.table(table)?;
         if table.name == "meta" {

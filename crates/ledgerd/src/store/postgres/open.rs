@@ -33,11 +33,6 @@ const STATE: &str = "SELECT pg_is_in_recovery(), current_setting('fsync'), curre
     current_setting('server_version_num')::int4";
 /// The oldest release with what we use of it, `pg_current_xact_id` and `pg_xact_status` for one.
 const OLDEST: i32 = 130_000;
-/// One daemon at a time serves a database: who holds this lock. Two numbers of no meaning.
-const LOCK: &str = "SELECT pg_try_advisory_lock(1279611975, 1380270665)";
-/// How long the end of a session is waited for that holds it: one of ours, which the server has not noticed to be over.
-const LOCKED_FOR: Duration = Duration::from_secs(5);
-const PAUSE: Duration = Duration::from_millis(50);
 /// Long enough for a server that is starting.
 const SLOW_ACQUIRE: Duration = Duration::from_secs(10);
 
@@ -74,12 +69,6 @@ pub enum ConnectError {
         /// What is wrong, and what to do.
         what: String,
     },
-    /// Another daemon serves this database.
-    #[error("another ledgerd serves the database at {server}; it has one daemon at a time")]
-    InUse {
-        /// Which.
-        server: String,
-    },
     /// The schema was made by a later ledgerd.
     #[error(
         "the database at {server} has schema {found}, which is newer than this ledgerd knows; run the newer release"
@@ -108,18 +97,28 @@ impl ConnectError {
     }
 }
 
-/// Opens the ledger in the database at `url`, and makes it when there is none.
+/// Opens the ledger in the database at `url`, and makes it when there is none, for the daemon called `name`: no two that live
+/// have the same.
 ///
 /// The store is empty in memory until `recover` has run.
 ///
 /// # Errors
 /// Why the database cannot be used.
-pub async fn open(url: &str) -> Result<(PgStore, Arc<PgReader>), ConnectError> {
+pub async fn open(url: &str, name: &str) -> Result<(PgStore, Arc<PgReader>), ConnectError> {
     let options = options(url)?;
     let mut conn = connect(&options).await?;
     migrate(&mut conn, &options).await?;
     let reader = Arc::new(PgReader::open(options.clone(), SLOW_ACQUIRE));
-    Ok((PgStore::new(options, conn), reader))
+    Ok((PgStore::new(options, conn, name), reader))
+}
+
+/// Applies the migrations that are pending in the database at `url`.
+///
+/// # Errors
+/// Why the database cannot be used.
+pub async fn apply(url: &str) -> Result<(), ConnectError> {
+    let options = options(url)?;
+    migrate(&mut connect(&options).await?, &options).await
 }
 
 /// How the schema of the database at `url` stands; nothing is made or changed.
@@ -179,6 +178,11 @@ pub(crate) fn options(url: &str) -> Result<PgConnectOptions, ConnectError> {
     if local { Ok(options) } else { Err(ConnectError::Plaintext { host: host.to_owned(), found }) }
 }
 
+/// For hints between daemons, which may be lost: they wait for no disk.
+pub(super) fn hint_options(options: &PgConnectOptions) -> PgConnectOptions {
+    options.clone().application_name("ledgerd hints").options([("synchronous_commit", "off")])
+}
+
 /// Where that is, without secrets.
 fn server(options: &PgConnectOptions) -> String {
     let database = options.get_database().unwrap_or_else(|| options.get_username());
@@ -188,7 +192,7 @@ fn server(options: &PgConnectOptions) -> String {
     }
 }
 
-/// A connection for the one that writes: to a server that keeps what it says is kept, with the lock.
+/// A connection for the one that writes: to a server that keeps what it says is kept.
 pub(super) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, ConnectError> {
     let named = |source| ConnectError::Unreachable { server: server(options), source };
     let mut conn = reach(options).await?;
@@ -213,13 +217,6 @@ pub(super) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, 
     }
     if version < OLDEST {
         return unfit("is older than release 13; run a newer one");
-    }
-    let end = tokio::time::Instant::now() + LOCKED_FOR;
-    while !sqlx::query_scalar::<_, bool>(LOCK).fetch_one(&mut conn).await.map_err(named)? {
-        if tokio::time::Instant::now() >= end {
-            return Err(ConnectError::InUse { server: server(options) });
-        }
-        tokio::time::sleep(PAUSE).await;
     }
     Ok(conn)
 }

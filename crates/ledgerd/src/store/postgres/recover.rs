@@ -3,11 +3,12 @@
 //! Invariants: over what the database has, the open batch's own changes are laid; a start looks into the blocks that have
 //! live tasks, never at finished ones elsewhere; an offer looks at as many rows as it returns, for each type and priority.
 
-use super::staged::Staged;
-use super::{BLOCK, PATIENCE, PAUSE, PgStore, failed, open};
+use super::{BLOCK, PATIENCE, PAUSE, PgStore, Staged, failed, open};
 use crate::store::ready::Ready;
 use crate::store::rows::{Cells, Shared, record_columns, task_columns};
-use ledger_core::store::{AgentRow, Ask, Counts, KeyHolder, Known, Recovered, StoreError, Want};
+use ledger_core::store::{
+    AgentRow, Ask, BudgetRow, Counts, KeyHolder, Known, News, Recovered, StoreError, Want,
+};
 use ledger_core::{AgentId, ByKey, Now, Record, Task, TaskId, Timestamp};
 use sqlx::postgres::{PgArguments, PgConnection, PgRow};
 use sqlx::query::Query;
@@ -15,18 +16,17 @@ use sqlx::{Postgres, Row, ValueRef};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-const META: &str = "SELECT m.seed, s.last_seq, s.last_session, (SELECT sum(last_seq)::bigint FROM slots) \
+const META: &str = "SELECT m.seed, s.last_seq, s.last_session, (SELECT sum(last_seq)::bigint FROM slots), \
+    (extract(epoch FROM clock_timestamp()) * 1000)::bigint, \
+    (SELECT COALESCE(json_agg(slot), '[]')::text FROM slots WHERE owner IS NOT NULL AND slot <> $1) \
     FROM meta AS m CROSS JOIN slots AS s WHERE s.slot = $1";
-const AGENTS: &str = "SELECT id, name, settings, created_at, pause FROM agents ORDER BY id";
-const BREAKERS: &str = "SELECT agent, task_type, version, state, epoch, run, successes, reopens, since_ns, until_ns, \
-    cause, ramp_until_ns, probes, \"window\", digest, actor, order_reason, stats, last_probe \
-    FROM breakers ORDER BY agent, task_type";
-const BUDGETS: &str = "SELECT agent, millitokens, updated_at FROM budgets ORDER BY agent";
+pub(super) const AGENTS: &str = "SELECT id, name, settings, created_at, pause FROM agents ORDER BY id";
+const BUDGETS: &str = "SELECT agent, millitokens, updated_at FROM budgets WHERE slot = $1 ORDER BY agent";
 const SESSIONS: &str = "SELECT worker, incarnation, session, connected_at, beat_at, open FROM sessions";
 const COUNTS: &str = "SELECT agent, state, sum(n)::bigint FROM counts GROUP BY agent, state";
 /// Those that have a timer or a holder; $1: agents whose tasks have a queue_timeout. RUNNING is 2, RETRY 3, BLOCKED 4;
 /// $2 is the reason BUDGET.
-const TIMED: &str = concat!(
+pub(super) const TIMED: &str = concat!(
     "SELECT ",
     task_columns!(),
     " FROM (SELECT block FROM live_blocks GROUP BY block HAVING sum(n) > 0) AS b \
@@ -124,9 +124,9 @@ pub(super) const NEXT_DUE: &str = "SELECT MIN(run_at) FILTER (WHERE calendar = 0
 
 /// Every statement here, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 17] = [
-    META, AGENTS, BREAKERS, BUDGETS, SESSIONS, COUNTS, TIMED, TASKS, LIVE, KEYS, REQUESTS, SETTLED, NUMBERS,
-    OFFER, GATED, AHEAD, NEXT_DUE,
+pub(super) const STATEMENTS: [&str; 16] = [
+    META, AGENTS, BUDGETS, SESSIONS, COUNTS, TIMED, TASKS, LIVE, KEYS, REQUESTS, SETTLED, NUMBERS, OFFER,
+    GATED, AHEAD, NEXT_DUE,
 ];
 
 /// A row of this database.
@@ -141,6 +141,8 @@ impl Cells for PgRow {
         }
         let bytes = value.as_bytes().map_err(sqlx::Error::Decode)?;
         let number = match *bytes {
+            // A truth value.
+            [flag] => flag.into(),
             [a, b] => i16::from_be_bytes([a, b]).into(),
             [a, b, c, d] => i32::from_be_bytes([a, b, c, d]).into(),
             [a, b, c, d, e, f, g, h] => i64::from_be_bytes([a, b, c, d, e, f, g, h]),
@@ -165,8 +167,14 @@ impl Cells for PgRow {
 /// A query with its parameters.
 pub(super) type Asked<'q> = Query<'q, Postgres, PgArguments>;
 
+/// The number in the only row.
+pub(super) async fn one(conn: &mut PgConnection, query: Asked<'_>) -> Result<i64, StoreError> {
+    let row = query.fetch_one(conn).await.map_err(|error| failed(&error))?;
+    Columns::of(&row).int()
+}
+
 /// Runs a query and collects what its rows hold.
-async fn all<T>(
+pub(super) async fn all<T>(
     conn: &mut PgConnection,
     query: Asked<'_>,
     read: impl FnMut(&mut Columns<'_>) -> Result<T, StoreError>,
@@ -182,7 +190,7 @@ pub(super) fn read_all<T>(
     rows.iter().map(|row| read(&mut Columns::of(row))).collect()
 }
 
-fn numbers<'a>(ids: impl IntoIterator<Item = &'a TaskId>) -> Vec<i64> {
+pub(super) fn numbers<'a>(ids: impl IntoIterator<Item = &'a TaskId>) -> Vec<i64> {
     ids.into_iter().map(|id| id.0.cast_signed()).collect()
 }
 
@@ -192,12 +200,7 @@ fn names(names: &[Arc<str>]) -> Vec<String> {
 
 impl PgStore {
     pub(super) async fn read_everything(&mut self, now: Now) -> Result<Recovered, StoreError> {
-        self.roll_back().await;
-        self.staged = Staged::default();
-        self.read.clear();
-        self.counted.clear();
-        self.durable.clear();
-        self.ready = Ready::new(now);
+        self.forget_batch(now).await;
         // A server that was restarted is waited for; nobody can be served without it.
         let end = tokio::time::Instant::now() + PATIENCE;
         loop {
@@ -211,9 +214,81 @@ impl PgStore {
             if !matches!(found, StoreError::Unavailable(_)) || tokio::time::Instant::now() >= end {
                 return Err(found);
             }
-            self.conn = None;
+            self.lose_connection();
             tokio::time::sleep(PAUSE).await;
         }
+    }
+
+    async fn forget_batch(&mut self, now: Now) {
+        self.roll_back().await;
+        self.staged = Staged::default();
+        self.read.clear();
+        self.met.clear();
+        self.counted.clear();
+        self.durable.clear();
+        self.ready = Ready::new(now);
+    }
+
+    /// After a conflict: see [`ledger_core::store::Store::anew`].
+    pub(super) async fn read_anew(
+        &mut self,
+        tasks: &[TaskId],
+        now: Now,
+    ) -> Result<Option<(News, Vec<Task>)>, StoreError> {
+        self.forget_batch(now).await;
+        self.broken = false;
+        // Mail was put back, and is to be read again.
+        self.wake.news();
+        match self.read_changes_anew(tasks, now).await {
+            Ok(found) => Ok(Some(found)),
+            Err(StoreError::Unavailable(error)) => {
+                tracing::debug!(%error, "a conflict, and the connection is lost as well");
+                self.broken = true;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn read_changes_anew(
+        &mut self,
+        tasks: &[TaskId],
+        now: Now,
+    ) -> Result<(News, Vec<Task>), StoreError> {
+        let mut news = News { replicas: self.place.replicas(None), ..News::default() };
+        self.read_changed(&mut news, None).await?;
+        self.read_shared(&mut news, &[]).await?;
+        news.budgets = Some(self.read_budgets().await?);
+        let query = sqlx::query(TASKS).bind(numbers(tasks));
+        let mut shared = Shared::default();
+        let tasks = all(self.connection()?, query, |row| row.task(&mut shared)).await?;
+        let (slot, meta) = (i64::from(self.place.slot), sqlx::query(META));
+        let seqs = all(self.connection()?, meta.bind(slot), |row| {
+            let _ = row.bits()?;
+            Ok((row.number()?, row.number()?, row.number()?))
+        });
+        if let Some((last_seq, _, transitions)) = seqs.await?.first() {
+            self.meta.last_seq = *last_seq;
+            news.transitions = *transitions;
+        }
+        self.due = self.find_due(now).await?;
+        Ok((news, tasks))
+    }
+
+    async fn read_budgets(&mut self) -> Result<Vec<BudgetRow>, StoreError> {
+        let query = sqlx::query(BUDGETS).bind(i64::from(self.place.slot));
+        all(self.connection()?, query, |row| row.budget()).await
+    }
+
+    pub(super) async fn read_counts(&mut self) -> Result<HashMap<AgentId, Counts>, StoreError> {
+        let rows =
+            all(self.connection()?, sqlx::query(COUNTS), |row| Ok((row.agent()?, row.state()?, row.int()?)));
+        let mut found: HashMap<AgentId, Counts> = HashMap::new();
+        for (agent, state, n) in rows.await? {
+            let counts: &mut Counts = found.entry(agent).or_default();
+            counts[usize::from(state.code())] = u64::try_from(n).unwrap_or_default();
+        }
+        Ok(found)
     }
 
     async fn read_tables(&mut self, now: Now) -> Result<Recovered, StoreError> {
@@ -222,33 +297,44 @@ impl PgStore {
             self.conn = Some(conn.map_err(|error| StoreError::Unavailable(error.to_string()))?);
             self.numbers = (0, 0);
         }
-        let slot = self.slot;
-        let conn = self.connection()?;
+        let inherits = self.join().await?;
+        let first = self.place.look_at().is_none();
+        let (slot, conn) = (i64::from(self.place.slot), self.connection()?);
         let mut found = Recovered::default();
         let meta = all(conn, sqlx::query(META).bind(slot), |row| {
-            Ok((row.bits()?, row.number()?, row.number()?, row.number()?))
+            let numbers = (row.bits()?, row.number()?, row.number()?, row.number()?);
+            Ok((numbers, row.time()?, row.text()?.to_owned()))
         });
         let meta = meta.await?;
-        let Some((seed, last_seq, last_session, transitions)) = meta.into_iter().next() else {
+        let Some(((seed, last_seq, last_session, transitions), time, others)) = meta.into_iter().next()
+        else {
             return Err(StoreError::Corrupt(format!("slot {slot} has no row")));
         };
         (found.seed, found.last_session, found.transitions) = (seed, last_session, transitions);
-        found.agents = all(conn, sqlx::query(AGENTS), |row| row.agent_row()).await?;
-        found.breakers = all(conn, sqlx::query(BREAKERS), |row| row.breaker()).await?;
-        found.budgets = all(conn, sqlx::query(BUDGETS), |row| row.budget()).await?;
-        found.sessions = all(conn, sqlx::query(SESSIONS), |row| row.session()).await?;
-        let counts = all(conn, sqlx::query(COUNTS), |row| Ok((row.agent()?, row.state()?, row.number()?)));
-        for (agent, state, n) in counts.await? {
-            let counts: &mut Counts = found.counts.entry(agent).or_default();
-            counts[usize::from(state.code())] = n;
+        self.place.others = crate::store::text::read(&others)?;
+        found.replicas = self.place.replicas(Some(time));
+        let mut news = News::default();
+        self.read_changed(&mut news, None).await?;
+        (found.agents, found.breakers) = (news.agents, news.breakers);
+        found.budgets = self.read_budgets().await?;
+        if std::mem::take(&mut self.place.is_new) {
+            let level = retry_core::Level { millitokens: 0, updated_at: time.millis().unsigned_abs() };
+            let agents = found.agents.iter().map(|row| Some(row.id)).chain([None]);
+            found.budgets = agents.map(|agent| BudgetRow { agent, level }).collect();
         }
-        let query = sqlx::query(TIMED)
-            .bind(agents_with_queue_timeout(&found.agents))
-            .bind(i64::from(ledger_core::Reason::Budget.code()));
-        let mut shared = Shared::default();
-        found.timed = all(conn, query, |row| row.task(&mut shared)).await?;
+        found.sessions = all(self.connection()?, sqlx::query(SESSIONS), |row| row.session()).await?;
+        found.counts = self.read_counts().await?;
+        found.timed = self.read_timed().await?;
+        if first && !inherits && !self.place.others.is_empty() {
+            // The others watch over the rest.
+            let slot = self.place.slot;
+            found
+                .timed
+                .retain(|task| task.holder.as_ref().is_some_and(|holder| holder.session.slot() == slot));
+        }
         self.meta.last_seq = last_seq;
-        self.meta.last_session = last_session;
+        self.meta.last_session = last_session.max(ledger_core::SessionId::before_first(self.place.slot).0);
+        found.last_session = self.meta.last_session;
         self.due = self.find_due(now).await?;
         Ok(found)
     }
@@ -274,9 +360,22 @@ impl PgStore {
 
     pub(super) async fn read_wanted(&mut self, want: &Want) -> Result<Known, StoreError> {
         let mut known = Known::default();
+        if self.wake.take_work() {
+            // Another daemon may have left what becomes due before what we know of.
+            let now = self.ready.now();
+            self.due = self.find_due(now).await?;
+        }
+        if !want.workers.is_empty() {
+            self.begin_once().await?;
+            self.met.extend(want.workers.iter().map(|name| (Arc::clone(name), None)));
+            for row in self.read_sessions(&want.workers).await? {
+                self.met.insert(Arc::clone(&row.worker), Some(row.session));
+                known.sessions.insert(Arc::clone(&row.worker), row);
+            }
+        }
         let mut missing = Vec::new();
         for id in &want.tasks {
-            if self.staged.removed.contains(id) {
+            if self.staged.removed.iter().any(|(removed, _)| removed == id) {
                 continue;
             }
             match self.staged.tasks.get(id).map(|image| &image.task).or_else(|| self.read.get(id)) {
@@ -399,6 +498,7 @@ impl PgStore {
             let mut shared = Shared::default();
             let mut found: Vec<Arc<Task>> =
                 all(self.connection()?, query, |row| row.task(&mut shared).map(Arc::new)).await?;
+            self.read.extend(found.iter().map(|task| (task.id, Arc::clone(task))));
             found.extend(self.ready.offer(ask, now));
             found.sort_unstable_by_key(|task| (9_u8.saturating_sub(task.priority), task.run_at, task.id));
             found.truncate(ask.limit);
@@ -426,6 +526,7 @@ impl PgStore {
         let mut shared = Shared::default();
         let mut found: Vec<Arc<Task>> =
             all(self.connection()?, query, |row| row.task(&mut shared).map(Arc::new)).await?;
+        self.read.extend(found.iter().map(|task| (task.id, Arc::clone(task))));
         found.extend(self.ready.gated(agent));
         found.sort_unstable_by_key(|task| (9_u8.saturating_sub(task.priority), task.run_at, task.id));
         Ok(found)
@@ -467,7 +568,7 @@ impl PgStore {
     }
 }
 
-fn agents_with_queue_timeout(agents: &[AgentRow]) -> Vec<i64> {
+pub(super) fn agents_with_queue_timeout(agents: &[AgentRow]) -> Vec<i64> {
     let has = agents.iter().filter(|row| row.given.policy.queue_timeout.is_some());
     has.map(|row| i64::from(row.id.0)).collect()
 }

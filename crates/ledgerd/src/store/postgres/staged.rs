@@ -3,11 +3,12 @@
 //! Holds, and decides nothing. Invariants: one row image per task, the last, with the version that its row in the database
 //! has; history in the order it was decided.
 
+use super::hints::Hint;
 use bytes::Bytes;
 use ledger_core::store::{
     AgentEvent, AgentRow, BreakerRow, BudgetRow, DeadLetter, Notes, RequestRow, SessionRow, TaskData,
 };
-use ledger_core::{AgentId, ByName, ByTask, Record, State, Task, TaskId, Timestamp};
+use ledger_core::{AgentId, ByName, ByTask, Record, SessionId, State, Task, TaskId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -18,6 +19,10 @@ pub(super) struct Image {
     pub(super) expected: u64,
     /// Its row in the database may stand among those that wait.
     pub(super) may_have_waited: bool,
+    /// The session that its row in the database names.
+    pub(super) held: Option<SessionId>,
+    /// It was RUNNING.
+    pub(super) ran: bool,
 }
 
 impl Image {
@@ -48,13 +53,18 @@ pub(super) struct Staged {
     /// Tasks that go to another agent.
     pub(super) moved: BTreeSet<TaskId>,
     pub(super) payloads: Vec<(Bytes, Vec<TaskId>)>,
-    pub(super) removed: Vec<TaskId>,
+    /// With the version that was judged.
+    pub(super) removed: Vec<(TaskId, u64)>,
     pub(super) gone_workers: Vec<Arc<str>>,
     pub(super) events_before: Option<Timestamp>,
     /// By how much there are more of each.
     pub(super) counts: BTreeMap<(AgentId, u8), i64>,
     /// By how much more live in each block.
     pub(super) blocks: BTreeMap<u64, i64>,
+    /// Something was done already that a commit must keep, or one is due.
+    pub(super) heeds: bool,
+    /// What others are to be told.
+    pub(super) hint: Hint,
 }
 
 /// Task numbers whose live ones are counted together: 2 to the power of this.
@@ -89,6 +99,7 @@ impl Staged {
             && self.removed.is_empty()
             && self.gone_workers.is_empty()
             && self.events_before.is_none()
+            && !self.heeds
     }
 
     /// A task was in one state of one agent and is in another.

@@ -1,13 +1,14 @@
 //! What only PostgreSQL has to keep: the statements, who may serve a database, and what becomes of a commit when the server,
 //! the connection or somebody else comes between.
 
-use super::{ConnectError, PgStore, open, options, read, recover, write};
+use super::{ConnectError, PgStore, hints, open, options, read, recover, slots, write};
 use crate::store::rig::{AGENT, Kind, New, Rig, database, everything};
-use ledger_core::store::{Ask, Changed, Changes, Store, StoreError, Want};
+use ledger_core::store::{Ask, BreakerRow, Changed, Changes, Store, StoreError, Want};
 use ledger_core::{Event, State, TaskId};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row, SqlSafeStr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -17,6 +18,28 @@ fn store_of(rig: &mut Rig) -> &mut PgStore {
         Kind::Postgres { store: Some(store), .. } => store,
         _ => panic!("these tests are PostgreSQL's"),
     }
+}
+
+fn slot_of(rig: &mut Rig) -> u16 {
+    store_of(rig).place.slot
+}
+
+/// One more daemon's store on the same database.
+async fn rig_on(url: &str) -> Rig {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("another {}", NEXT.fetch_add(1, Ordering::Relaxed));
+    let (store, reader) = open(url, &name).await.expect("the ledger opens");
+    Rig::of(Kind::Postgres { url: url.to_owned(), store: Some(Box::new(store)), reader }).await
+}
+
+async fn eventually<T>(mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    for _ in 0..500 {
+        if let Some(seen) = look().await {
+            return seen;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("it never came");
 }
 
 fn url_of(rig: &Rig) -> String {
@@ -42,6 +65,8 @@ async fn every_statement_can_be_prepared() {
     let all = write::statements()
         .into_iter()
         .chain(recover::STATEMENTS)
+        .chain(slots::STATEMENTS)
+        .chain([hints::SEND])
         .chain(read::STATEMENTS)
         .chain([super::FATE]);
     for text in all {
@@ -52,14 +77,115 @@ async fn every_statement_can_be_prepared() {
 }
 
 #[tokio::test]
-async fn one_daemon_serves_a_database() {
-    let Some(rig) = Rig::postgres().await else { return };
-    let url = url_of(&rig);
-    let refused = open(&url).await.expect_err("the first still serves");
-    assert!(matches!(refused, ConnectError::InUse { .. }), "{refused}");
-    assert!(!refused.is_configuration(), "it may come to serve later");
-    drop(rig);
-    open(&url).await.expect("the first has ended");
+async fn each_daemon_has_a_slot_and_leaves_it_to_the_next() {
+    let Some(mut first) = Rig::postgres().await else { return };
+    let url = url_of(&first);
+    let mut second = rig_on(&url).await;
+    assert_eq!([slot_of(&mut first), slot_of(&mut second)], [0, 1]);
+    assert_eq!(second.recovered.replicas.others, [0]);
+    store_of(&mut first).leave().await.expect("the server is there");
+    drop(first);
+    let mut third = rig_on(&url).await;
+    assert_eq!(slot_of(&mut third), 0);
+}
+
+#[tokio::test]
+async fn whoever_lost_its_slot_commits_nothing_under_it() {
+    let Some(mut first) = Rig::postgres().await else { return };
+    let url = url_of(&first);
+    first.enqueue(New::of("a")).await;
+    raw(&url).await.execute("UPDATE slots SET owner = NULL, heir = 1 WHERE slot = 0").await.expect("it runs");
+    let error = first.store().commit().await.expect_err("the slot is not its own any more");
+    assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
+    assert_eq!(number(&url, "SELECT COUNT(*) FROM tasks").await, 0);
+    first.recover().await;
+    first.enqueue(New::of("a")).await;
+    first.commit().await;
+    assert_eq!(number(&url, "SELECT COUNT(*) FROM tasks").await, 1);
+}
+
+#[tokio::test]
+async fn who_is_gone_has_an_heir_who_hears_its_mail_and_knows_its_tasks() {
+    let Some(mut first) = Rig::postgres().await else { return };
+    let url = url_of(&first);
+    let mut second = rig_on(&url).await;
+    let now = second.now;
+    let news = second.store().news(&[], now).await.expect("it looks");
+    assert_eq!((news.replicas.slot, &news.replicas.others[..], news.left), (1, &[0][..], None));
+    second.commit().await;
+    let id = first.enqueue(New::of("a")).await;
+    first.claim(id).await;
+    first.commit().await;
+    // It ends without a word: its lock goes with its session, and its last sign of life gets old.
+    drop(first);
+    let mut conn = raw(&url).await;
+    conn.execute("UPDATE slots SET beat_at = beat_at - 5000 WHERE slot = 0").await.expect("it runs");
+    conn.execute("INSERT INTO mail (slot, task_id) VALUES (0, 77)").await.expect("it runs");
+    let news = eventually(async || {
+        let news = second.store().news(&[], now).await.expect("it looks");
+        second.commit().await;
+        news.left.is_some().then_some(news)
+    })
+    .await;
+    let (_, tasks) = news.left.expect("it was looked for");
+    assert_eq!(tasks.iter().map(|task| task.id).collect::<Vec<_>>(), [id]);
+    assert_eq!((news.changed, news.replicas.others), (vec![TaskId(77)], Vec::new()));
+    // Mail that comes later goes to the heir.
+    let mut third = rig_on(&url).await;
+    assert_eq!(slot_of(&mut third), 0, "the number is free again");
+    assert_eq!(number(&url, "SELECT COUNT(*) FROM mail").await, 0);
+}
+
+#[tokio::test]
+async fn a_task_that_runs_elsewhere_is_told_to_who_serves_its_worker() {
+    let Some(mut first) = Rig::postgres().await else { return };
+    let url = url_of(&first);
+    let mut second = rig_on(&url).await;
+    let id = first.enqueue(New::of("a")).await;
+    first.claim(id).await;
+    first.commit().await;
+    second.apply(id, Event::Cancel { note: "no".into() }).await;
+    second.commit().await;
+    let now = first.now;
+    let news = first.store().news(&[], now).await.expect("it looks");
+    assert_eq!(news.changed, [id]);
+    // A batch that fails has not heeded it.
+    first.recover().await;
+    let news = first.store().news(&[], now).await.expect("it looks");
+    assert_eq!(news.changed, [id]);
+    first.commit().await;
+    assert!(first.store().news(&[], now).await.expect("it looks").changed.is_empty());
+}
+
+#[tokio::test]
+async fn a_breaker_that_another_daemon_moved_is_not_overwritten() {
+    let Some(mut first) = Rig::postgres().await else { return };
+    let url = url_of(&first);
+    let mut second = rig_on(&url).await;
+    let config = Arc::new(breaker_core::Config::default());
+    let now = first.now.at.since_epoch();
+    let mut breaker = breaker_core::Breaker::new(config).expect("the default is valid");
+    let row = |breaker: &breaker_core::Breaker| BreakerRow {
+        agent: AGENT,
+        task_type: "".into(),
+        snapshot: breaker.snapshot(),
+        last_probe: None,
+    };
+    let write = |rows| Changes { breakers: rows, ..Changes::default() };
+    let closed = row(&breaker);
+    first.store().write(write(vec![closed.clone()])).await.expect("it is staged");
+    first.commit().await;
+    let at = second.now;
+    assert_eq!(second.store().news(&[], at).await.expect("it looks").breakers.len(), 1);
+    second.commit().await;
+    breaker.trip(None, now, 0);
+    first.store().write(write(vec![row(&breaker)])).await.expect("it is staged");
+    first.commit().await;
+    second.store().write(write(vec![closed])).await.expect("it is staged");
+    let error = second.store().commit().await.expect_err("it counts in a breaker that is open");
+    assert!(matches!(error, StoreError::Outdated(_)), "{error}");
+    let (news, _) = second.store().anew(&[], at).await.expect("it reads").expect("it can");
+    assert_eq!(news.breakers[0].snapshot.state, breaker_core::State::Open);
 }
 
 #[tokio::test]
@@ -85,7 +211,7 @@ async fn what_would_lose_commits_is_refused() {
     conn.execute(AssertSqlSafe(format!("ALTER DATABASE {name} SET default_transaction_read_only = on")))
         .await
         .expect("a superuser may");
-    let refused = open(&url).await.expect_err("nothing can be written");
+    let refused = open(&url, "rig").await.expect_err("nothing can be written");
     assert!(matches!(refused, ConnectError::Migration { .. }), "{refused}");
 }
 
@@ -227,7 +353,7 @@ async fn pass(client: TcpStream, server: TcpStream, cut: Arc<std::sync::Mutex<Op
 async fn a_commit_without_an_answer_is_asked_for() {
     let Some(url) = database().await else { return };
     let (cutter, through) = Cutter::before(&url).await;
-    let (store, reader) = open(&through).await.expect("a new ledger opens");
+    let (store, reader) = open(&through, "rig").await.expect("a new ledger opens");
     let mut rig = Rig::of(Kind::Postgres { url: through, store: Some(Box::new(store)), reader }).await;
     let (mut kept, mut made) = (0, [0, 0]);
     for n in 0..200 {

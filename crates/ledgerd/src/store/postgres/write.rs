@@ -4,126 +4,17 @@
 //! arrays. Invariants: every statement has a fixed text, so its plan is made once; rows are locked in the order of their
 //! numbers.
 
+use super::shared::{self, Written};
 use super::staged::{Image, Staged};
-use super::{PgStore, failed};
+use super::table::Kind::{Bytes, Int, Real, Text};
+use super::table::{Rows, Table, put, rows};
+use super::{Meta, PgStore, failed};
 use crate::store::bind::{self, Cell, Sink};
 use ledger_core::limits::{FORGOTTEN_AT_ONCE, REQUEST_MEMORY, SALVAGED};
 use ledger_core::store::{KeyHolder, StoreError};
 use ledger_core::{AgentId, Task, TaskId, Timestamp};
-use sqlx::postgres::{PgArguments, PgConnection};
-use sqlx::query::Query;
-use sqlx::{Postgres, Row};
-use std::sync::OnceLock;
-
-/// What a column's values travel as.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Int,
-    Real,
-    Text,
-    Bytes,
-}
-
-use Kind::{Bytes, Int, Real, Text};
-
-impl Kind {
-    const fn array(self) -> &'static str {
-        match self {
-            Int => "bigint[]",
-            Real => "float8[]",
-            Text => "text[]",
-            Bytes => "bytea[]",
-        }
-    }
-}
-
-/// How rows of one shape are written.
-pub(super) struct Table {
-    /// Before the rows, which are called `new` and have the columns' names.
-    head: &'static str,
-    columns: &'static [(&'static str, Kind)],
-    tail: &'static str,
-    text: OnceLock<String>,
-}
-
-impl Table {
-    const fn new(head: &'static str, columns: &'static [(&'static str, Kind)], tail: &'static str) -> Self {
-        Self { head, columns, tail, text: OnceLock::new() }
-    }
-
-    /// Its statement.
-    pub(super) fn text(&'static self) -> &'static str {
-        self.text.get_or_init(|| {
-            let names: Vec<_> = self.columns.iter().map(|(name, _)| format!("\"{name}\"")).collect();
-            let arrays: Vec<_> = self
-                .columns
-                .iter()
-                .enumerate()
-                .map(|(at, (_, kind))| format!("${}::{}", at + 1, kind.array()))
-                .collect();
-            let (names, arrays) = (names.join(", "), arrays.join(", "));
-            let rows = format!("unnest({arrays}) AS new ({names})");
-            match self.head.strip_prefix("INSERT INTO ") {
-                Some(_) => format!("{} ({names}) SELECT {names} FROM {rows} {}", self.head, self.tail),
-                None => format!("{} FROM {rows} {}", self.head, self.tail),
-            }
-        })
-    }
-}
-
-/// Rows on their way, a column at a time.
-struct Rows {
-    columns: Vec<Column>,
-    at: usize,
-}
-
-enum Column {
-    Int(Vec<Option<i64>>),
-    Real(Vec<Option<f64>>),
-    Text(Vec<Option<String>>),
-    Bytes(Vec<Option<Vec<u8>>>),
-}
-
-impl Rows {
-    fn of(table: &Table) -> Self {
-        let column = |(_, kind): &(&str, Kind)| match kind {
-            Int => Column::Int(Vec::new()),
-            Real => Column::Real(Vec::new()),
-            Text => Column::Text(Vec::new()),
-            Bytes => Column::Bytes(Vec::new()),
-        };
-        Self { columns: table.columns.iter().map(column).collect(), at: 0 }
-    }
-
-    fn bind(self, mut query: Query<'_, Postgres, PgArguments>) -> Query<'_, Postgres, PgArguments> {
-        for column in self.columns {
-            query = match column {
-                Column::Int(values) => query.bind(values),
-                Column::Real(values) => query.bind(values),
-                Column::Text(values) => query.bind(values),
-                Column::Bytes(values) => query.bind(values),
-            };
-        }
-        query
-    }
-}
-
-impl Sink for Rows {
-    fn add<'v>(&mut self, value: impl Into<Cell<'v>>) {
-        let at = self.at;
-        self.at = (at + 1) % self.columns.len();
-        match (&mut self.columns[at], value.into()) {
-            (Column::Int(values), Cell::Int(value)) => values.push(Some(value)),
-            (Column::Real(values), Cell::Real(value)) => values.push(Some(value)),
-            (Column::Text(values), Cell::Text(value)) => values.push(Some(value.into_owned())),
-            (Column::Bytes(values), Cell::Bytes(value)) => values.push(Some(value.to_vec())),
-            (Column::Int(values), _) => values.push(None),
-            (Column::Real(values), _) => values.push(None),
-            (Column::Text(values), _) => values.push(None),
-            (Column::Bytes(values), _) => values.push(None),
-        }
-    }
-}
+use sqlx::Row;
+use sqlx::postgres::PgConnection;
 
 /// The columns of a task's row, as `bind` has them, and the version it had.
 macro_rules! task_row {
@@ -173,8 +64,8 @@ static TASKS: Table = Table::new(
      probe_failures = new.probe_failures, tokens = new.tokens, previous_delay = new.previous_delay, \
      stop_cause = new.stop_cause, stop_until = new.stop_until, discarded = new.discarded, \
      loss_weight = new.loss_weight, lost_at = new.lost_at, free_releases = new.free_releases, blocks = new.blocks",
-    task_row!(("expected", Int)),
-    "WHERE t.id = new.id AND t.version = new.expected RETURNING t.id",
+    task_row!(("expected", Int), ("held", Int)),
+    "WHERE t.id = new.id AND t.version = new.expected AND t.session IS NOT DISTINCT FROM new.held RETURNING t.id",
 );
 static HISTORY: Table = Table::new(
     "INSERT INTO task_history",
@@ -269,59 +160,6 @@ static KEYS: Table = Table::new(
 );
 static REQUESTS: Table =
     Table::new("INSERT INTO requests", &[("id", Text), ("digest", Int), ("answer", Bytes), ("at", Int)], "");
-static AGENTS: Table = Table::new(
-    "INSERT INTO agents",
-    &[("id", Int), ("name", Text), ("settings", Text), ("created_at", Int), ("pause", Text)],
-    "ON CONFLICT (id) DO UPDATE SET settings = excluded.settings, pause = excluded.pause",
-);
-static BREAKERS: Table = Table::new(
-    "INSERT INTO breakers",
-    &[
-        ("agent", Int),
-        ("task_type", Text),
-        ("version", Int),
-        ("state", Text),
-        ("epoch", Int),
-        ("run", Int),
-        ("successes", Int),
-        ("reopens", Int),
-        ("since_ns", Int),
-        ("until_ns", Int),
-        ("cause", Text),
-        ("ramp_until_ns", Int),
-        ("probes", Text),
-        ("window", Bytes),
-        ("digest", Int),
-        ("actor", Text),
-        ("order_reason", Text),
-        ("stats", Text),
-        ("last_probe", Int),
-    ],
-    "ON CONFLICT (agent, task_type) DO UPDATE SET version = excluded.version, state = excluded.state, \
-        epoch = excluded.epoch, run = excluded.run, successes = excluded.successes, reopens = excluded.reopens, \
-        since_ns = excluded.since_ns, until_ns = excluded.until_ns, cause = excluded.cause, \
-        ramp_until_ns = excluded.ramp_until_ns, probes = excluded.probes, \"window\" = excluded.\"window\", \
-        digest = excluded.digest, actor = excluded.actor, order_reason = excluded.order_reason, \
-        stats = excluded.stats, last_probe = excluded.last_probe",
-);
-static BUDGETS: Table = Table::new(
-    "INSERT INTO budgets",
-    &[("agent", Int), ("millitokens", Int), ("updated_at", Int)],
-    "ON CONFLICT (agent) DO UPDATE SET millitokens = excluded.millitokens, updated_at = excluded.updated_at",
-);
-static SESSIONS: Table = Table::new(
-    "INSERT INTO sessions",
-    &[
-        ("worker", Text),
-        ("incarnation", Int),
-        ("session", Int),
-        ("connected_at", Int),
-        ("beat_at", Int),
-        ("open", Int),
-    ],
-    "ON CONFLICT (worker) DO UPDATE SET incarnation = excluded.incarnation, session = excluded.session, \
-        connected_at = excluded.connected_at, beat_at = excluded.beat_at, open = excluded.open",
-);
 static EVENTS: Table = Table::new(
     "INSERT INTO agent_events",
     &[
@@ -350,9 +188,6 @@ static LIVE_BLOCKS: Table = Table::new(
     "ON CONFLICT (block, slot) DO UPDATE SET n = b.n + excluded.n",
 );
 
-/// Names the transaction, whose fate can be asked for by this name when its commit is not answered.
-const SLOT: &str = "UPDATE slots SET last_seq = $2, last_session = GREATEST(last_session, $3) WHERE slot = $1 \
-    RETURNING pg_current_xact_id()::text";
 const LEAVE_READY: &str = "DELETE FROM ready WHERE task_id = ANY($1)";
 const FREE_KEYS: &str = "DELETE FROM idempotency_keys AS k USING task_specs AS s \
     WHERE s.id = ANY($1) AND k.agent = s.agent AND k.key = s.key AND k.task_id = s.id";
@@ -373,15 +208,17 @@ const PURGE_REQUESTS: &str = "DELETE FROM requests WHERE id IN ( \
 const GONE_WORKERS: &str = "DELETE FROM sessions WHERE worker = ANY($1) AND open = 0";
 const OLD_EVENTS: &str = "DELETE FROM agent_events WHERE seq IN ( \
     SELECT seq FROM (SELECT seq, at FROM agent_events ORDER BY seq LIMIT $1) AS oldest WHERE at < $2)";
+/// Those that are as they were judged; names them.
+const REMOVE_TASKS: &str = "DELETE FROM tasks AS t USING unnest($1::bigint[], $2::bigint[]) AS judged (id, version) \
+    WHERE t.id = judged.id AND t.version = judged.version RETURNING t.id";
 /// All that belongs to tasks, but their keys.
-const REMOVE: [&str; 7] = [
+const REMOVE: [&str; 6] = [
     "DELETE FROM task_history WHERE task_id = ANY($1)",
     "DELETE FROM results WHERE task_id = ANY($1)",
     "DELETE FROM salvage WHERE task_id = ANY($1)",
     "DELETE FROM task_notes WHERE task_id = ANY($1)",
     "DELETE FROM dead_letter_queue WHERE task_id = ANY($1)",
     "DELETE FROM task_specs WHERE id = ANY($1)",
-    "DELETE FROM tasks WHERE id = ANY($1)",
 ];
 
 /// Every statement here, for a test to prepare.
@@ -399,16 +236,12 @@ pub(super) fn statements() -> Vec<&'static str> {
         &LETTERS,
         &KEYS,
         &REQUESTS,
-        &AGENTS,
-        &BREAKERS,
-        &BUDGETS,
-        &SESSIONS,
         &EVENTS,
         &COUNTS,
         &LIVE_BLOCKS,
     ];
     let fixed = [
-        SLOT,
+        REMOVE_TASKS,
         LEAVE_READY,
         FREE_KEYS,
         MOVE_KEYS,
@@ -421,28 +254,8 @@ pub(super) fn statements() -> Vec<&'static str> {
         GONE_WORKERS,
         OLD_EVENTS,
     ];
-    tables.into_iter().map(Table::text).chain(fixed).chain(REMOVE).collect()
-}
-
-/// Rows of one table. Made before anything is awaited, for a future that holds an iterator over many types is not known to
-/// be safe to move between threads.
-fn rows<T>(
-    table: &'static Table,
-    rows: impl IntoIterator<Item = T>,
-    mut bind: impl FnMut(&mut Rows, T),
-) -> Option<(&'static Table, Rows)> {
-    let mut rows = rows.into_iter().peekable();
-    rows.peek()?;
-    let mut columns = Rows::of(table);
-    rows.for_each(|row| bind(&mut columns, row));
-    Some((table, columns))
-}
-
-/// Writes them with one statement.
-async fn put(conn: &mut PgConnection, rows: Option<(&'static Table, Rows)>) -> Result<(), StoreError> {
-    let Some((table, columns)) = rows else { return Ok(()) };
-    let query = columns.bind(sqlx::query(table.text()));
-    query.execute(conn).await.map(drop).map_err(|error| failed(&error))
+    let tables = tables.into_iter().chain(shared::TABLES);
+    tables.map(Table::text).chain(fixed).chain(REMOVE).collect()
 }
 
 async fn listed(conn: &mut PgConnection, text: &'static str, list: Vec<i64>) -> Result<(), StoreError> {
@@ -475,88 +288,18 @@ impl Sink for Sparse<'_> {
 }
 
 impl PgStore {
-    /// Runs the statements of the open batch, but for its commit; the name of its transaction.
-    pub(super) async fn write_staged(&mut self, staged: &Staged) -> Result<String, StoreError> {
-        let (slot, meta) = (i64::from(self.slot), self.meta);
+    /// Runs the statements of the open batch, but for its commit.
+    pub(super) async fn write_staged(&mut self, staged: &Staged) -> Result<Written, StoreError> {
+        let (slot, meta) = (i64::from(self.place.slot), self.meta);
         let conn = self.connection()?;
-        // What frees keys, and what moves them, comes before what takes them.
-        let freed = numbers(&staged.freed);
-        listed(conn, FREE_KEYS, freed).await?;
-        write_respecified(conn, staged).await?;
-        put(
-            conn,
-            rows(&SPECS, &staged.data, |row, (id, data)| {
-                if let Some(image) = staged.tasks.get(id) {
-                    bind::spec(row, *id, &image.task.spec, data);
-                }
-            }),
-        )
-        .await?;
-        let (new, known): (Vec<&Image>, Vec<&Image>) =
-            staged.in_order().into_iter().partition(|image| image.expected == 0);
-        put(conn, rows(&NEW_TASKS, &new, |row, new| image(row, &new.task))).await?;
-        write_known(conn, &known).await?;
-        let keyed =
-            staged.data.iter().filter(|(id, data)| !data.key.is_empty() && !staged.freed.contains(id));
-        put(
-            conn,
-            rows(&KEYS, keyed, |row, (id, data)| {
-                let agent = staged.tasks.get(id).map_or(AgentId(0), |image| image.task.spec.agent);
-                bind::key(row, agent, &data.key, KeyHolder { task: *id, digest: data.digest });
-            }),
-        )
-        .await?;
-        let first = meta.last_seq + 1 - staged.history.len() as u64;
-        put(
-            conn,
-            rows(&HISTORY, staged.history.iter().zip(first..), |row, (record, seq)| {
-                row.add(slot);
-                row.add(seq.cast_signed());
-                bind::record(row, record);
-            }),
-        )
-        .await?;
-        let waited = known.iter().filter(|image| image.may_have_waited);
-        listed(conn, LEAVE_READY, waited.map(|image| image.task.id.0.cast_signed()).collect()).await?;
-        let waits = staged.in_order().into_iter().filter(|image| image.waits());
-        put(
-            conn,
-            rows(&READY, waits, |row, image| {
-                let task = &image.task;
-                row.add(task.spec.agent.0);
-                row.add(&*task.spec.task_type);
-                row.add(task.is_gated());
-                row.add(i64::from(9_u8.saturating_sub(task.priority)));
-                row.add(task.run_at.millis());
-                row.add(task.calendar);
-                row.add(task.id.0.cast_signed());
-            }),
-        )
-        .await?;
-        put(conn, rows(&RESULTS, &staged.results, |row, (id, result)| bind::result(row, *id, result)))
-            .await?;
+        write_tasks(conn, staged, slot, meta).await?;
         write_rest(conn, staged, slot).await?;
-        let live = staged.blocks.iter().filter(|(_, n)| **n != 0);
-        put(
-            conn,
-            rows(&LIVE_BLOCKS, live.clone(), |row, (block, n)| {
-                row.add(block.cast_signed());
-                row.add(slot);
-                row.add(*n);
-            }),
-        )
-        .await?;
-        let shrunk: Vec<i64> = live.filter(|(_, n)| **n < 0).map(|(block, _)| block.cast_signed()).collect();
-        if !shrunk.is_empty() {
-            let query = sqlx::query(EMPTY_BLOCKS).bind(shrunk).bind(slot);
-            query.execute(&mut *conn).await.map_err(|error| failed(&error))?;
+        let conn = self.conn.as_mut().ok_or_else(|| StoreError::Unavailable("no connection".to_owned()))?;
+        let written = shared::write(conn, staged, &self.place, &self.met, meta).await?;
+        if written.transaction.is_none() {
+            return Err(self.lose_place());
         }
-        let query = sqlx::query(SLOT)
-            .bind(slot)
-            .bind(meta.last_seq.cast_signed())
-            .bind(meta.last_session.cast_signed());
-        let row = query.fetch_one(&mut *conn).await.map_err(|error| failed(&error))?;
-        row.try_get(0).map_err(|error| failed(&error))
+        Ok(written)
     }
 
     /// Forgets answers that are old enough.
@@ -568,6 +311,86 @@ impl PgStore {
     }
 }
 
+/// Tasks, and what belongs to each.
+async fn write_tasks(
+    conn: &mut PgConnection,
+    staged: &Staged,
+    slot: i64,
+    meta: Meta,
+) -> Result<(), StoreError> {
+    // What frees keys, and what moves them, comes before what takes them.
+    let freed = numbers(&staged.freed);
+    listed(conn, FREE_KEYS, freed).await?;
+    write_respecified(conn, staged).await?;
+    put(
+        conn,
+        rows(&SPECS, &staged.data, |row, (id, data)| {
+            if let Some(image) = staged.tasks.get(id) {
+                bind::spec(row, *id, &image.task.spec, data);
+            }
+        }),
+    )
+    .await?;
+    let (new, known): (Vec<&Image>, Vec<&Image>) =
+        staged.in_order().into_iter().partition(|image| image.expected == 0);
+    put(conn, rows(&NEW_TASKS, &new, |row, new| image(row, &new.task))).await?;
+    // Before the rows of tasks: another daemon holds these while it decides a claim, and takes those at its end.
+    let waited = known.iter().filter(|image| image.may_have_waited);
+    listed(conn, LEAVE_READY, waited.map(|image| image.task.id.0.cast_signed()).collect()).await?;
+    write_known(conn, &known).await?;
+    let keyed = staged.data.iter().filter(|(id, data)| !data.key.is_empty() && !staged.freed.contains(id));
+    put(
+        conn,
+        rows(&KEYS, keyed, |row, (id, data)| {
+            let agent = staged.tasks.get(id).map_or(AgentId(0), |image| image.task.spec.agent);
+            bind::key(row, agent, &data.key, KeyHolder { task: *id, digest: data.digest });
+        }),
+    )
+    .await?;
+    let first = meta.last_seq + 1 - staged.history.len() as u64;
+    put(
+        conn,
+        rows(&HISTORY, staged.history.iter().zip(first..), |row, (record, seq)| {
+            row.add(slot);
+            row.add(seq.cast_signed());
+            bind::record(row, record);
+        }),
+    )
+    .await?;
+    let waits = staged.in_order().into_iter().filter(|image| image.waits());
+    put(
+        conn,
+        rows(&READY, waits, |row, image| {
+            let task = &image.task;
+            row.add(task.spec.agent.0);
+            row.add(&*task.spec.task_type);
+            row.add(task.is_gated());
+            row.add(i64::from(9_u8.saturating_sub(task.priority)));
+            row.add(task.run_at.millis());
+            row.add(task.calendar);
+            row.add(task.id.0.cast_signed());
+        }),
+    )
+    .await?;
+    put(conn, rows(&RESULTS, &staged.results, |row, (id, result)| bind::result(row, *id, result))).await?;
+    let live = staged.blocks.iter().filter(|(_, n)| **n != 0);
+    put(
+        conn,
+        rows(&LIVE_BLOCKS, live.clone(), |row, (block, n)| {
+            row.add(block.cast_signed());
+            row.add(slot);
+            row.add(*n);
+        }),
+    )
+    .await?;
+    let shrunk: Vec<i64> = live.filter(|(_, n)| **n < 0).map(|(block, _)| block.cast_signed()).collect();
+    if !shrunk.is_empty() {
+        let query = sqlx::query(EMPTY_BLOCKS).bind(shrunk).bind(slot);
+        query.execute(&mut *conn).await.map_err(|error| failed(&error))?;
+    }
+    Ok(())
+}
+
 /// Rows of tasks that were read; all of them, or it names one that somebody else changed.
 async fn write_known(conn: &mut PgConnection, known: &[&Image]) -> Result<(), StoreError> {
     if known.is_empty() {
@@ -577,6 +400,7 @@ async fn write_known(conn: &mut PgConnection, known: &[&Image]) -> Result<(), St
     for known in known {
         image(&mut columns, &known.task);
         columns.add(known.expected.cast_signed());
+        columns.add(known.held.map(|held| held.0.cast_signed()));
     }
     let query = columns.bind(sqlx::query(TASKS.text()));
     let written = query.fetch_all(conn).await.map_err(|error| failed(&error))?;
@@ -631,10 +455,6 @@ async fn write_rest(conn: &mut PgConnection, staged: &Staged, slot: i64) -> Resu
         query.execute(&mut *conn).await.map_err(|error| failed(&error))?;
     }
     put(conn, rows(&REQUESTS, staged.requests.values(), bind::request)).await?;
-    put(conn, rows(&AGENTS, staged.agents.values(), bind::agent)).await?;
-    put(conn, rows(&BREAKERS, staged.breakers.values(), bind::breaker)).await?;
-    put(conn, rows(&BUDGETS, staged.budgets.values(), bind::budget)).await?;
-    put(conn, rows(&SESSIONS, staged.sessions.values(), bind::session)).await?;
     put(conn, rows(&EVENTS, &staged.events, bind::event)).await?;
     let counts = staged.counts.iter().filter(|(_, n)| **n != 0);
     put(
@@ -648,8 +468,16 @@ async fn write_rest(conn: &mut PgConnection, staged: &Staged, slot: i64) -> Resu
     )
     .await?;
     if !staged.removed.is_empty() {
+        let ids = numbers(staged.removed.iter().map(|(id, _)| id));
+        let query = sqlx::query(REMOVE_TASKS)
+            .bind(ids.clone())
+            .bind(staged.removed.iter().map(|(_, version)| version.cast_signed()).collect::<Vec<_>>());
+        let removed = query.fetch_all(&mut *conn).await.map_err(|error| failed(&error))?;
+        if removed.len() < ids.len() {
+            return Err(StoreError::Outdated("a task that was to be removed"));
+        }
         for text in REMOVE {
-            listed(conn, text, numbers(&staged.removed)).await?;
+            listed(conn, text, ids.clone()).await?;
         }
     }
     if !staged.gone_workers.is_empty() {

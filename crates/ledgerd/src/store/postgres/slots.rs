@@ -1,0 +1,479 @@
+//! Which daemons there are, what each has to tell the others, and who takes over from one that is gone.
+//!
+//! A daemon has a slot: a row that it writes with each commit, and a lock of its session. It is gone when nobody has heard
+//! of it for [`LEASE`], or when its session has ended and it was quiet for [`QUIET`]. Whoever sees that first takes over
+//! what it left; should it come back, it finds the slot no longer its own, can commit nothing, and starts over with another.
+//!
+//! Invariants: only the owner of a slot commits under it; what a daemon watches over is watched over by its heir from the
+//! commit on that makes it one; mail is gone with the commit that has heeded it.
+
+use super::hints::Hint;
+use super::recover::{TIMED, agents_with_queue_timeout, all, numbers, one};
+use super::{PgStore, failed};
+use crate::store::rows::Shared;
+use ledger_core::store::{News, Replicas, SessionRow, StoreError};
+use ledger_core::{AgentId, Now, SessionId, Task, TaskId, Timestamp};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A daemon that nobody has heard of for so long is gone.
+const LEASE: Duration = Duration::from_secs(10);
+/// One whose session has ended, for so long: longer than it needs to notice and to open another.
+const QUIET: Duration = Duration::from_secs(3);
+/// From one look to the next, and from one sign of life to the next where nothing is committed.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A look by those who wait for the ends of tasks.
+const LOOK_OFTEN: Duration = Duration::from_millis(250);
+/// How long the end of a session is waited for that a predecessor had.
+const LOCKED_FOR: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(50);
+/// The class of the locks of slots: a number of no meaning.
+macro_rules! lock {
+    ($function:literal, $slot:literal) => {
+        concat!($function, "(1279611975, ", $slot, "::int4)")
+    };
+}
+/// This server's clock, in ms.
+macro_rules! clock {
+    () => {
+        "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+    };
+}
+
+const DRAW: &str = "SELECT ('x' || substr(md5(gen_random_uuid()::text), 1, 16))::bit(64)::bigint";
+const SLOTS: &str =
+    concat!("SELECT slot, owner, beat_at, last_session, name, ", clock!(), " FROM slots ORDER BY slot");
+const TRY_LOCK: &str = concat!("SELECT ", lock!("pg_try_advisory_lock", "$1"));
+/// Until the end of the transaction.
+const TRY_LOCK_HERE: &str = concat!("SELECT ", lock!("pg_try_advisory_xact_lock", "$1"));
+const UNLOCK: &str = concat!("SELECT ", lock!("pg_advisory_unlock", "$1"));
+/// Slot $1, which was found to have owner $2, for $3, who is called $4.
+const TAKE_SLOT: &str = concat!(
+    "UPDATE slots SET owner = $3, name = $4, heir = NULL, beat_at = ",
+    clock!(),
+    " WHERE slot = $1 AND owner IS NOT DISTINCT FROM $2 RETURNING slot::bigint"
+);
+const NEW_SLOT: &str = concat!(
+    "INSERT INTO slots (slot, owner, name, beat_at, last_seq, last_session) \
+     VALUES ($1::bigint, $2, $3, ",
+    clock!(),
+    ", 0, $1::bigint << 48) ON CONFLICT (slot) DO NOTHING RETURNING slot::bigint"
+);
+/// Proves that slot $1 is $4's; names the transaction, whose fate can be asked for by this name when its commit is not
+/// answered.
+pub(super) const SLOT: &str = concat!(
+    "UPDATE slots SET last_seq = $2, last_session = GREATEST(last_session, $3), beat_at = ",
+    clock!(),
+    " WHERE slot = $1 AND owner = $4 RETURNING pg_current_xact_id()::text"
+);
+const LEAVE: &str = "UPDATE slots SET beat_at = 0 WHERE slot = $1 AND owner = $2";
+/// What is new since transaction $2 for slot $1: the clock, the oldest transaction that goes on, whether agents or breakers
+/// changed, whether there is mail, and who lives.
+const LOOK: &str = concat!(
+    "SELECT ",
+    clock!(),
+    ", pg_snapshot_xmin(pg_current_snapshot())::text, \
+     EXISTS (SELECT 1 FROM agents WHERE changed >= $2::text::xid8) \
+        OR EXISTS (SELECT 1 FROM breakers WHERE changed >= $2::text::xid8), \
+     EXISTS (SELECT 1 FROM mail WHERE slot = $1), \
+     (SELECT sum(last_seq)::bigint FROM slots), \
+     COALESCE((SELECT json_agg(json_build_array(slot, owner, beat_at) ORDER BY slot) FROM slots \
+        WHERE owner IS NOT NULL), '[]')::text"
+);
+/// Slot $1 of owner $2, last heard of at $3: nobody's, with $4 for an heir. Not while it commits.
+const TAKE_OVER: &str = "UPDATE slots SET owner = NULL, heir = $4 WHERE slot = ( \
+    SELECT slot FROM slots WHERE slot = $1 AND owner = $2 AND beat_at = $3 FOR UPDATE SKIP LOCKED) RETURNING slot::bigint";
+const INHERIT: &str = "UPDATE slots SET heir = $2 WHERE heir = $1 AND owner IS NULL";
+const THEIR_WORKERS: &str = "UPDATE sessions SET open = 0 WHERE session >> 48 = $1 \
+    RETURNING worker, incarnation, session, connected_at, beat_at, open";
+const TAKE_MAIL: &str = "DELETE FROM mail WHERE slot = ANY($1) RETURNING task_id, worker";
+/// To slots $1, or to who took over from them, but not to ourselves, who are $4: tasks $2 and workers $3.
+pub(super) const SEND_MAIL: &str = "INSERT INTO mail (slot, task_id, worker) \
+    SELECT to_slot, task_id, worker FROM ( \
+        SELECT CASE WHEN s.owner IS NULL THEN COALESCE(s.heir, s.slot) ELSE s.slot END AS to_slot, m.task_id, m.worker \
+        FROM unnest($1::bigint[], $2::bigint[], $3::text[]) AS m (slot, task_id, worker) \
+        JOIN slots AS s ON s.slot = m.slot) AS sent \
+    WHERE to_slot <> $4";
+const CHANGED_AGENTS: &str = "SELECT id, name, settings, created_at, pause, revision FROM agents \
+    WHERE $1::text IS NULL OR changed >= $1::text::xid8 ORDER BY id";
+const CHANGED_BREAKERS: &str = "SELECT agent, task_type, version, state, epoch, run, successes, reopens, since_ns, \
+    until_ns, cause, ramp_until_ns, probes, \"window\", digest, actor, order_reason, stats, last_probe, revision \
+    FROM breakers WHERE $1::text IS NULL OR changed >= $1::text::xid8 ORDER BY agent, task_type";
+const GATED_COUNTS: &str =
+    "SELECT agent, task_type, count(*) FROM ready WHERE gated = 1 GROUP BY agent, task_type";
+const ENDED: &str = "SELECT id FROM unnest($1::bigint[]) AS asked (id) \
+    WHERE NOT EXISTS (SELECT 1 FROM tasks AS t WHERE t.id = asked.id AND t.state <= 4)";
+const SESSIONS_OF: &str = "SELECT worker, incarnation, session, connected_at, beat_at, open FROM sessions \
+    WHERE worker = ANY($1)";
+
+/// Every statement here, for a test to prepare.
+#[cfg(test)]
+pub(super) const STATEMENTS: [&str; 20] = [
+    DRAW,
+    SLOTS,
+    TRY_LOCK,
+    TRY_LOCK_HERE,
+    UNLOCK,
+    TAKE_SLOT,
+    NEW_SLOT,
+    SLOT,
+    LEAVE,
+    LOOK,
+    TAKE_OVER,
+    INHERIT,
+    THEIR_WORKERS,
+    TAKE_MAIL,
+    SEND_MAIL,
+    CHANGED_AGENTS,
+    CHANGED_BREAKERS,
+    GATED_COUNTS,
+    ENDED,
+    SESSIONS_OF,
+];
+
+/// Our place among the daemons.
+#[derive(Debug, Default)]
+pub(super) struct Place {
+    pub(super) slot: u16,
+    /// What this daemon is called.
+    name: String,
+    /// Nobody had the slot before.
+    pub(super) is_new: bool,
+    /// What we drew when we took it; none: we have none.
+    pub(super) owner: Option<i64>,
+    /// The session that we have now holds its lock.
+    pub(super) locked: bool,
+    /// The others that live.
+    pub(super) others: Vec<u16>,
+    /// Transactions before this one are known of, as the server writes it.
+    seen: String,
+    /// The next look; none: the ledger did not ask for news so far.
+    look_at: Option<Timestamp>,
+    /// What is stored of agents and breakers as we read or wrote it last: their revisions, and the epochs of breakers.
+    pub(super) agents: HashMap<AgentId, i64>,
+    pub(super) breakers: HashMap<(AgentId, Arc<str>), (i64, u64)>,
+}
+
+impl Place {
+    pub(super) fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), ..Self::default() }
+    }
+
+    pub(super) fn replicas(&self, time: Option<Timestamp>) -> Replicas {
+        Replicas { slot: self.slot, others: self.others.clone(), time }
+    }
+
+    pub(super) const fn look_at(&self) -> Option<Timestamp> {
+        self.look_at
+    }
+
+    /// Whether to look now.
+    pub(super) fn is_due(&self, now: Now, wanted: bool) -> bool {
+        self.look_at.is_none_or(|at| at <= now.at) || (wanted && !self.others.is_empty())
+    }
+}
+
+/// A row of `slots`.
+struct Slot {
+    slot: u16,
+    owner: Option<i64>,
+    beat_at: i64,
+    last_session: u64,
+    name: String,
+}
+
+/// One that has an owner: number, owner, last sign of life.
+type Owned = (u16, i64, i64);
+
+impl PgStore {
+    /// Takes a slot, unless we have one. Whether somebody left it without a word.
+    pub(super) async fn join(&mut self) -> Result<bool, StoreError> {
+        if self.place.owner.is_some() {
+            self.lock_slot().await?;
+            return Ok(false);
+        }
+        // No two daemons draw the same; the server's own dice, for we have none here.
+        let owner = one(self.connection()?, sqlx::query(DRAW)).await?;
+        let until = tokio::time::Instant::now() + LOCKED_FOR;
+        loop {
+            let (slots, now) = self.read_slots().await?;
+            let mut predecessor = false;
+            for found in &slots {
+                // Who had our name is not there any more, for we have its place; the server may have to notice.
+                let before = found.owner.is_some() && found.name == self.place.name;
+                let quiet = now - found.beat_at > QUIET.as_millis() as i64;
+                if found.owner.is_some() && !quiet && !before {
+                    continue;
+                }
+                if !self.try_lock(found.slot).await? {
+                    predecessor |= before;
+                    continue;
+                }
+                let taken = sqlx::query(TAKE_SLOT)
+                    .bind(i64::from(found.slot))
+                    .bind(found.owner)
+                    .bind(owner)
+                    .bind(self.place.name.clone());
+                if all(self.connection()?, taken, |row| row.number()).await?.is_empty() {
+                    self.unlock(found.slot).await?;
+                    continue;
+                }
+                self.take_place(found.slot, owner, found.last_session);
+                return Ok(found.owner.is_some());
+            }
+            if predecessor && tokio::time::Instant::now() < until {
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+            let next = slots.last().map_or(0, |last| last.slot + 1);
+            let made = sqlx::query(NEW_SLOT).bind(i64::from(next)).bind(owner).bind(self.place.name.clone());
+            if !all(self.connection()?, made, |row| row.number()).await?.is_empty() {
+                self.take_place(next, owner, 0);
+                // The others have their parts of every budget; this one begins with nothing, so that restarts mint nothing.
+                self.place.is_new = next > 0;
+                self.place.locked = false;
+                self.lock_slot().await?;
+                return Ok(false);
+            }
+        }
+    }
+
+    async fn read_slots(&mut self) -> Result<(Vec<Slot>, i64), StoreError> {
+        let mut now = 0;
+        let slots = all(self.connection()?, sqlx::query(SLOTS), |row| {
+            let found = Slot {
+                slot: row.narrow()?,
+                owner: row.maybe()?,
+                beat_at: row.int()?,
+                last_session: row.number()?,
+                name: row.text()?.to_owned(),
+            };
+            now = row.int()?;
+            Ok(found)
+        });
+        Ok((slots.await?, now))
+    }
+
+    fn take_place(&mut self, slot: u16, owner: i64, last_session: u64) {
+        self.place.slot = slot;
+        self.place.owner = Some(owner);
+        self.place.locked = true;
+        self.meta.last_session = last_session.max(SessionId::before_first(slot).0);
+        tracing::info!(slot, "this daemon has its place among those that serve the ledger");
+        self.hints.tell(slot, Hint::NEWS);
+    }
+
+    async fn try_lock(&mut self, slot: u16) -> Result<bool, StoreError> {
+        Ok(one(self.connection()?, sqlx::query(TRY_LOCK).bind(i32::from(slot))).await? != 0)
+    }
+
+    async fn unlock(&mut self, slot: u16) -> Result<(), StoreError> {
+        one(self.connection()?, sqlx::query(UNLOCK).bind(i32::from(slot))).await.map(drop)
+    }
+
+    /// Has the session hold the slot's lock again after it was opened anew. The server may not have noticed yet that the last
+    /// one has ended: then the next look tries again.
+    async fn lock_slot(&mut self) -> Result<(), StoreError> {
+        if !self.place.locked {
+            self.place.locked = self.try_lock(self.place.slot).await?;
+        }
+        Ok(())
+    }
+
+    /// Somebody has taken the slot over: everything that was thought to be ours is not.
+    pub(super) fn lose_place(&mut self) -> StoreError {
+        tracing::warn!(
+            slot = self.place.slot,
+            "other daemons took over from this one, which did not move for too long; it starts over"
+        );
+        // Its lock is of no use to anybody.
+        self.conn = None;
+        self.place.owner = None;
+        self.place.locked = false;
+        StoreError::Unavailable("other daemons took over from this one; it starts over".to_owned())
+    }
+
+    /// What is new; see [`ledger_core::store::Store::news`].
+    pub(super) async fn look(&mut self, awaited: &[TaskId], now: Now) -> Result<News, StoreError> {
+        let _ = self.wake.take_news();
+        self.lock_slot().await?;
+        let slot = self.place.slot;
+        let seen = if self.place.seen.is_empty() { "0" } else { &self.place.seen };
+        let query = sqlx::query(LOOK).bind(i64::from(slot)).bind(seen.to_owned());
+        let looked = all(self.connection()?, query, |row| {
+            let found = (row.int()?, row.text()?.to_owned(), row.flag()?, row.flag()?, row.number()?);
+            Ok((found, row.text()?.to_owned()))
+        });
+        let Some(((time, xmin, changed, mail, transitions), owned)) = looked.await?.into_iter().next() else {
+            return Err(StoreError::Corrupt("a look without an answer".to_owned()));
+        };
+        let owned: Vec<Owned> = crate::store::text::read(&owned)?;
+        if !owned.iter().any(|(number, owner, _)| *number == slot && Some(*owner) == self.place.owner) {
+            return Err(self.lose_place());
+        }
+        let mut news = News { transitions, ..News::default() };
+        let mut taken = vec![slot];
+        self.place.others.clear();
+        for (other, owner, beat_at) in owned.into_iter().filter(|(other, ..)| *other != slot) {
+            if self.take_over((other, owner, beat_at), time).await? {
+                taken.push(other);
+            } else {
+                self.place.others.push(other);
+            }
+        }
+        if mail || taken.len() > 1 {
+            self.begin_once().await?;
+            self.staged.heeds = true;
+            let slots: Vec<i64> = taken.iter().map(|slot| i64::from(*slot)).collect();
+            let query = sqlx::query(TAKE_MAIL).bind(slots);
+            let letters = all(self.connection()?, query, |row| {
+                let task: Option<i64> = row.maybe()?;
+                Ok((task, row.maybe_text()?.map(Arc::from)))
+            });
+            for (task, worker) in letters.await? {
+                news.changed.extend(task.map(|id| TaskId(id.cast_unsigned())));
+                news.moved.extend(worker);
+            }
+        }
+        if changed {
+            let since = Some(seen_or(&self.place.seen));
+            self.read_changed(&mut news, since).await?;
+        }
+        self.place.seen = xmin;
+        if taken.len() > 1 {
+            news.left = Some(self.read_left(&taken[1..]).await?);
+        }
+        if !self.place.others.is_empty() {
+            self.read_shared(&mut news, awaited).await?;
+        } else {
+            news.counts = self.read_counts().await?;
+        }
+        if time - self.beat_at > LOOK_EVERY.as_millis() as i64 {
+            // Nothing else would say that we live.
+            self.staged.heeds = true;
+        }
+        self.beat_at = time;
+        let often = !awaited.is_empty() && !self.place.others.is_empty();
+        self.place.look_at = Some(now.at.after(if often { LOOK_OFTEN } else { LOOK_EVERY }));
+        news.replicas = self.place.replicas(Some(Timestamp::from_millis(time)));
+        Ok(news)
+    }
+
+    /// Agents and breakers that others changed since a transaction, or all of them.
+    pub(super) async fn read_changed(
+        &mut self,
+        news: &mut News,
+        since: Option<String>,
+    ) -> Result<(), StoreError> {
+        let whole = since.is_none();
+        let query = sqlx::query(CHANGED_AGENTS).bind(since.clone());
+        for (row, revision) in
+            all(self.connection()?, query, |row| Ok((row.agent_row()?, row.int()?))).await?
+        {
+            if self.place.agents.insert(row.id, revision) != Some(revision) || whole {
+                news.agents.push(row);
+            }
+        }
+        let query = sqlx::query(CHANGED_BREAKERS).bind(since);
+        for (row, revision) in all(self.connection()?, query, |row| Ok((row.breaker()?, row.int()?))).await? {
+            let (place, is) = ((row.agent, Arc::clone(&row.task_type)), (revision, row.snapshot.epoch));
+            if self.place.breakers.insert(place, is) != Some(is) || whole {
+                news.breakers.push(row);
+            }
+        }
+        Ok(())
+    }
+
+    /// What no daemon knows of itself alone.
+    pub(super) async fn read_shared(
+        &mut self,
+        news: &mut News,
+        awaited: &[TaskId],
+    ) -> Result<(), StoreError> {
+        news.counts = self.read_counts().await?;
+        let gated = all(self.connection()?, sqlx::query(GATED_COUNTS), |row| {
+            Ok((row.agent()?, row.text()?.into(), row.number()?))
+        });
+        news.gated = gated.await?;
+        if !awaited.is_empty() {
+            let query = sqlx::query(ENDED).bind(numbers(awaited));
+            news.ended = all(self.connection()?, query, |row| row.task_id()).await?;
+        }
+        Ok(())
+    }
+
+    /// Becomes the heir of a daemon that is gone; false where it lives, or somebody else does.
+    async fn take_over(&mut self, (other, owner, beat_at): Owned, time: i64) -> Result<bool, StoreError> {
+        let quiet = time - beat_at;
+        if quiet <= QUIET.as_millis() as i64 {
+            return Ok(false);
+        }
+        self.begin_once().await?;
+        if quiet <= LEASE.as_millis() as i64 {
+            let free = sqlx::query(TRY_LOCK_HERE).bind(i32::from(other));
+            if one(self.connection()?, free).await? == 0 {
+                return Ok(false);
+            }
+        }
+        let query = sqlx::query(TAKE_OVER)
+            .bind(i64::from(other))
+            .bind(owner)
+            .bind(beat_at)
+            .bind(i64::from(self.place.slot));
+        if all(self.connection()?, query, |row| row.number()).await?.is_empty() {
+            return Ok(false);
+        }
+        self.staged.heeds = true;
+        self.staged.hint = Hint::NEWS;
+        let query = sqlx::query(INHERIT).bind(i64::from(other)).bind(i64::from(self.place.slot));
+        query.execute(self.connection()?).await.map_err(|error| failed(&error))?;
+        tracing::info!(slot = other, quiet_ms = quiet, "a daemon is gone; this one takes over what it left");
+        Ok(true)
+    }
+
+    async fn read_left(&mut self, gone: &[u16]) -> Result<(Vec<SessionRow>, Vec<Task>), StoreError> {
+        let mut workers = Vec::new();
+        for slot in gone {
+            let query = sqlx::query(THEIR_WORKERS).bind(i64::from(*slot));
+            workers.extend(all(self.connection()?, query, |row| row.session()).await?);
+        }
+        Ok((workers, self.read_timed().await?))
+    }
+
+    /// Every task that somebody has to watch over.
+    pub(super) async fn read_timed(&mut self) -> Result<Vec<Task>, StoreError> {
+        let conn = self.connection()?;
+        let agents = all(conn, sqlx::query(super::recover::AGENTS), |row| row.agent_row()).await?;
+        let query = sqlx::query(TIMED)
+            .bind(agents_with_queue_timeout(&agents))
+            .bind(i64::from(ledger_core::Reason::Budget.code()));
+        let mut shared = Shared::default();
+        all(conn, query, |row| row.task(&mut shared)).await
+    }
+
+    /// The last sessions of these workers.
+    pub(super) async fn read_sessions(
+        &mut self,
+        workers: &[Arc<str>],
+    ) -> Result<Vec<SessionRow>, StoreError> {
+        let names: Vec<String> = workers.iter().map(|name| name.to_string()).collect();
+        let query = sqlx::query(SESSIONS_OF).bind(names);
+        all(self.connection()?, query, |row| row.session()).await
+    }
+
+    /// Leaves the slot to whoever sees that first.
+    pub(super) async fn leave_slot(&mut self) -> Result<(), StoreError> {
+        let Some(owner) = self.place.owner.take() else { return Ok(()) };
+        self.roll_back().await;
+        self.broken = true;
+        let query = sqlx::query(LEAVE).bind(i64::from(self.place.slot)).bind(owner);
+        query.execute(self.connection()?).await.map_err(|error| failed(&error))?;
+        self.hints.tell(self.place.slot, Hint::NEWS);
+        Ok(())
+    }
+}
+
+fn seen_or(seen: &str) -> String {
+    if seen.is_empty() { "0".to_owned() } else { seen.to_owned() }
+}
