@@ -1,7 +1,7 @@
 //! A whole ledger out of a database, and into one.
 //!
-//! Read is one transaction that sees one moment and changes nothing, beside a daemon if there is one. Written is one
-//! transaction too, under the lock of the one that serves: it is committed after what it wrote was read back.
+//! Read is one transaction that sees one moment and changes nothing, beside daemons if there are any. Written is one transaction
+//! too, which keeps daemons from taking a slot: it is committed after what it wrote was read back.
 
 use super::failed;
 use super::open::{self, connect, migrate, options, reach};
