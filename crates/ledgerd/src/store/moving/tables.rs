@@ -210,7 +210,7 @@ pub(in crate::store) static TABLES: [Table; 15] = [
         postgres: "salvage ORDER BY task_id, fence",
         of_postgres: &[],
     },
-    // SQLite finds the rows of a task along their chain, task by task; PostgreSQL by its key.
+    // SQLite finds the rows of a task along their chain, one by one; PostgreSQL by its key.
     Table {
         name: "task_history",
         columns: &[
@@ -230,12 +230,7 @@ pub(in crate::store) static TABLES: [Table; 15] = [
             ("error", Text),
             ("facts", Text),
         ],
-        sqlite: "task_history WHERE seq IN ( \
-            WITH RECURSIVE chain (n) AS ( \
-                SELECT ?1 \
-                UNION ALL \
-                SELECT h.prev FROM chain CROSS JOIN task_history AS h ON h.seq = chain.n WHERE h.prev IS NOT NULL) \
-            SELECT n FROM chain) ORDER BY seq",
+        sqlite: "task_history WHERE seq = ?1",
         postgres: "task_history ORDER BY task_id, version",
         of_postgres: &[("slot", "0")],
     },

@@ -13,7 +13,7 @@ use crate::store::schema::Standing;
 use ledger_core::State;
 use ledger_core::store::StoreError;
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OpenFlags, Statement};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Statement};
 use std::fs::{self, File};
 use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
@@ -21,8 +21,9 @@ use std::path::{Path, PathBuf};
 /// What an import writes to, in the data directory. One that was killed leaves it, and the next one begins it anew.
 const COMING: &str = "ledger.db.import";
 
-/// Tasks in order, with the newest row of their history.
-const CHAINS: &str = "SELECT history FROM tasks ORDER BY id";
+/// The newest row of each task's history, and the row before another: a look each, a fifth of what a recursive statement costs.
+const NEWEST_ROWS: &str = "SELECT history FROM tasks WHERE history > 0 ORDER BY id";
+const ROW_BEFORE: &str = "SELECT prev FROM task_history WHERE seq = ?";
 const META: &str =
     "UPDATE meta SET seed = ?, created_at = ?, last_task = ?, last_seq = ?, last_session = ? WHERE id = 1";
 const SMALL: &str = "UPDATE tasks SET result = ?2 WHERE id = ?1 AND state = ?3";
@@ -162,18 +163,39 @@ fn read(conn: &Connection, out: impl Write) -> Result<Vec<Total>, MoveError> {
         writer.table(table)?;
         let mut rows = conn.prepare(&table.select(table.sqlite)).map_err(|error| failed(&error))?;
         if table.name == "task_history" {
-            let mut chains = conn.prepare(CHAINS).map_err(|error| failed(&error))?;
-            let mut newest = chains.query([]).map_err(|error| failed(&error))?;
-            while let Some(newest) = newest.next().map_err(|error| failed(&error))? {
-                let newest: i64 = newest.get(0).map_err(|error| failed(&error))?;
-                read_rows(&mut rows, Some(newest), table, &mut writer)?;
-            }
+            read_history(conn, &mut rows, table, &mut writer)?;
         } else {
             read_rows(&mut rows, None, table, &mut writer)?;
         }
         writer.done(table);
     }
     writer.end()
+}
+
+/// The history of each task, in the order in which it happened.
+fn read_history(
+    conn: &Connection,
+    row: &mut Statement<'_>,
+    table: &Table,
+    writer: &mut Writer<impl Write>,
+) -> Result<(), MoveError> {
+    let mut tasks = conn.prepare(NEWEST_ROWS).map_err(|error| failed(&error))?;
+    let mut before = conn.prepare(ROW_BEFORE).map_err(|error| failed(&error))?;
+    let mut tasks = tasks.query([]).map_err(|error| failed(&error))?;
+    let mut chain = Vec::new();
+    while let Some(task) = tasks.next().map_err(|error| failed(&error))? {
+        let mut next: Option<i64> = task.get(0).map_err(|error| failed(&error))?;
+        while let Some(seq) = next {
+            chain.push(seq);
+            let found = before.query_row([seq], |row| row.get(0)).optional();
+            let missing = || StoreError::Corrupt(format!("row {seq} of the history is missing"));
+            next = found.map_err(|error| failed(&error))?.ok_or_else(missing)?;
+        }
+        for seq in chain.drain(..).rev() {
+            read_rows(row, Some(seq), table, writer)?;
+        }
+    }
+    Ok(())
 }
 
 fn read_rows(
