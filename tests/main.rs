@@ -18,6 +18,7 @@ mod moving;
 mod orders;
 mod postgres;
 mod power_loss;
+mod replicas;
 mod restarts;
 mod retention;
 mod retries;

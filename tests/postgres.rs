@@ -1,4 +1,4 @@
-//! On PostgreSQL: what was acknowledged outlives the server as it outlives the daemon, and one daemon serves a database.
+//! On PostgreSQL: what was acknowledged outlives the server as it outlives the daemon.
 //! All other promises are tested on it by running them with `LEDGERD_TEST_STORE=postgres`.
 
 use crate::durability::load::Load;
@@ -14,15 +14,15 @@ const STOPS: u64 = 3;
 const BETWEEN_STOPS: u64 = 300;
 
 /// A server of a test's own, that it may stop and start.
-struct Server {
+pub(crate) struct Server {
     script: Child,
-    url: String,
+    pub(crate) url: String,
     bin: String,
     data: String,
 }
 
 impl Server {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let say = "echo $LEDGERD_TEST_POSTGRES_URL $LEDGERD_TEST_POSTGRES_BIN $LEDGERD_TEST_POSTGRES_DATA; exec cat";
         let mut script = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.ci/postgres"))
             .args(["sh", "-c", say])
@@ -38,7 +38,7 @@ impl Server {
         Self { url: word(), bin: word(), data: word(), script }
     }
 
-    fn control(&self, words: &[&str]) {
+    pub(crate) fn control(&self, words: &[&str]) {
         let mut command = Command::new(if is_root() { "setpriv" } else { "env" });
         if is_root() {
             command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]);
@@ -53,6 +53,13 @@ impl Server {
             .status();
         assert!(done.is_ok_and(|status| status.success()), "pg_ctl {words:?}");
     }
+}
+
+/// Runs a statement as a superuser; what it says.
+pub(crate) fn ask(url: &str, sql: &str) -> String {
+    let bin = std::env::var("LEDGERD_TEST_POSTGRES_BIN").expect("it comes with the server");
+    let said = Command::new(format!("{bin}/psql")).args([url, "-qAtc", sql]).output();
+    String::from_utf8_lossy(&said.expect("psql runs").stdout).trim().to_owned()
 }
 
 impl Drop for Server {
@@ -96,22 +103,6 @@ async fn acknowledged_work_survives_stops_of_the_server_under_load() {
     let record = load.finish().await;
     let found = nothing_is_missing(&daemon.client().await, &record).await;
     eprintln!("{STOPS} stops, {found}: nothing is missing");
-}
-
-#[tokio::test]
-async fn a_second_daemon_on_the_same_database_is_refused() {
-    let Some(server) = postgres::server() else { return };
-    let folder = Folder::new();
-    let store = postgres::database(&server, &folder);
-    let first = Daemon::start_with(folder, "127.0.0.1:0", &["--store", &store]);
-    let output = command()
-        .args(["serve", "--listen", "127.0.0.1:0", "--http-listen", "off", "--store", &store])
-        .output()
-        .expect("the binary starts");
-    assert_eq!(output.status.code(), Some(74));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("another ledgerd serves the database at 127.0.0.1"), "{said}");
-    enqueue(&first.client().await, task("a")).await;
 }
 
 #[tokio::test]

@@ -62,15 +62,40 @@ pub(crate) struct Load {
 struct Shared {
     address: String,
     counts: Arc<Counts>,
+    shape: Shape,
     record: Mutex<Record>,
+}
+
+/// How much of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    pub(crate) producers: usize,
+    /// Callers that cancel what is newest.
+    pub(crate) cancellers: usize,
+    pub(crate) workers: usize,
+    /// Tasks that a worker may hold.
+    pub(crate) capacity: u32,
+    /// Tasks that are enqueued in all; none: until it is told to finish.
+    pub(crate) tasks: Option<usize>,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self { producers: 3, cancellers: 2, workers: 3, capacity: 20, tasks: None }
+    }
 }
 
 impl Load {
     pub(crate) fn start(address: &str) -> Self {
+        Self::start_as(address, Shape::default())
+    }
+
+    pub(crate) fn start_as(address: &str, shape: Shape) -> Self {
         let counts = Arc::new(Counts::default());
         let shared = Arc::new(Shared {
             address: address.to_owned(),
             counts: Arc::clone(&counts),
+            shape,
             record: Mutex::default(),
         });
         let load = Self {
@@ -81,19 +106,24 @@ impl Load {
             producers: TaskTracker::new(),
             workers: TaskTracker::new(),
         };
-        for index in 0..3 {
+        for index in 0..shape.producers {
             let (shared, stop) = (Arc::clone(&load.shared), load.producing.clone());
             load.producers.spawn(async move { shared.produce(index, stop).await });
         }
-        for index in 0..2 {
+        for index in 0..shape.cancellers {
             let (shared, stop) = (Arc::clone(&load.shared), load.producing.clone());
             load.producers.spawn(async move { shared.cancel(index, stop).await });
         }
-        for index in 0..3 {
+        for index in 0..shape.workers {
             let (shared, stop) = (Arc::clone(&load.shared), load.working.clone());
             load.workers.spawn(async move { shared.work(index, stop).await });
         }
         load
+    }
+
+    /// Tasks that were enqueued so far.
+    pub(crate) fn enqueued(&self) -> usize {
+        self.shared.enqueued()
     }
 
     /// Stops producing, lets the workers finish what is there, and returns what was acknowledged.
@@ -103,8 +133,12 @@ impl Load {
         tokio::time::timeout(PATIENCE, self.producers.wait()).await.expect("producers end");
         let client = Client::lazy(&self.shared.address).expect("the address is one");
         loop {
-            let stats = client.admin().get_stats(v1::GetStatsRequest {}).await.expect("it runs").into_inner();
+            let Ok(stats) = client.admin().get_stats(v1::GetStatsRequest {}).await else {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            };
             let live: u64 = stats
+                .into_inner()
                 .counts
                 .iter()
                 .filter(|count| count.state < v1::TaskState::Done.into())
@@ -123,6 +157,10 @@ impl Load {
 }
 
 impl Shared {
+    fn enqueued(&self) -> usize {
+        self.record.lock().expect("nobody panicked").enqueued.len()
+    }
+
     fn record(&self, write: impl FnOnce(&mut Record)) {
         write(&mut self.record.lock().expect("nobody panicked"));
     }
@@ -142,7 +180,8 @@ impl Shared {
 
     async fn produce(&self, index: usize, stop: CancellationToken) {
         for call in 0.. {
-            if stop.is_cancelled() {
+            let enough = || self.shape.tasks.is_some_and(|tasks| self.enqueued() >= tasks);
+            if stop.is_cancelled() || enough() {
                 return;
             }
             let request = v1::EnqueueTasksRequest {
@@ -204,7 +243,7 @@ impl Shared {
             let hello = v1::Hello {
                 held: hands.started.iter().map(lease_of).collect(),
                 unreceipted: hands.ended.keys().map(lease_of).collect(),
-                ..hello(&name, "load", 20)
+                ..hello(&name, "load", self.shape.capacity)
             };
             let (sender, frames) = mpsc::channel(1_024);
             let _ = sender.send(v1::WorkRequest { frame: Some(work_request::Frame::Hello(hello)) }).await;

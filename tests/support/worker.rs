@@ -143,6 +143,12 @@ impl Stream {
         }
     }
 
+    /// An assignment, if one comes soon.
+    pub(crate) async fn assignment_now(&mut self) -> Option<v1::Assignment> {
+        let soon = std::time::Duration::from_millis(50);
+        tokio::time::timeout(soon, self.assignment()).await.ok()
+    }
+
     pub(crate) async fn receipt(&mut self) -> v1::Receipt {
         loop {
             if let Some(receipt) = self.receipts.pop_front() {

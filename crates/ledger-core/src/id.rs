@@ -15,7 +15,7 @@ pub struct TaskId(pub u64);
 pub struct AgentId(pub u32);
 
 /// The number of an open stream, unique for the life of the ledger.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub u64);
 
 impl SessionId {

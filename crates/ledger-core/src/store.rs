@@ -400,6 +400,8 @@ pub struct Recovered {
     pub timed: Vec<Task>,
     /// Which daemons there are.
     pub replicas: Replicas,
+    /// This daemon took its place among them just now: no session is its own.
+    pub begins: bool,
 }
 
 /// The daemons that serve one ledger.

@@ -101,10 +101,9 @@ impl Memory {
             recovered.budgets.into_iter().partition(|row| row.agent.is_none());
         let mut budgets: HashMap<_, _> = own.into_iter().map(|row| (row.agent, row)).collect();
         self.seed = recovered.seed;
-        // A stream whose opening was not committed was not welcomed either; and those of another slot are somebody else's
-        // to serve, for this daemon was taken for dead.
-        let slot = recovered.replicas.slot;
-        let ours = |id: &SessionId| id.slot() == slot && id.0 <= recovered.last_session;
+        // A stream whose opening was not committed was not welcomed either; and of a daemon that was taken for dead all are
+        // somebody else's to serve.
+        let ours = |id: &SessionId| !recovered.begins && id.0 <= recovered.last_session;
         self.sessions.retain(|id, _| ours(id));
         for (_, outbox) in self.outboxes.extract_if(|id, _| !ours(id)) {
             // Of one that was not welcomed nobody listens.

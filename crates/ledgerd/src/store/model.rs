@@ -168,6 +168,7 @@ impl Store for ModelStore {
         let content = &self.open;
         let recovered = Recovered {
             replicas: Replicas::default(),
+            begins: false,
             seed: 1,
             agents: content.agents.values().cloned().collect(),
             breakers: content.breakers.values().cloned().collect(),

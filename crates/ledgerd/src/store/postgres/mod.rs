@@ -27,7 +27,8 @@ use crate::store::ready::Ready;
 use crate::store::{Committed, Wake};
 use hints::{Hint, Hints};
 use ledger_core::store::{Ask, Changed, Changes, Fut, Known, News, Recovered, Store, StoreError, Want};
-use ledger_core::{AgentId, ByName, ByTask, Now, Record, SessionId, State, Task, TaskId, Timestamp};
+use ledger_core::{AgentId, ByTask, Now, Record, SessionId, State, Task, TaskId, Timestamp};
+use shared::Met;
 use slots::Place;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use staged::{Image, Staged};
@@ -65,8 +66,7 @@ pub struct PgStore {
     staged: Staged,
     /// Tasks that the batch has read, as they are in the database.
     read: ByTask<Arc<Task>>,
-    /// The last sessions of workers that say Hello in the batch; none: they had none.
-    met: ByName<Option<SessionId>>,
+    met: Met,
     /// Those that the batch has changed, for offers.
     ready: Ready,
     /// Tasks that the batch gives to another agent: in whose count they are.
@@ -112,7 +112,7 @@ impl PgStore {
             begun: false,
             staged: Staged::default(),
             read: ByTask::default(),
-            met: ByName::default(),
+            met: Met::default(),
             ready: Ready::new(Now::steady(Timestamp::EPOCH)),
             counted: HashMap::new(),
             due: None,
@@ -276,11 +276,12 @@ impl PgStore {
             hint.news |= written.mail;
             self.place.agents.extend(written.agents);
             self.place.breakers.extend(written.breakers);
+            self.met.committed = SessionId(self.meta.last_session);
             if !self.place.others.is_empty() || staged.hint.news {
                 self.hints.tell(self.place.slot, hint);
             }
         }
-        self.met.clear();
+        self.met.last.clear();
         let now = self.ready.now();
         let due = staged.tasks.values().filter(|image| image.task.is_claimable_state());
         let due = due.map(|image| image.task.due_at(now)).filter(|due| *due > now.at).min();

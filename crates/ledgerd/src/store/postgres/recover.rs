@@ -223,7 +223,7 @@ impl PgStore {
         self.roll_back().await;
         self.staged = Staged::default();
         self.read.clear();
-        self.met.clear();
+        self.met.last.clear();
         self.counted.clear();
         self.durable.clear();
         self.ready = Ready::new(now);
@@ -297,6 +297,7 @@ impl PgStore {
             self.conn = Some(conn.map_err(|error| StoreError::Unavailable(error.to_string()))?);
             self.numbers = (0, 0);
         }
+        let begins = self.place.owner.is_none();
         let inherits = self.join().await?;
         let first = self.place.look_at().is_none();
         let (slot, conn) = (i64::from(self.place.slot), self.connection()?);
@@ -313,6 +314,7 @@ impl PgStore {
         (found.seed, found.last_session, found.transitions) = (seed, last_session, transitions);
         self.place.others = crate::store::text::read(&others)?;
         found.replicas = self.place.replicas(Some(time));
+        found.begins = begins;
         let mut news = News::default();
         self.read_changed(&mut news, None).await?;
         (found.agents, found.breakers) = (news.agents, news.breakers);
@@ -335,6 +337,7 @@ impl PgStore {
         self.meta.last_seq = last_seq;
         self.meta.last_session = last_session.max(ledger_core::SessionId::before_first(self.place.slot).0);
         found.last_session = self.meta.last_session;
+        self.met.committed = ledger_core::SessionId(self.meta.last_session);
         self.due = self.find_due(now).await?;
         Ok(found)
     }
@@ -367,9 +370,9 @@ impl PgStore {
         }
         if !want.workers.is_empty() {
             self.begin_once().await?;
-            self.met.extend(want.workers.iter().map(|name| (Arc::clone(name), None)));
+            self.met.last.extend(want.workers.iter().map(|name| (Arc::clone(name), None)));
             for row in self.read_sessions(&want.workers).await? {
-                self.met.insert(Arc::clone(&row.worker), Some(row.session));
+                self.met.last.insert(Arc::clone(&row.worker), Some(row.session));
                 known.sessions.insert(Arc::clone(&row.worker), row);
             }
         }

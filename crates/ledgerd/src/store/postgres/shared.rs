@@ -7,7 +7,7 @@
 use super::Meta;
 use super::failed;
 use super::recover::Columns;
-use super::slots::{Place, SEND_MAIL, SLOT};
+use super::slots::{BreakerKey, Place, SEND_MAIL, SLOT};
 use super::staged::Staged;
 use super::table::Kind::{self, Bytes, Int, Text};
 use super::table::{Rows, Table, put, put_and_read, rows};
@@ -96,13 +96,30 @@ pub(super) struct Written {
     /// Revisions of agents.
     pub(super) agents: Vec<(AgentId, i64)>,
     /// Revisions and epochs of breakers.
-    pub(super) breakers: Vec<((AgentId, Arc<str>), (i64, u64))>,
+    pub(super) breakers: Vec<(BreakerKey, (i64, u64))>,
     /// Others have mail.
     pub(super) mail: bool,
 }
 
-/// Last sessions of the workers that say Hello in a batch.
-pub(super) type Met = ByName<Option<SessionId>>;
+/// What is known of sessions while a batch is written.
+#[derive(Debug, Default)]
+pub(super) struct Met {
+    /// The last ones of workers that were asked for; none: they had none.
+    pub(super) last: ByName<Option<SessionId>>,
+    /// The newest of ours that was committed.
+    pub(super) committed: SessionId,
+}
+
+impl Met {
+    fn before(&self, row: &SessionRow) -> Option<SessionId> {
+        self.last.get(&row.worker).copied().flatten()
+    }
+
+    /// Whether this is the first that is written of a session.
+    fn is_new(&self, row: &SessionRow) -> bool {
+        row.session > self.committed && self.last.contains_key(&row.worker)
+    }
+}
 
 /// Writes all of it; `place` says what is known, and under which slot.
 pub(super) async fn write(
@@ -133,18 +150,13 @@ pub(super) async fn write(
     Ok(written)
 }
 
-/// Whether this is the first that is written of a session: the worker was asked for, and had another.
-fn is_new(row: &SessionRow, met: &Met) -> bool {
-    met.get(&row.worker).is_some_and(|before| *before != Some(row.session))
-}
-
 async fn write_sessions(conn: &mut PgConnection, staged: &Staged, met: &Met) -> Result<(), StoreError> {
     let bind_row = |columns: &mut Rows, row: &SessionRow| {
         bind::session(columns, row);
-        columns.add(met.get(&row.worker).copied().flatten().map_or(0, |before| before.0.cast_signed()));
+        columns.add(met.before(row).map_or(0, |before| before.0.cast_signed()));
     };
     let (new, known): (Vec<&SessionRow>, Vec<&SessionRow>) =
-        staged.sessions.values().partition(|row| is_new(row, met));
+        staged.sessions.values().partition(|row| met.is_new(row));
     let written = put_and_read(conn, rows(&NEW_SESSIONS, new.iter().copied(), bind_row)).await?;
     if written.len() < new.len() {
         return Err(StoreError::Outdated("the session of a worker"));
@@ -168,9 +180,8 @@ async fn send_mail(
             workers.push(None);
         }
     }
-    for row in staged.sessions.values().filter(|row| is_new(row, met)) {
-        let before = met.get(&row.worker).copied().flatten();
-        if let Some(before) = before.filter(|before| before.slot() != slot) {
+    for row in staged.sessions.values().filter(|row| met.is_new(row)) {
+        if let Some(before) = met.before(row).filter(|before| before.slot() != slot) {
             slots.push(i64::from(before.slot()));
             tasks.push(None);
             workers.push(Some(row.worker.to_string()));

@@ -152,8 +152,11 @@ pub(super) struct Place {
     look_at: Option<Timestamp>,
     /// What is stored of agents and breakers as we read or wrote it last: their revisions, and the epochs of breakers.
     pub(super) agents: HashMap<AgentId, i64>,
-    pub(super) breakers: HashMap<(AgentId, Arc<str>), (i64, u64)>,
+    pub(super) breakers: HashMap<BreakerKey, (i64, u64)>,
 }
+
+/// An agent, and the type whose breaker it is.
+pub(super) type BreakerKey = (AgentId, Arc<str>);
 
 impl Place {
     pub(super) fn named(name: &str) -> Self {
@@ -428,7 +431,11 @@ impl PgStore {
         self.staged.hint = Hint::NEWS;
         let query = sqlx::query(INHERIT).bind(i64::from(other)).bind(i64::from(self.place.slot));
         query.execute(self.connection()?).await.map_err(|error| failed(&error))?;
-        tracing::info!(slot = other, quiet_ms = quiet, "a daemon is gone; this one takes over what it left");
+        tracing::info!(
+            slot = other,
+            left = beat_at == 0,
+            "a daemon is gone; this one takes over what it left"
+        );
         Ok(true)
     }
 
