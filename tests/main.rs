@@ -14,6 +14,7 @@ mod explain;
 mod guide;
 mod leases;
 mod letters;
+mod moving;
 mod orders;
 mod postgres;
 mod power_loss;

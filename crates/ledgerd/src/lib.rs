@@ -8,6 +8,7 @@ pub mod config;
 pub mod ledger;
 pub mod store;
 pub mod telemetry;
+pub mod upkeep;
 
 mod grpc;
 mod http;
@@ -166,7 +167,7 @@ pub async fn run(
 async fn open(at: &StoreAt, address: SocketAddr) -> Result<(DynStore, Arc<dyn Reader>, Arc<Wake>), Fatal> {
     match at {
         StoreAt::Sqlite(dir) => {
-            make_directory(dir)?;
+            make_directory(dir).map_err(|source| Fatal::Directory { path: dir.clone(), source })?;
             let (store, reader) = store::open(dir, store::Options::default()).await?;
             Ok((Box::new(store), reader, Arc::default()))
         }
@@ -196,13 +197,9 @@ async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Fatal>
 }
 
 /// For the owner and the group only: the files in it hold what users sent.
-fn make_directory(path: &Path) -> Result<(), Fatal> {
+fn make_directory(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o750)
-        .create(path)
-        .map_err(|source| Fatal::Directory { path: path.to_owned(), source })
+    std::fs::DirBuilder::new().recursive(true).mode(0o750).create(path)
 }
 
 fn ended_ledger(ended: Result<Result<(), ledger::Fatal>, JoinError>) -> Result<(), Fatal> {

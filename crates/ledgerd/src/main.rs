@@ -2,6 +2,7 @@
 
 mod loop_bench;
 mod probe;
+mod store_commands;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -34,6 +35,18 @@ enum Command {
     Dev(Flags),
     /// Show what `serve` would go by, and where each value comes from
     CheckConfig(Flags),
+    /// See how the schema of a ledger stands, and bring it up to date
+    #[command(subcommand)]
+    Migrate(store_commands::Migrate),
+    /// Write a whole ledger to a file, to move it to another store
+    ///
+    /// Reads the ledger as it is at one moment, beside a daemon if one runs. What that daemon does afterwards is not in the
+    /// file: to move a ledger, stop it first.
+    Export(store_commands::Export),
+    /// Make a ledger of a file that `export` wrote, in a store that has none
+    ///
+    /// What was written is read back and compared with the file. When anything is wrong, nothing is kept.
+    Import(store_commands::Import),
     /// Ask a daemon whether it takes work: exit 0 when it does, 1 when not
     Healthcheck(probe::Healthcheck),
     /// Print the completion script of a shell
@@ -58,6 +71,9 @@ async fn main() -> ExitCode {
         Command::Serve(flags) => serve(&flags, |_| {}).await,
         Command::Dev(flags) => dev(flags).await,
         Command::CheckConfig(flags) => check_config(&flags),
+        Command::Migrate(command) => command.run(global.output).await,
+        Command::Export(command) => command.run(global.output).await,
+        Command::Import(command) => command.run(global.output).await,
         Command::Healthcheck(probe) => probe.run(&global.address).await,
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "ledgerd", &mut std::io::stdout());

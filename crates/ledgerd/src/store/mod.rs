@@ -9,17 +9,19 @@ mod bind;
 mod conformance;
 #[cfg(test)]
 mod model;
+pub mod moving;
 mod page;
 pub mod postgres;
 mod ready;
 #[cfg(test)]
 mod rig;
 mod rows;
+pub mod schema;
 mod sqlite;
 mod text;
 mod wake;
 
-pub use sqlite::{OpenError, Options, SqliteReader, SqliteStore, open};
+pub use sqlite::{OpenError, Options, SqliteReader, SqliteStore, open, steps};
 pub use wake::Wake;
 
 pub(crate) use text::settings_text;

@@ -7,6 +7,7 @@
 //! thread and time limits are the server's; a commit without an answer is asked for by the number of its transaction.
 
 mod hints;
+pub(super) mod moving;
 mod open;
 mod read;
 mod recover;
@@ -19,7 +20,7 @@ mod tests;
 mod write;
 
 pub(crate) use open::options;
-pub use open::{ConnectError, open};
+pub use open::{ConnectError, apply, open, steps};
 pub use read::PgReader;
 
 use crate::store::ready::Ready;

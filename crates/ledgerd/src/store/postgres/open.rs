@@ -5,10 +5,10 @@
 //! statement is ever dropped half-way.
 
 use super::{PgReader, PgStore};
-use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
+use crate::store::schema::{self, Applied, Step};
+use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
-use sqlx::{ConnectOptions, Row, SqlSafeStr};
-use std::borrow::Cow;
+use sqlx::{ConnectOptions, Row};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -112,6 +112,47 @@ pub async fn open(url: &str, name: &str) -> Result<(PgStore, Arc<PgReader>), Con
     Ok((PgStore::new(options, conn, name), reader))
 }
 
+/// Applies the migrations that are pending in the database at `url`.
+///
+/// # Errors
+/// Why the database cannot be used.
+pub async fn apply(url: &str) -> Result<(), ConnectError> {
+    let options = options(url)?;
+    migrate(&mut connect(&options).await?, &options).await
+}
+
+/// How the schema of the database at `url` stands; nothing is made or changed.
+///
+/// # Errors
+/// That the database cannot be read.
+pub async fn steps(url: &str) -> Result<Vec<Step>, ConnectError> {
+    let options = options(url)?;
+    let mut conn = reach(&options).await?;
+    steps_of(&mut conn).await.map_err(|source| ConnectError::Unreachable { server: server(&options), source })
+}
+
+/// How the schema of a database stands.
+pub(super) async fn steps_of(conn: &mut PgConnection) -> sqlx::Result<Vec<Step>> {
+    let is_there = "SELECT to_regclass('_sqlx_migrations') IS NOT NULL";
+    let mut applied = Vec::new();
+    if sqlx::query_scalar(is_there).fetch_one(&mut *conn).await? {
+        for row in sqlx::query(schema::APPLIED).fetch_all(&mut *conn).await? {
+            applied.push(Applied {
+                version: row.try_get(0)?,
+                name: row.try_get(1)?,
+                checksum: row.try_get(2)?,
+                done: row.try_get(3)?,
+            });
+        }
+    }
+    Ok(schema::compare(&schema::migrations(&MIGRATIONS), &applied))
+}
+
+/// A connection for one that only reads, whoever serves the database.
+pub(super) async fn reach(options: &PgConnectOptions) -> Result<PgConnection, ConnectError> {
+    options.connect().await.map_err(|source| ConnectError::Unreachable { server: server(options), source })
+}
+
 /// How to connect, as `url` says and a ledger needs.
 ///
 /// # Errors
@@ -154,7 +195,7 @@ fn server(options: &PgConnectOptions) -> String {
 /// A connection for the one that writes: to a server that keeps what it says is kept.
 pub(super) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, ConnectError> {
     let named = |source| ConnectError::Unreachable { server: server(options), source };
-    let mut conn = options.connect().await.map_err(named)?;
+    let mut conn = reach(options).await?;
     let row = sqlx::query(STATE).fetch_one(&mut conn).await.map_err(named)?;
     let (standby, fsync, pages, version): (bool, String, String, i32) = (
         row.try_get(0).map_err(named)?,
@@ -180,12 +221,9 @@ pub(super) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, 
     Ok(conn)
 }
 
-async fn migrate(conn: &mut PgConnection, options: &PgConnectOptions) -> Result<(), ConnectError> {
-    let migrations = MIGRATIONS.map(|(version, name, sql)| {
-        Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, sql.into_sql_str(), false)
-    });
+pub(super) async fn migrate(conn: &mut PgConnection, options: &PgConnectOptions) -> Result<(), ConnectError> {
     let server = || server(options);
-    match Migrator::with_migrations(migrations.to_vec()).run_direct(None, conn, false).await {
+    match Migrator::with_migrations(schema::migrations(&MIGRATIONS)).run_direct(None, conn, false).await {
         Ok(()) => Ok(()),
         Err(MigrateError::VersionMissing(found)) => Err(ConnectError::Newer { server: server(), found }),
         Err(MigrateError::VersionMismatch(found)) => Err(ConnectError::Unfit {

@@ -9,6 +9,7 @@ mod args;
 mod checkpoint;
 mod insert;
 mod lookup;
+pub(super) mod moving;
 mod open;
 mod pipeline;
 #[cfg(test)]
@@ -20,7 +21,7 @@ mod staged;
 mod tests;
 mod write;
 
-pub use open::{OpenError, Options, open};
+pub use open::{OpenError, Options, open, steps};
 pub use read::SqliteReader;
 
 use crate::store::Committed;

@@ -9,10 +9,10 @@ use super::pipeline::Pipeline;
 use super::read::SqliteReader;
 use super::write::Writer;
 use super::{Failure, Fresh, SqliteStore};
-use sqlx::migrate::{Migration, MigrationType, Migrator};
+use crate::store::schema::{self, Applied, Step};
+use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions, Row, SqlSafeStr};
-use std::borrow::Cow;
+use sqlx::{ConnectOptions, Connection, Row};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -21,14 +21,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// The database file, in the data directory.
-const DATABASE: &str = "ledger.db";
+pub(super) const DATABASE: &str = "ledger.db";
 /// Held locked for as long as a daemon uses the directory.
 const LOCK: &str = "ledger.lock";
 const MODE: u32 = 0o640;
 /// The first release without the write-ahead log reset bug (sqlite.org/wal.html).
 const SQLITE_AT_LEAST: [u32; 3] = [3, 51, 3];
 /// Nobody else writes; checkpoints and readers hold their locks for moments.
-const BUSY: Duration = Duration::from_millis(500);
+pub(super) const BUSY: Duration = Duration::from_millis(500);
 
 const MIGRATIONS: [(i64, &str, &str); 5] = [
     (1, "ledger", include_str!("../../../migrations/sqlite/0001_ledger.sql")),
@@ -111,13 +111,8 @@ pub enum OpenError {
 pub async fn open(dir: &Path, options: Options) -> Result<(SqliteStore, Arc<SqliteReader>), OpenError> {
     let lock = lock(dir)?;
     let path = dir.join(DATABASE);
-    let side = |suffix| {
-        let mut name = path.clone().into_os_string();
-        name.push(suffix);
-        PathBuf::from(name)
-    };
     for suffix in ["", "-wal", "-shm"] {
-        check(&side(suffix))?;
+        check(&side(&path, suffix))?;
     }
     create(dir, &path)?;
 
@@ -135,12 +130,59 @@ pub async fn open(dir: &Path, options: Options) -> Result<(SqliteStore, Arc<Sqli
     let pipeline = Pipeline::start(writer).map_err(|source| OpenError::Io { path: path.clone(), source })?;
     let fresh = Arc::new(Fresh::new(options.fresh_bytes));
     let reading = settings(&path).read_only(true).pragma("query_only", "ON");
-    let reader = Arc::new(SqliteReader::open(reading, Arc::clone(&fresh), side("-wal")));
+    let reader = Arc::new(SqliteReader::open(reading, Arc::clone(&fresh), side(&path, "-wal")));
     Ok((SqliteStore::new((pipeline, lookup), conn, checkpoints, fresh, lock), reader))
 }
 
+/// How the schema of the ledger in `dir` stands; nothing is made or changed.
+///
+/// # Errors
+/// That the file cannot be read.
+pub async fn steps(dir: &Path) -> Result<Vec<Step>, OpenError> {
+    let path = dir.join(DATABASE);
+    let known = schema::migrations(&MIGRATIONS);
+    check(&path)?;
+    if !path.exists() {
+        return Ok(schema::compare(&known, &[]));
+    }
+    let named = |error: sqlx::Error| of_sqlite(&path, &error);
+    let mut conn = settings(&path).read_only(true).connect().await.map_err(named)?;
+    let is_there = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = '_sqlx_migrations')";
+    let is_there: bool = sqlx::query_scalar(is_there).fetch_one(&mut conn).await.map_err(named)?;
+    let mut applied = Vec::new();
+    if is_there {
+        for row in sqlx::query(schema::APPLIED).fetch_all(&mut conn).await.map_err(named)? {
+            applied.push(Applied {
+                version: row.try_get(0).map_err(named)?,
+                name: row.try_get(1).map_err(named)?,
+                checksum: row.try_get(2).map_err(named)?,
+                done: row.try_get(3).map_err(named)?,
+            });
+        }
+    }
+    conn.close().await.map_err(named)?;
+    Ok(schema::compare(&known, &applied))
+}
+
+/// Gives an empty file the schema, with nothing kept for the case that it fails.
+pub(super) async fn make(path: &Path) -> Result<(), OpenError> {
+    let named = |error: sqlx::Error| of_sqlite(path, &error);
+    let making = settings(path).journal_mode(SqliteJournalMode::Off).synchronous(SqliteSynchronous::Off);
+    let mut conn = making.connect().await.map_err(named)?;
+    check_sqlite(&mut conn).await.map_err(named)??;
+    migrate(&mut conn, path).await?;
+    conn.close().await.map_err(named)
+}
+
+/// The name of a file that SQLite keeps beside a database.
+pub(super) fn side(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.to_owned().into_os_string();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
 /// What every connection is set to.
-const PRAGMAS: [(&str, &str); 5] = [
+pub(super) const PRAGMAS: [(&str, &str); 5] = [
     ("trusted_schema", "OFF"),
     ("cell_size_check", "ON"),
     ("mmap_size", "0"),
@@ -184,7 +226,7 @@ fn settings(path: &Path) -> SqliteConnectOptions {
     PRAGMAS.into_iter().fold(settings, |settings, (name, value)| settings.pragma(name, value))
 }
 
-fn lock(dir: &Path) -> Result<File, OpenError> {
+pub(super) fn lock(dir: &Path) -> Result<File, OpenError> {
     let path = dir.join(LOCK);
     check(&path)?;
     let io = |source| OpenError::Io { path: path.clone(), source };
@@ -226,7 +268,7 @@ fn check(path: &Path) -> Result<(), OpenError> {
 }
 
 /// Makes an empty database file: SQLite gives its side files the mode of this one, and would itself go by the umask.
-fn create(dir: &Path, path: &Path) -> Result<(), OpenError> {
+pub(super) fn create(dir: &Path, path: &Path) -> Result<(), OpenError> {
     let made = OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -259,10 +301,7 @@ async fn check_sqlite(conn: &mut SqliteConnection) -> Result<Result<(), OpenErro
 
 async fn migrate(conn: &mut SqliteConnection, path: &Path) -> Result<(), OpenError> {
     use sqlx::migrate::MigrateError;
-    let migrations = MIGRATIONS.map(|(version, name, sql)| {
-        Migration::new(version, Cow::Borrowed(name), MigrationType::Simple, sql.into_sql_str(), false)
-    });
-    match Migrator::with_migrations(migrations.to_vec()).run_direct(None, conn, false).await {
+    match Migrator::with_migrations(schema::migrations(&MIGRATIONS)).run_direct(None, conn, false).await {
         Ok(()) => Ok(()),
         Err(MigrateError::VersionMissing(found)) => Err(OpenError::Newer { path: path.to_owned(), found }),
         Err(MigrateError::VersionMismatch(found)) => Err(OpenError::Corrupt {

@@ -1,0 +1,246 @@
+//! A whole ledger out of a database, and into one.
+//!
+//! Read is one transaction that sees one moment and changes nothing, beside daemons if there are any. Written is one transaction
+//! too, which keeps daemons from taking a slot: it is committed after what it wrote was read back.
+
+use super::failed;
+use super::open::{self, connect, migrate, options, reach};
+use crate::store::bind::Cell;
+use crate::store::moving::{
+    HISTORY_OF_SLOTS, Kind, MoveError, Reader, TABLES, Table, Total, Value, Writer, exportable, same,
+};
+use crate::store::rows::Cells as _;
+use crate::store::schema::Standing;
+use futures_util::TryStreamExt;
+use ledger_core::store::StoreError;
+use sqlx::AssertSqlSafe;
+use sqlx::postgres::PgConnection;
+use std::fmt::Write as _;
+use std::io::{self, BufRead, Write};
+
+/// All tables are read and written in one go, however long that takes.
+const PATIENT: &str = "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0";
+const SNAPSHOT: &str = "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY";
+const SLOTS: &str = "SELECT count(*) FROM slots WHERE last_seq > 0";
+/// Bytes that are sent at once.
+const CHUNK: usize = 256 << 10;
+
+/// What is derived. Below 5 are the states that have not ended; QUEUED is 1, RETRY 3, BLOCKED 4. $1 is the reason BUDGET, and
+/// $2 the reason BREAKER_OPEN.
+const READY: &str = "INSERT INTO ready (agent, task_type, gated, urgency, run_at, calendar, task_id) \
+    SELECT s.agent, s.task_type, CASE t.state WHEN 4 THEN 1 ELSE 0 END, 9 - t.priority, t.run_at, t.calendar, t.id \
+    FROM tasks AS t JOIN task_specs AS s ON s.id = t.id \
+    WHERE t.state = 1 OR t.state = 3 AND t.reason <> $1 OR t.state = 4 AND t.reason = $2";
+const COUNTS: &str = "INSERT INTO counts (slot, agent, state, n) \
+    SELECT 0, s.agent, t.state, count(*) FROM tasks AS t JOIN task_specs AS s ON s.id = t.id GROUP BY s.agent, t.state";
+const LIVE_BLOCKS: &str = "INSERT INTO live_blocks (block, slot, n) \
+    SELECT id >> 12, 0, count(*) FROM tasks WHERE state <= 4 GROUP BY id >> 12";
+const META: &str = "UPDATE meta SET seed = $1, created_at = $2 WHERE id = 1";
+/// Nobody has it; the first daemon that comes takes it, and all that is in it.
+const SLOT: &str =
+    "INSERT INTO slots (slot, name, beat_at, last_seq, last_session) VALUES (0, '', 0, $1, $2)";
+/// What daemons leave that did nothing; a budget that was begun then fills with time alone.
+const NO_DAEMONS: &str = "DELETE FROM slots; DELETE FROM mail; DELETE FROM budgets";
+/// Who would take a slot waits, and finds the ledger when all is there.
+const LOCK: &str = "LOCK TABLE slots IN SHARE ROW EXCLUSIVE MODE";
+/// One was heard of within the time after which it is gone.
+const SERVED: &str = "SELECT EXISTS (SELECT 1 FROM slots WHERE owner IS NOT NULL \
+    AND beat_at > (extract(epoch FROM clock_timestamp()) * 1000)::bigint - 10000)";
+
+/// As `store::moving` has it.
+pub(in crate::store) async fn export(url: &str, out: impl Write) -> Result<Vec<Total>, MoveError> {
+    let mut conn = reach(&options(url)?).await?;
+    run(&mut conn, SNAPSHOT).await?;
+    run(&mut conn, PATIENT).await?;
+    exportable(Standing::of(&open::steps_of(&mut conn).await.map_err(|error| failed(&error))?))?;
+    read(&mut conn, out).await
+}
+
+/// As `store::moving` has it.
+pub(in crate::store) async fn import(url: &str, from: impl BufRead) -> Result<Vec<Total>, MoveError> {
+    let options = options(url)?;
+    let mut conn = connect(&options).await?;
+    match Standing::of(&open::steps_of(&mut conn).await.map_err(|error| failed(&error))?) {
+        Standing::Missing | Standing::UpToDate => {}
+        other => exportable(other)?,
+    }
+    let file = Reader::begin(from)?;
+    migrate(&mut conn, &options).await?;
+    run(&mut conn, "BEGIN").await?;
+    run(&mut conn, PATIENT).await?;
+    run(&mut conn, LOCK).await?;
+    if sqlx::query_scalar(SERVED).fetch_one(&mut conn).await.map_err(|error| failed(&error))? {
+        return Err(MoveError::Served);
+    }
+    refuse_unless_empty(&mut conn).await?;
+    let told = fill(&mut conn, file).await?;
+    run(&mut conn, "ANALYZE").await?;
+    same(&told, &read(&mut conn, io::sink()).await?)?;
+    match sqlx::raw_sql("COMMIT").execute(&mut conn).await {
+        Ok(_) => Ok(told),
+        Err(error) if error.as_database_error().is_some() => Err(failed(&error).into()),
+        Err(error) => {
+            Err(StoreError::Unknown(format!("{error}; export the store to see whether it was")).into())
+        }
+    }
+}
+
+async fn run(conn: &mut PgConnection, statement: &'static str) -> Result<(), StoreError> {
+    sqlx::raw_sql(statement).execute(conn).await.map(drop).map_err(|error| failed(&error))
+}
+
+async fn refuse_unless_empty(conn: &mut PgConnection) -> Result<(), MoveError> {
+    for table in TABLES.iter().filter(|table| !table.is_of_new_stores()) {
+        let look = AssertSqlSafe(format!("SELECT EXISTS (SELECT 1 FROM {})", table.name));
+        if sqlx::query_scalar(look).fetch_one(&mut *conn).await.map_err(|error| failed(&error))? {
+            return Err(MoveError::NotEmpty { table: table.name });
+        }
+    }
+    Ok(())
+}
+
+/// Writes all tables to `out`.
+async fn read(conn: &mut PgConnection, out: impl Write) -> Result<Vec<Total>, MoveError> {
+    let slots: i64 = sqlx::query_scalar(SLOTS).fetch_one(&mut *conn).await.map_err(|error| failed(&error))?;
+    let mut writer = Writer::begin(out)?;
+    for table in &TABLES {
+        writer.table(table)?;
+        let source = match table.name {
+            "task_history" if slots > 1 => HISTORY_OF_SLOTS,
+            _ => table.postgres,
+        };
+        let mut rows = sqlx::query(AssertSqlSafe(table.select_of_slots(source))).fetch(&mut *conn);
+        while let Some(row) = rows.try_next().await.map_err(|error| failed(&error))? {
+            writer.row(table, |at, kind| {
+                let cell = match kind {
+                    Kind::Int | Kind::Rare | Kind::Session => row.int(at).map(Cell::from),
+                    Kind::Real => row.real(at).map(Cell::from),
+                    Kind::Text => row.text(at).map(Cell::from),
+                    Kind::Bytes => row.bytes(at).map(Cell::from),
+                };
+                Ok(cell.map_err(|error| failed(&error))?)
+            })?;
+        }
+        drop(rows);
+        writer.done(table);
+    }
+    writer.end()
+}
+
+/// Writes what the file has, and what is derived from it.
+async fn fill(conn: &mut PgConnection, mut file: Reader<impl BufRead>) -> Result<Vec<Total>, MoveError> {
+    run(conn, NO_DAEMONS).await?;
+    for table in &TABLES {
+        file.table(table)?;
+        if table.name == "meta" {
+            while let Some(row) = file.row(table)? {
+                fill_meta(conn, &row).await.map_err(|error| failed(&error))?;
+            }
+        } else {
+            fill_table(conn, table, &mut file).await?;
+        }
+    }
+    let told = file.end()?;
+    let (budget, breaker) = (ledger_core::Reason::Budget.code(), ledger_core::Reason::BreakerOpen.code());
+    let ready = sqlx::query(READY).bind(i64::from(budget)).bind(i64::from(breaker));
+    ready.execute(&mut *conn).await.map_err(|error| failed(&error))?;
+    run(conn, COUNTS).await?;
+    run(conn, LIVE_BLOCKS).await?;
+    Ok(told)
+}
+
+/// What `meta` is here: a row, the row of a slot, and a sequence.
+async fn fill_meta(conn: &mut PgConnection, row: &[Value]) -> sqlx::Result<()> {
+    let [
+        Value::Int(seed),
+        Value::Int(created_at),
+        Value::Int(blocks),
+        Value::Int(last_seq),
+        Value::Int(last_session),
+    ] = row
+    else {
+        return Ok(()); // What is missing is seen when it is read back.
+    };
+    sqlx::query(META).bind(seed).bind(created_at).execute(&mut *conn).await?;
+    sqlx::query(SLOT).bind(last_seq).bind(last_session).execute(&mut *conn).await?;
+    // Undone with the transaction, other than setval.
+    let restart = AssertSqlSafe(format!("ALTER SEQUENCE task_blocks RESTART WITH {blocks}"));
+    sqlx::raw_sql(restart).execute(&mut *conn).await.map(drop)
+}
+
+async fn fill_table(
+    conn: &mut PgConnection,
+    table: &'static Table,
+    file: &mut Reader<impl BufRead>,
+) -> Result<(), MoveError> {
+    let more: String = table.of_postgres.iter().map(|(name, _)| format!(", \"{name}\"")).collect();
+    let rest: String = table.of_postgres.iter().map(|(_, value)| format!("\t{value}")).collect();
+    let copy = format!("COPY {} ({}{more}) FROM STDIN", table.name, table.names());
+    let mut into = conn.copy_in_raw(&copy).await.map_err(|error| failed(&error))?;
+    let (mut chunk, mut last) = (String::new(), None);
+    loop {
+        let row = match file.row(table) {
+            Ok(row) => row,
+            Err(error) => {
+                // The first failure is what is told; this one only ends the copy.
+                let _ = into.abort("the file is damaged").await;
+                return Err(error);
+            }
+        };
+        if let Some(row) = &row {
+            add(&mut chunk, table, row, &rest);
+            last = row.first().cloned();
+        }
+        if !chunk.is_empty() && (row.is_none() || chunk.len() >= CHUNK) {
+            into.send(chunk.as_bytes()).await.map_err(|error| failed(&error))?;
+            chunk.clear();
+        }
+        if row.is_none() {
+            break;
+        }
+    }
+    into.finish().await.map_err(|error| failed(&error))?;
+    if let ("agent_events", Some(Value::Int(last))) = (table.name, last) {
+        let next = last.saturating_add(1);
+        let restart = format!("ALTER TABLE agent_events ALTER COLUMN seq RESTART WITH {next}");
+        sqlx::raw_sql(AssertSqlSafe(restart)).execute(conn).await.map_err(|error| failed(&error))?;
+    }
+    Ok(())
+}
+
+/// Adds a row in the text form of COPY.
+fn add(chunk: &mut String, table: &Table, row: &[Value], rest: &str) {
+    for (at, (value, (_, kind))) in row.iter().zip(table.columns).enumerate() {
+        if at > 0 {
+            chunk.push('\t');
+        }
+        // Writing to a String cannot fail.
+        let _ = match (kind, value) {
+            (_, Value::Null) | (Kind::Rare, Value::Int(0)) => chunk.write_str("\\N"),
+            (_, Value::Int(value)) => write!(chunk, "{value}"),
+            (_, Value::Real(value)) => write!(chunk, "{value:?}"),
+            (_, Value::Text(text)) => {
+                escape(chunk, text);
+                Ok(())
+            }
+            (_, Value::Bytes(bytes)) => {
+                chunk.push_str("\\\\x");
+                bytes.iter().try_for_each(|byte| write!(chunk, "{byte:02x}"))
+            }
+        };
+    }
+    chunk.push_str(rest);
+    chunk.push('\n');
+}
+
+fn escape(chunk: &mut String, text: &str) {
+    for c in text.chars() {
+        match c {
+            '\\' => chunk.push_str("\\\\"),
+            '\n' => chunk.push_str("\\n"),
+            '\r' => chunk.push_str("\\r"),
+            '\t' => chunk.push_str("\\t"),
+            c => chunk.push(c),
+        }
+    }
+}
