@@ -337,6 +337,35 @@ async fn one_that_stood_still_too_long_starts_over_and_overwrites_nothing() {
     assert_eq!(events(&far, &id).await, ["ENQUEUED", "ASSIGNED", "STARTED", "COMPLETED"]);
 }
 
+#[tokio::test]
+async fn a_client_that_knows_all_addresses_goes_to_one_that_is_there() {
+    let Some(mut daemons) = replicas(2) else { return };
+    let all = daemons.iter().map(|daemon| daemon.address.clone()).collect::<Vec<_>>().join(",");
+    let handler = |payload: serde_json::Value, _: Context| async move { Ok::<_, TaskError>(payload) };
+    let stop = CancellationToken::new();
+    let client = Client::lazy(&all).expect("two addresses");
+    let worker = Worker::builder(client.clone()).agents(["a"]).any(handler).build().expect("it is complete");
+    let works = tokio::spawn(worker.run_until(stop.clone()));
+    for payload in 0..4 {
+        let task = client.enqueue("a", "echo", &payload).await.expect("one of them is there");
+        let result: i32 =
+            within("the result", task.result().timeout(PATIENCE).read()).await.expect("it is done");
+        assert_eq!(result, payload);
+        if payload == 1 {
+            daemons[0].kill();
+        }
+        if payload == 2 {
+            let address = daemons[0].address.clone();
+            let (folder, flags) = (Arc::clone(&daemons[0].folder), daemons[0].flags.clone());
+            let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+            daemons[0] = Daemon::start_with(folder, &address, &flags);
+            daemons[1].kill();
+        }
+    }
+    stop.cancel();
+    within("the worker ends", works).await.expect("no panic").expect("in good order");
+}
+
 /// Tasks of the race; `LEDGERD_RACE` says another number.
 const RACE: usize = 20_000;
 

@@ -53,6 +53,8 @@ pub(crate) struct Daemon {
     child: Child,
     pub(crate) folder: Arc<Folder>,
     pub(crate) address: String,
+    /// What it was started with, beyond what every daemon of the tests has.
+    pub(crate) flags: Vec<String>,
 }
 
 impl Daemon {
@@ -105,7 +107,8 @@ impl Daemon {
             let _ = child.wait();
             return Err(format!("the daemon did not start: {first:?}\n{log}"));
         };
-        Ok(Self { child, folder, address })
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        Ok(Self { child, folder, address, flags })
     }
 
     /// Kills it as a power cut would, and starts it again on the same files and port.

@@ -63,7 +63,7 @@ const HEADING: &str = "Connection and output";
 /// Flags of every client command.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Global {
-    /// Where ledgerd listens
+    /// Where ledgerd listens; of several daemons that serve one ledger, with commas between them, one that answers
     #[arg(
         long,
         global = true,

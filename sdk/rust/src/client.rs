@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status};
+use tower::service_fn;
 
+use crate::dial::Dialer;
 use crate::enqueue::{Enqueue, NewTask};
 use crate::error::Error;
 use crate::explain::Explanation;
@@ -35,14 +37,22 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to `host:port` or `http://host:port`, within 5 s.
+    /// Connects to `host:port` or `http://host:port`, within 5 s. Of several with commas between them, which serve one
+    /// ledger, to one that answers; when that is gone, to the next.
     ///
     /// # Errors
     ///
     /// [`Error::Address`] when `address` is none, [`Error::Unavailable`] when nobody answers there.
     pub async fn connect(address: impl AsRef<str>) -> Result<Self, Error> {
         let address = address.as_ref();
-        let channel = endpoint(address)?.connect().await.map_err(|error| Error::Unavailable {
+        let (endpoint, dialer) = places(address)?;
+        let connected = match dialer {
+            Some(dialer) => {
+                endpoint.connect_with_connector(service_fn(move |_: Uri| dialer.clone().dial())).await
+            }
+            None => endpoint.connect().await,
+        };
+        let channel = connected.map_err(|error| Error::Unavailable {
             reason: String::new(),
             message: format!("cannot connect to {address}: {}", root_cause(&error)),
             retry_after: None,
@@ -57,10 +67,17 @@ impl Client {
     ///
     /// [`Error::Address`] when `address` is none.
     pub fn lazy(address: impl AsRef<str>) -> Result<Self, Error> {
-        Ok(Self { channel: endpoint(address.as_ref())?.connect_lazy() })
+        let (endpoint, dialer) = places(address.as_ref())?;
+        let channel = match dialer {
+            Some(dialer) => {
+                endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| dialer.clone().dial()))
+            }
+            None => endpoint.connect_lazy(),
+        };
+        Ok(Self { channel })
     }
 
-    /// As [`Client::lazy`] with the address in `LEDGERD_ADDRESS`, or 127.0.0.1:7420 when that is not set or empty.
+    /// As [`Client::lazy`] with the address or addresses in `LEDGERD_ADDRESS`, or 127.0.0.1:7420 when that is not set or empty.
     ///
     /// # Errors
     ///
@@ -265,6 +282,22 @@ fn present(task: Option<v1::Task>) -> Result<v1::Task, Error> {
     task.ok_or_else(|| Status::internal(NO_TASK).into())
 }
 
+/// Where to connect, and who dials where there are several addresses.
+fn places(addresses: &str) -> Result<(Endpoint, Option<Dialer>), Error> {
+    let endpoints: Vec<Endpoint> =
+        addresses.split(',').map(|address| endpoint(address.trim())).collect::<Result<_, _>>()?;
+    let authorities = endpoints.iter().filter_map(|endpoint| Some(endpoint.uri().authority()?.to_string()));
+    let dialer = match endpoints.len() {
+        1 => None,
+        _ => Some(Dialer::new(authorities.collect(), clock::draw() as usize)),
+    };
+    let first = endpoints.into_iter().next().ok_or_else(|| Error::Address {
+        address: addresses.to_owned(),
+        message: "expected host:port".to_owned(),
+    })?;
+    Ok((first, dialer))
+}
+
 fn endpoint(address: &str) -> Result<Endpoint, Error> {
     let fault = |message: &str| Error::Address { address: address.to_owned(), message: message.to_owned() };
     if address.starts_with("https://") {
@@ -307,6 +340,11 @@ mod tests {
         for good in ["localhost:7420", "127.0.0.1:7420", "http://ledger.internal:80/", "[::1]:7420"] {
             assert!(endpoint(good).is_ok(), "{good}");
         }
+        for several in ["a:1,b:2", "a:1, http://b:2"] {
+            assert!(matches!(places(several), Ok((_, Some(_)))), "{several}");
+        }
+        assert!(matches!(places("a:1"), Ok((_, None))));
+        assert!(places("a:1,").is_err() && places("a:1,b").is_err());
         for bad in
             ["", "localhost", ":7420", "host:notaport", "https://host:7420", "http://host:1/path", "a b:1"]
         {

@@ -38,6 +38,7 @@
 
 mod client;
 mod clock;
+mod dial;
 mod enqueue;
 mod error;
 mod explain;
