@@ -120,7 +120,7 @@ pub async fn start(
         calls: call_lane,
         frames: frame_lane,
         underway: VecDeque::new(),
-        undo: None,
+        undo: Undo::default(),
         heard: Heard::default(),
         not_before: None,
     };
@@ -143,8 +143,8 @@ struct Loop {
     frames: mpsc::Receiver<Order>,
     /// Handed over and not known to be durable, the oldest first.
     underway: VecDeque<Underway>,
-    /// What the batch that failed last did to memory.
-    undo: Option<Undo>,
+    /// What batches that failed did to memory.
+    undo: Undo,
     /// News that no batch has acted on.
     heard: Heard,
     /// The store refused what time brought: not again before this.
@@ -158,6 +158,8 @@ struct Underway {
     answers: Vec<Answered>,
     said: Said,
     now: Now,
+    /// What it did to memory.
+    undo: Undo,
 }
 
 /// What the next batch will be.
@@ -283,7 +285,7 @@ impl Loop {
     async fn batch(&mut self, mut orders: Vec<Order>) -> Result<(), Fatal> {
         // What reads past the store sees only what is durable.
         let reads = orders.iter().any(|order| reads_what_is_durable(&order.command));
-        if reads {
+        if reads || self.may_hear(&orders, self.shared.clock.now()) {
             self.land().await?;
         }
         let attempted = self.attempt(&mut orders).await;
@@ -314,7 +316,13 @@ impl Loop {
                 Ok(())
             }
             Err(error) => {
-                let later = self.underway.drain(..).flat_map(|batch| batch.orders).collect();
+                let mut later = Vec::new();
+                // The newest first: each was decided on what the one before had done.
+                while let Some(after) = self.underway.pop_back() {
+                    later.splice(0..0, after.orders);
+                    self.undo.add(after.undo);
+                }
+                self.undo.add(batch.undo);
                 self.refuse(&error, batch.orders, later).await
             }
         }
@@ -402,6 +410,7 @@ impl Loop {
             }
             Err(error) => {
                 *orders = batch.orders;
+                self.undo.add(batch.undo);
                 Err(error)
             }
         }
@@ -432,11 +441,9 @@ impl Loop {
             return Err(Fatal::Store(error.clone()));
         }
         let now = self.shared.clock.now();
-        let undo = self.undo.take();
+        let undo = std::mem::take(&mut self.undo);
         if error.is_conflict() {
-            if let Some(undo) = undo
-                && let Some(found) = self.store.anew(&undo.touched(), now).await.map_err(Fatal::Store)?
-            {
+            if let Some(found) = self.store.anew(&undo.touched(), now).await.map_err(Fatal::Store)? {
                 let heard = self.memory.put_back(undo, found, now);
                 self.heard.add(heard);
                 return Ok(());
@@ -465,13 +472,22 @@ impl Loop {
         };
         match submitted {
             Ok(answers) => {
-                self.underway.push_back(Underway { orders: std::mem::take(orders), answers, said, now });
+                let orders = std::mem::take(orders);
+                self.underway.push_back(Underway { orders, answers, said, now, undo });
                 Ok(())
             }
             Err(error) => {
-                self.undo = Some(undo);
+                self.undo.add(undo);
                 Err(error)
             }
+        }
+    }
+
+    /// Whether a batch of these begins with news.
+    fn may_hear(&self, orders: &[Order], now: Now) -> bool {
+        self.store.has_news(now, true) && {
+            let wanted = orders.iter().any(|order| decide::asks_for_news(&order.command));
+            self.store.has_news(now, wanted || !self.shared.awaited().is_empty())
         }
     }
 
@@ -479,15 +495,11 @@ impl Loop {
     async fn hear(&mut self, orders: &[Order]) -> Result<Now, StoreError> {
         let clock = self.shared.clock;
         let now = clock.now();
-        if !self.store.has_news(now, true) {
+        // It is laid over what is durable; what is on its way is not yet.
+        if !self.underway.is_empty() || !self.may_hear(orders, now) {
             return Ok(now);
         }
-        let awaited = self.shared.awaited();
-        let wanted = !awaited.is_empty() || orders.iter().any(|order| decide::asks_for_news(&order.command));
-        if !self.store.has_news(now, wanted) {
-            return Ok(now);
-        }
-        let news = self.store.news(&awaited, now).await?;
+        let news = self.store.news(&self.shared.awaited(), now).await?;
         if let Some(set_ms) = news.replicas.time.and_then(|time| clock.follow(time)) {
             tracing::warn!(set_ms, "the clock of the store was set, or differs; leases start anew");
             self.memory.since = clock.now().at;
@@ -501,7 +513,7 @@ impl Loop {
 
     /// A batch is durable.
     async fn say(&mut self, batch: Underway, proof: &Committed) {
-        let Underway { orders, answers, mut said, now } = batch;
+        let Underway { orders, answers, mut said, now, .. } = batch;
         self.memory.commits += 1;
         self.not_before = None;
         for (order, answer) in orders.into_iter().zip(answers) {

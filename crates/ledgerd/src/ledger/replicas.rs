@@ -37,12 +37,13 @@ impl Heard {
     }
 }
 
-/// What a batch did to memory that no row says.
+/// What batches did to memory that no row says.
 #[derive(Debug, Default)]
 pub(super) struct Undo {
     opened: Vec<SessionId>,
     closed: Vec<Session>,
-    tasks: ByTask<Open>,
+    /// The newest batch's first.
+    tasks: Vec<ByTask<Open>>,
 }
 
 impl Undo {
@@ -50,13 +51,23 @@ impl Undo {
         Self {
             opened: std::mem::take(&mut batch.opened),
             closed: std::mem::take(&mut batch.shut),
-            tasks: std::mem::take(&mut batch.open),
+            tasks: vec![std::mem::take(&mut batch.open)],
         }
+    }
+
+    /// What an earlier batch did as well.
+    pub(super) fn add(&mut self, earlier: Self) {
+        self.opened.extend(earlier.opened);
+        self.closed.extend(earlier.closed);
+        self.tasks.extend(earlier.tasks);
     }
 
     /// Tasks that the batch looked at.
     pub(super) fn touched(&self) -> Vec<TaskId> {
-        self.tasks.keys().copied().collect()
+        let mut all: Vec<TaskId> = self.tasks.iter().flat_map(|batch| batch.keys().copied()).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 }
 
@@ -252,20 +263,21 @@ impl Memory {
 
     /// After a conflict: memory as the store has it, for all that the batch touched.
     pub(super) fn put_back(&mut self, undo: Undo, (mut news, tasks): (News, Vec<Task>), now: Now) -> Heard {
-        for id in undo.opened {
-            self.sessions.remove(&id);
-            self.outboxes.remove(&id);
-            for worker in self.workers.values_mut().filter(|worker| worker.session == Some(id)) {
+        let opened = undo.opened;
+        for id in &opened {
+            self.sessions.remove(id);
+            self.outboxes.remove(id);
+            for worker in self.workers.values_mut().filter(|worker| worker.session == Some(*id)) {
                 worker.session = None;
             }
         }
-        for session in undo.closed {
+        for session in undo.closed.into_iter().filter(|session| !opened.contains(&session.id)) {
             if let Some(worker) = self.workers.get_mut(&session.worker) {
                 worker.session = Some(session.id);
             }
             self.sessions.insert(session.id, session);
         }
-        for open in undo.tasks.values() {
+        for open in undo.tasks.iter().flat_map(ByTask::values) {
             // As if it had never been; those that are stored are booked below.
             self.unhold(&open.task, false);
             self.timers.disarm(open.task.id);

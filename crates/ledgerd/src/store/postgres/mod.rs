@@ -1,11 +1,13 @@
 //! The ledger in PostgreSQL.
 //!
 //! A batch is one transaction. What it names is read when it begins; what it changes stays in memory until its end, then
-//! each table is written with one statement and the transaction committed. Rows of tasks are written only where they are
+//! each table is written with one statement and the transaction committed, while the next batch is decided on another
+//! connection. Rows of tasks are written only where they are
 //! as they were read; a task that somebody else changed fails the batch by name. Invariants: what a batch reads is what is
 //! committed with its own changes laid over; no statement is dropped half-way, for all of them run on the ledger's own
 //! thread and time limits are the server's; a commit without an answer is asked for by the number of its transaction.
 
+mod flight;
 mod hints;
 pub(super) mod moving;
 mod open;
@@ -25,34 +27,38 @@ pub use read::PgReader;
 
 use crate::store::ready::Ready;
 use crate::store::{Committed, Wake};
+use flight::{Flying, Handed, Landed, Session};
 use hints::{Hint, Hints};
 use ledger_core::store::{Ask, Changed, Changes, Fut, Known, News, Recovered, Store, StoreError, Want};
 use ledger_core::{AgentId, ByTask, Now, Record, SessionId, State, Task, TaskId, Timestamp};
-use shared::Met;
+use shared::{Basis, Met, Written};
 use slots::Place;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use staged::{Image, Staged};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Numbers that are taken at once.
 const BLOCK: u64 = 1_000;
-/// How long the fate of a commit is asked for, and a server that went away is waited for.
+/// How long a server that went away is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two tries of that.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Batches with answers to remember, after which old answers are looked for.
 const PURGE_EVERY: u32 = 16;
 
-/// The parameter travels as text, for its type is not one of ours.
-const FATE: &str = "SELECT pg_xact_status($1::text::xid8)";
-
 /// The writing half.
 pub struct PgStore {
     options: PgConnectOptions,
-    /// None: it was lost.
-    conn: Option<PgConnection>,
+    /// Where the open batch is decided; none: it was lost, or not opened yet.
+    session: Option<Session>,
+    /// One that is free.
+    spare: Option<Session>,
+    /// The batch before the open one, which is being written.
+    flying: Option<Flying>,
+    /// One that was decided while that is written.
+    queued: Option<Handed>,
     place: Place,
     hints: Hints,
     wake: Arc<Wake>,
@@ -73,8 +79,6 @@ pub struct PgStore {
     counted: HashMap<TaskId, AgentId>,
     /// The first time at which a task in the database becomes due, on the steady clock; none is later than the last look.
     due: Option<Timestamp>,
-    /// Batches that are durable and were not told of.
-    durable: VecDeque<Committed>,
     /// Batches with answers since old ones were looked for.
     answered: u32,
     /// A batch failed: memory may say what the database does not.
@@ -104,7 +108,10 @@ impl PgStore {
             hints: Hints::start(&options, Arc::clone(&wake)),
             wake,
             options,
-            conn: Some(conn),
+            session: Some(Session::new(conn)),
+            spare: None,
+            flying: None,
+            queued: None,
             place: Place::named(name),
             beat_at: 0,
             meta: Meta::default(),
@@ -116,7 +123,6 @@ impl PgStore {
             ready: Ready::new(Now::steady(Timestamp::EPOCH)),
             counted: HashMap::new(),
             due: None,
-            durable: VecDeque::new(),
             answered: PURGE_EVERY,
             broken: true,
         }
@@ -129,7 +135,21 @@ impl PgStore {
     }
 
     fn connection(&mut self) -> Result<&mut PgConnection, StoreError> {
-        self.conn.as_mut().ok_or_else(|| StoreError::Unavailable("the connection was lost".to_owned()))
+        let lost = || StoreError::Unavailable("the connection was lost".to_owned());
+        self.session.as_mut().map(|session| &mut session.conn).ok_or_else(lost)
+    }
+
+    /// Has a connection to decide on.
+    async fn connect_once(&mut self) -> Result<(), StoreError> {
+        if self.session.is_none() {
+            self.session = self.spare.take();
+        }
+        if self.session.is_none() {
+            let conn = open::connect(&self.options).await;
+            let conn = conn.map_err(|error| StoreError::Unavailable(error.to_string()))?;
+            self.session = Some(Session::new(conn));
+        }
+        Ok(())
     }
 
     fn usable(&self) -> Result<(), StoreError> {
@@ -144,6 +164,7 @@ impl PgStore {
     async fn begin_once(&mut self) -> Result<(), StoreError> {
         self.usable()?;
         if !self.begun {
+            self.connect_once().await?;
             sqlx::raw_sql("BEGIN").execute(self.connection()?).await.map_err(|error| failed(&error))?;
             self.begun = true;
         }
@@ -152,17 +173,19 @@ impl PgStore {
 
     async fn roll_back(&mut self) {
         if std::mem::take(&mut self.begun)
-            && let Some(conn) = &mut self.conn
-            && sqlx::raw_sql("ROLLBACK").execute(conn).await.is_err()
+            && let Some(session) = &mut self.session
+            && sqlx::raw_sql("ROLLBACK").execute(&mut session.conn).await.is_err()
         {
             self.lose_connection();
         }
     }
 
     fn lose_connection(&mut self) {
-        self.conn = None;
+        self.begun = false;
         // Its locks went with it.
-        self.place.locked = false;
+        if self.session.take().is_some_and(|session| session.locks) {
+            self.place.locked = false;
+        }
     }
 
     fn stage(&mut self, mut changes: Changes) -> Result<(), StoreError> {
@@ -252,43 +275,126 @@ impl PgStore {
         Ok(())
     }
 
-    /// Writes and commits the open batch.
-    async fn end(&mut self) -> Result<(), StoreError> {
+    /// Ends the open batch: it is written as soon as the one before it is durable.
+    fn end(&mut self) -> Result<(), StoreError> {
         self.usable()?;
-        let staged = std::mem::take(&mut self.staged);
+        let staged = Arc::new(std::mem::take(&mut self.staged));
         self.read.clear();
         self.counted.clear();
-        if staged.is_empty() {
-            self.roll_back().await;
-        } else {
-            let mut hint = Self::hint_of(&staged);
-            self.begin_once().await?;
-            let written = self.write_staged(&staged).await?;
-            if !staged.requests.is_empty() {
-                self.answered += 1;
-                if self.answered >= PURGE_EVERY {
-                    self.answered = 0;
-                    let most = 100 + 2 * PURGE_EVERY as usize * staged.requests.len();
-                    self.purge_requests(self.ready.now().at, most).await?;
-                }
-            }
-            self.commit_as(written.transaction.as_deref().unwrap_or_default()).await?;
-            hint.news |= written.mail;
-            self.place.agents.extend(written.agents);
-            self.place.breakers.extend(written.breakers);
-            self.met.committed = SessionId(self.meta.last_session);
-            if !self.place.others.is_empty() || staged.hint.news {
-                self.hints.tell(self.place.slot, hint);
+        let mut purge = None;
+        if !staged.requests.is_empty() {
+            self.answered += 1;
+            if self.answered >= PURGE_EVERY {
+                self.answered = 0;
+                purge = Some((self.ready.now().at, 100 + 2 * PURGE_EVERY as usize * staged.requests.len()));
             }
         }
-        self.met.last.clear();
         let now = self.ready.now();
         let due = staged.tasks.values().filter(|image| image.task.is_claimable_state());
         let due = due.map(|image| image.task.due_at(now)).filter(|due| *due > now.at).min();
         self.due = self.due.into_iter().chain(due).min();
-        self.ready = Ready::new(now);
-        self.durable.push_back(Committed::up_to(self.meta.last_seq));
+        let handed = Handed {
+            session: self.session.take(),
+            begun: std::mem::take(&mut self.begun),
+            hint: Self::hint_of(&staged),
+            met: Met { last: std::mem::take(&mut self.met.last), committed: self.met.committed },
+            meta: self.meta,
+            staged,
+            purge,
+        };
+        self.met.committed = SessionId(self.meta.last_session);
+        self.session = self.spare.take();
+        match self.flying {
+            None => self.start(handed),
+            Some(_) if self.queued.is_none() => self.queued = Some(handed),
+            Some(_) => return Err(StoreError::Statement("three batches at one time".to_owned())),
+        }
         Ok(())
+    }
+
+    fn start(&mut self, handed: Handed) {
+        let basis = Basis::of(&handed.staged, &self.place);
+        self.flying = Some(handed.start(basis, self.options.clone()));
+    }
+
+    /// Waits for the batch that is being written, and begins to write the next.
+    async fn land(&mut self) -> Result<Committed, StoreError> {
+        let Some(flying) = &mut self.flying else {
+            return Err(StoreError::Statement("no batch was handed over".to_owned()));
+        };
+        let landed = (&mut flying.task).await;
+        // Nothing is awaited from here on: whoever drops this future asks again before or after all of it.
+        let Some(flying) = self.flying.take() else {
+            return Err(StoreError::Statement("no batch was handed over".to_owned()));
+        };
+        let Ok(Landed { session, written }) = landed else {
+            self.broken = true;
+            return Err(StoreError::Unknown("what wrote a batch has panicked".to_owned()));
+        };
+        match &session {
+            None => self.place.locked &= self.holds_lock(),
+            Some(_) => {}
+        }
+        match self.session {
+            None => self.session = session,
+            Some(_) => self.spare = session,
+        }
+        match written {
+            Ok(written) if !written.lost_place => {
+                self.know(&flying, written);
+                if let Some(handed) = self.queued.take() {
+                    self.start(handed);
+                }
+                Ok(Committed::up_to(flying.meta.last_seq))
+            }
+            failed => {
+                // The next was decided on it. What it was decided in ends with its connection.
+                self.broken = true;
+                self.queued = None;
+                self.place.locked &= self.holds_lock();
+                Err(match failed {
+                    Ok(_) => self.lose_place(),
+                    Err(error) => error,
+                })
+            }
+        }
+    }
+
+    /// Whether one of our connections holds the slot's lock, as far as is known here.
+    fn holds_lock(&self) -> bool {
+        let queued = self.queued.as_ref().and_then(|handed| handed.session.as_ref());
+        [self.session.as_ref(), self.spare.as_ref(), queued]
+            .into_iter()
+            .flatten()
+            .any(|session| session.locks)
+    }
+
+    /// A batch is durable.
+    fn know(&mut self, flying: &Flying, written: Written) {
+        let mut hint = flying.hint;
+        hint.news |= written.mail;
+        self.place.agents.extend(written.agents);
+        self.place.breakers.extend(written.breakers);
+        if !self.place.others.is_empty() || flying.staged.hint.news {
+            self.hints.tell(self.place.slot, hint);
+        }
+        // What waits is found in the database from now on, but for what was changed since.
+        for image in flying.staged.tasks.values() {
+            let id = image.task.id;
+            let queued = self.queued.as_ref().is_some_and(|handed| handed.staged.tasks.contains_key(&id));
+            if !queued && !self.staged.tasks.contains_key(&id) {
+                self.ready.forget(id);
+            }
+        }
+    }
+
+    /// The last that was said of a task by a batch that is not known to be durable; none of it: it was removed.
+    fn underway(&self, id: TaskId) -> Option<Option<&Arc<Task>>> {
+        let staged = &self.flying.as_ref()?.staged;
+        if staged.removed.iter().any(|(removed, _)| *removed == id) {
+            return Some(None);
+        }
+        staged.tasks.get(&id).map(|image| Some(&image.task))
     }
 
     /// What of a batch concerns other daemons.
@@ -300,73 +406,12 @@ impl PgStore {
         hint
     }
 
-    async fn commit_as(&mut self, transaction: &str) -> Result<(), StoreError> {
-        let committed = sqlx::raw_sql("COMMIT").execute(self.connection()?).await;
-        self.begun = false;
-        match committed {
-            Ok(_) => Ok(()),
-            // The server said so: nothing was written.
-            Err(error) if error.as_database_error().is_some_and(|said| !ends_session(said)) => {
-                Err(failed(&error))
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a commit was not answered; asking what became of it");
-                self.lose_connection();
-                self.fate_of(transaction).await
-            }
-        }
-    }
-
-    /// What became of a commit whose answer was lost.
-    async fn fate_of(&mut self, transaction: &str) -> Result<(), StoreError> {
-        let end = tokio::time::Instant::now() + PATIENCE;
-        loop {
-            match self.ask_fate(transaction).await {
-                Ok(Some(true)) => {
-                    tracing::info!(transaction, "it was committed");
-                    return Ok(());
-                }
-                Ok(Some(false)) => {
-                    return Err(StoreError::Unavailable(
-                        "the server went away before it committed".to_owned(),
-                    ));
-                }
-                // Its process may not have noticed yet that nobody listens.
-                Ok(None) | Err(_) if tokio::time::Instant::now() < end => tokio::time::sleep(PAUSE).await,
-                Ok(None) => return Err(StoreError::Unknown("a commit is still under way".to_owned())),
-                Err(error) => return Err(StoreError::Unknown(error)),
-            }
-        }
-    }
-
-    /// Whether a transaction was committed; none: it goes on.
-    async fn ask_fate(&mut self, transaction: &str) -> Result<Option<bool>, String> {
-        if self.conn.is_none() {
-            self.conn = Some(open::connect(&self.options).await.map_err(|error| error.to_string())?);
-        }
-        let Some(conn) = &mut self.conn else { return Ok(None) };
-        let query = sqlx::query_scalar(FATE).bind(transaction);
-        let status: Result<Option<String>, _> = query.fetch_one(conn).await;
-        match status.as_ref().map(Option::as_deref) {
-            Ok(Some("committed")) => Ok(Some(true)),
-            Ok(Some("aborted")) => Ok(Some(false)),
-            Ok(Some("in progress")) => Ok(None),
-            Ok(_) => Err("the server has forgotten a commit".to_owned()),
-            Err(error) => {
-                let error = error.to_string();
-                self.lose_connection();
-                Err(error)
-            }
-        }
-    }
-
     /// After an error: the transaction is over, and what was staged is void.
     async fn failed_batch(&mut self, error: StoreError) -> StoreError {
         self.broken = true;
         if matches!(error, StoreError::Unavailable(_)) {
             // Whatever its state, the next one is known.
             self.lose_connection();
-            self.begun = false;
         } else {
             self.roll_back().await;
         }
@@ -401,7 +446,11 @@ impl Store for PgStore {
         Box::pin(async move {
             self.usable()?;
             self.ready.advance(now);
-            match self.read_wanted(want).await {
+            let known = match self.connect_once().await {
+                Ok(()) => self.read_wanted(want).await,
+                Err(error) => Err(error),
+            };
+            match known {
                 Ok(known) => Ok(known),
                 Err(error) => Err(self.failed_batch(error).await),
             }
@@ -466,18 +515,13 @@ impl Store for PgStore {
     }
 
     fn submit(&mut self) -> Fut<'_, ()> {
-        Box::pin(async move {
-            match self.end().await {
-                Ok(()) => Ok(()),
-                Err(error) => Err(self.failed_batch(error).await),
-            }
-        })
+        let ended = self.end();
+        self.broken |= ended.is_err();
+        Box::pin(std::future::ready(ended))
     }
 
     fn durable(&mut self) -> Fut<'_, Self::Proof> {
-        let proof = self.durable.pop_front();
-        let none = || StoreError::Statement("no batch was handed over".to_owned());
-        Box::pin(std::future::ready(proof.ok_or_else(none)))
+        Box::pin(self.land())
     }
 
     fn next_due(&self, now: Now) -> Option<Timestamp> {
@@ -492,7 +536,11 @@ impl Store for PgStore {
     fn news<'a>(&'a mut self, awaited: &'a [TaskId], now: Now) -> Fut<'a, News> {
         Box::pin(async move {
             self.usable()?;
-            match self.look(awaited, now).await {
+            let news = match self.connect_once().await {
+                Ok(()) => self.look(awaited, now).await,
+                Err(error) => Err(error),
+            };
+            match news {
                 Ok(news) => Ok(news),
                 Err(error) => Err(self.failed_batch(error).await),
             }
@@ -506,11 +554,6 @@ impl Store for PgStore {
     fn leave(&mut self) -> Fut<'_, ()> {
         Box::pin(self.leave_slot())
     }
-}
-
-/// Whether the server ends the session with this error, whatever it did before: it is being stopped, or an operator ended it.
-fn ends_session(error: &dyn sqlx::error::DatabaseError) -> bool {
-    error.code().is_some_and(|code| code.starts_with("57P") || code.starts_with("08"))
 }
 
 /// What an error says, of anything but a commit: nothing was written.

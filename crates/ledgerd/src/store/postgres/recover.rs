@@ -3,13 +3,13 @@
 //! Invariants: over what the database has, the open batch's own changes are laid; a start looks into the blocks that have
 //! live tasks, never at finished ones elsewhere; an offer looks at as many rows as it returns, for each type and priority.
 
-use super::{BLOCK, PATIENCE, PAUSE, PgStore, Staged, failed, open};
+use super::{BLOCK, PATIENCE, PAUSE, PgStore, Staged, failed};
 use crate::store::ready::Ready;
 use crate::store::rows::{Cells, Shared, record_columns, task_columns};
 use ledger_core::store::{
-    AgentRow, Ask, BudgetRow, Counts, KeyHolder, Known, News, Recovered, StoreError, Want,
+    AgentRow, Ask, BudgetRow, Counts, KeyHolder, Known, News, Recovered, StoreError, TaskData, Want,
 };
-use ledger_core::{AgentId, ByKey, Now, Record, Task, TaskId, Timestamp};
+use ledger_core::{AgentId, ByKey, ByTask, Now, Record, Task, TaskId, Timestamp};
 use sqlx::postgres::{PgArguments, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{Postgres, Row, ValueRef};
@@ -220,12 +220,16 @@ impl PgStore {
     }
 
     async fn forget_batch(&mut self, now: Now) {
+        // Whoever recovers has heard of all that was on its way.
+        if let Some(flying) = self.flying.take() {
+            let _ = flying.task.await;
+        }
+        self.queued = None;
         self.roll_back().await;
         self.staged = Staged::default();
         self.read.clear();
         self.met.last.clear();
         self.counted.clear();
-        self.durable.clear();
         self.ready = Ready::new(now);
     }
 
@@ -292,11 +296,7 @@ impl PgStore {
     }
 
     async fn read_tables(&mut self, now: Now) -> Result<Recovered, StoreError> {
-        if self.conn.is_none() {
-            let conn = open::connect(&self.options).await;
-            self.conn = Some(conn.map_err(|error| StoreError::Unavailable(error.to_string()))?);
-            self.numbers = (0, 0);
-        }
+        self.connect_once().await?;
         let begins = self.place.owner.is_none();
         let inherits = self.join().await?;
         let first = self.place.look_at().is_none();
@@ -371,7 +371,12 @@ impl PgStore {
         if !want.workers.is_empty() {
             self.begin_once().await?;
             self.met.last.extend(want.workers.iter().map(|name| (Arc::clone(name), None)));
-            for row in self.read_sessions(&want.workers).await? {
+            let mut rows = self.read_sessions(&want.workers).await?;
+            if let Some(flying) = &self.flying {
+                let said = want.workers.iter().filter_map(|name| flying.staged.sessions.get(name));
+                rows.extend(said.cloned());
+            }
+            for row in rows {
                 self.met.last.insert(Arc::clone(&row.worker), Some(row.session));
                 known.sessions.insert(Arc::clone(&row.worker), row);
             }
@@ -385,7 +390,15 @@ impl PgStore {
                 Some(task) => {
                     known.tasks.insert(*id, Arc::clone(task));
                 }
-                None => missing.push(*id),
+                None => match self.underway(*id).map(Option::<&Arc<Task>>::cloned) {
+                    // As its row will be when this batch is written.
+                    Some(Some(task)) => {
+                        self.read.insert(*id, Arc::clone(&task));
+                        known.tasks.insert(*id, task);
+                    }
+                    Some(None) => {}
+                    None => missing.push(*id),
+                },
             }
         }
         if !missing.is_empty() {
@@ -411,7 +424,10 @@ impl PgStore {
                 })
             });
             known.requests.extend(rows.await?.into_iter().map(|row| (Arc::clone(&row.id), row)));
-            let staged = want.requests.iter().filter_map(|id| self.staged.requests.get(id));
+            let flying = self.flying.iter().map(|flying| &*flying.staged);
+            let staged = flying.chain([&self.staged]);
+            let staged =
+                staged.flat_map(|staged| want.requests.iter().filter_map(|id| staged.requests.get(id)));
             known.requests.extend(staged.map(|row| (Arc::clone(&row.id), row.clone())));
         }
         Ok(known)
@@ -430,17 +446,21 @@ impl PgStore {
             Ok((key, KeyHolder { task: row.task_id()?, digest: row.bits()? }))
         });
         let found = found.await?;
-        let freed = &self.staged.freed;
-        known.keys.extend(found.into_iter().filter(|(_, holder)| !freed.contains(&holder.task)));
         let mut asked: ByKey<()> = ByKey::default();
         asked.extend(want.keys.iter().map(|key| (key.clone(), ())));
-        for (id, data) in
-            self.staged.data.iter().filter(|(id, data)| !data.key.is_empty() && !freed.contains(id))
-        {
-            let Some(image) = self.staged.tasks.get(id) else { continue };
-            let key = (image.task.spec.agent, Arc::clone(&data.key));
-            if asked.contains_key(&key) {
-                known.keys.insert(key, KeyHolder { task: *id, digest: data.digest });
+        known.keys.extend(found);
+        for staged in self.flying.iter().map(|flying| &*flying.staged).chain([&self.staged]) {
+            known.keys.retain(|_, holder| !staged.freed.contains(&holder.task));
+            let held = |(id, data): &&(TaskId, _)| -> bool {
+                let data: &Arc<TaskData> = data;
+                !data.key.is_empty() && !staged.freed.contains(id)
+            };
+            for (id, data) in staged.data.iter().filter(held) {
+                let Some(image) = staged.tasks.get(id) else { continue };
+                let key = (image.task.spec.agent, Arc::clone(&data.key));
+                if asked.contains_key(&key) {
+                    known.keys.insert(key, KeyHolder { task: *id, digest: data.digest });
+                }
             }
         }
         Ok(())
@@ -453,7 +473,8 @@ impl PgStore {
         let mut found: Vec<Option<Record>> = vec![None; leases.len()];
         let mut missing: HashMap<(TaskId, u64), usize> =
             leases.iter().enumerate().map(|(at, lease)| (*lease, at)).collect();
-        for record in self.staged.history.iter().filter(|record| record.digest.is_some()) {
+        let flying = self.flying.iter().flat_map(|flying| &flying.staged.history);
+        for record in flying.chain(&self.staged.history).filter(|record| record.digest.is_some()) {
             if let Some(at) = missing.remove(&(record.task, record.fence)) {
                 found[at] = Some(record.clone());
             }
@@ -475,10 +496,12 @@ impl PgStore {
         Ok(found)
     }
 
-    /// Tasks that the batch has changed: what the database says of them does not hold.
+    /// Tasks that the batch has changed, or the one before it: what the database says of them does not hold.
     fn changed(&self) -> Vec<i64> {
+        let flying = self.flying.iter().flat_map(|flying| flying.staged.tasks.values());
+        let flying = flying.filter(|image| image.may_have_waited || image.waits());
         let waited = self.staged.tasks.values().filter(|image| image.may_have_waited);
-        waited.map(|image| image.task.id.0.cast_signed()).collect()
+        waited.chain(flying).map(|image| image.task.id.0.cast_signed()).collect()
     }
 
     pub(super) async fn find_offers(
@@ -540,10 +563,19 @@ impl PgStore {
         let query = sqlx::query(LIVE).bind(i64::from(agent.0));
         let mut shared = Shared::default();
         let found = all(self.connection()?, query, |row| row.task(&mut shared).map(Arc::new)).await?;
-        let found = found.into_iter().filter(|task| !self.staged.tasks.contains_key(&task.id));
-        let staged = self.staged.tasks.values().map(|image| &image.task);
-        let staged = staged.filter(|task| task.spec.agent == agent && !task.state.is_terminal()).cloned();
-        Ok(found.chain(staged).collect())
+        // What is newer hides what is older: the open batch, the one before it, the database.
+        let mut live: ByTask<Arc<Task>> = found.into_iter().map(|task| (task.id, task)).collect();
+        for staged in self.flying.iter().map(|flying| &*flying.staged).chain([&self.staged]) {
+            for (id, image) in &staged.tasks {
+                if image.task.spec.agent == agent && !image.task.state.is_terminal() {
+                    live.insert(*id, Arc::clone(&image.task));
+                } else {
+                    live.remove(id);
+                }
+            }
+        }
+        self.read.extend(live.iter().map(|(id, task)| (*id, Arc::clone(task))));
+        Ok(live.into_values().collect())
     }
 
     pub(super) async fn count_ahead(

@@ -16,6 +16,7 @@ use breaker_core::State;
 use ledger_core::store::{BreakerRow, SessionRow, StoreError};
 use ledger_core::{AgentId, ByName, SessionId};
 use sqlx::postgres::PgConnection;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 static NEW_AGENTS: Table = Table::new(
@@ -88,6 +89,26 @@ static SESSIONS: Table = Table::new(
 pub(super) const TABLES: [&Table; 7] =
     [&NEW_AGENTS, &AGENTS, &NEW_BREAKERS, &BREAKERS, &BUDGETS, &NEW_SESSIONS, &SESSIONS];
 
+/// What guards the rows of a batch.
+#[derive(Debug, Default)]
+pub(super) struct Basis {
+    pub(super) slot: u16,
+    pub(super) owner: Option<i64>,
+    /// Revisions of its agents.
+    pub(super) agents: HashMap<AgentId, i64>,
+    /// Revisions and epochs of its breakers.
+    pub(super) breakers: HashMap<BreakerKey, (i64, u64)>,
+}
+
+impl Basis {
+    pub(super) fn of(staged: &Staged, place: &Place) -> Self {
+        let agents = staged.agents.keys().filter_map(|id| Some((*id, *place.agents.get(id)?)));
+        let breakers = staged.breakers.keys();
+        let breakers = breakers.filter_map(|key| Some((key.clone(), *place.breakers.get(key)?)));
+        Self { slot: place.slot, owner: place.owner, agents: agents.collect(), breakers: breakers.collect() }
+    }
+}
+
 /// What a batch has written, to be known once it is committed.
 #[derive(Debug, Default)]
 pub(super) struct Written {
@@ -99,6 +120,8 @@ pub(super) struct Written {
     pub(super) breakers: Vec<(BreakerKey, (i64, u64))>,
     /// Others have mail.
     pub(super) mail: bool,
+    /// Nothing was written, for the slot is somebody else's.
+    pub(super) lost_place: bool,
 }
 
 /// What is known of sessions while a batch is written.
@@ -121,20 +144,20 @@ impl Met {
     }
 }
 
-/// Writes all of it; `place` says what is known, and under which slot.
+/// Writes all of it; `basis` says what guards it, and under which slot.
 pub(super) async fn write(
     conn: &mut PgConnection,
     staged: &Staged,
-    place: &Place,
+    basis: &Basis,
     met: &Met,
     meta: Meta,
 ) -> Result<Written, StoreError> {
     let mut written = Written::default();
     write_sessions(conn, staged, met).await?;
-    written.mail = send_mail(conn, staged, place.slot, met).await?;
-    write_agents(conn, staged, place, &mut written).await?;
-    write_breakers(conn, staged, place, &mut written).await?;
-    let slot = i64::from(place.slot);
+    written.mail = send_mail(conn, staged, basis.slot, met).await?;
+    write_agents(conn, staged, basis, &mut written).await?;
+    write_breakers(conn, staged, basis, &mut written).await?;
+    let slot = i64::from(basis.slot);
     let budgets = rows(&BUDGETS, staged.budgets.values(), |row, budget| {
         bind::budget(row, budget);
         row.add(slot);
@@ -144,7 +167,7 @@ pub(super) async fn write(
         .bind(slot)
         .bind(meta.last_seq.cast_signed())
         .bind(meta.last_session.cast_signed())
-        .bind(place.owner);
+        .bind(basis.owner);
     let row = query.fetch_optional(conn).await.map_err(|error| failed(&error))?;
     written.transaction = row.map(|row| Columns::of(&row).text().map(str::to_owned)).transpose()?;
     Ok(written)
@@ -198,10 +221,10 @@ async fn send_mail(
 async fn write_agents(
     conn: &mut PgConnection,
     staged: &Staged,
-    place: &Place,
+    basis: &Basis,
     written: &mut Written,
 ) -> Result<(), StoreError> {
-    let revision = |id: &AgentId| place.agents.get(id).copied();
+    let revision = |id: &AgentId| basis.agents.get(id).copied();
     let (known, new): (Vec<_>, Vec<_>) = staged.agents.values().partition(|row| revision(&row.id).is_some());
     put(conn, rows(&NEW_AGENTS, new.iter().copied(), bind::agent)).await?;
     let columns = rows(&AGENTS, known.iter().copied(), |columns, row| {
@@ -219,11 +242,11 @@ async fn write_agents(
 async fn write_breakers(
     conn: &mut PgConnection,
     staged: &Staged,
-    place: &Place,
+    basis: &Basis,
     written: &mut Written,
 ) -> Result<(), StoreError> {
     let key = |row: &BreakerRow| (row.agent, Arc::clone(&row.task_type));
-    let is = |row: &BreakerRow| place.breakers.get(&key(row)).copied();
+    let is = |row: &BreakerRow| basis.breakers.get(&key(row)).copied();
     let (known, new): (Vec<_>, Vec<_>) = staged.breakers.values().partition(|row| is(row).is_some());
     put(conn, rows(&NEW_BREAKERS, new.iter().copied(), bind::breaker)).await?;
     written.breakers.extend(new.iter().map(|row| (key(row), (1, row.snapshot.epoch))));

@@ -236,6 +236,9 @@ impl PgStore {
                 // The others have their parts of every budget; this one begins with nothing, so that restarts mint nothing.
                 self.place.is_new = next > 0;
                 self.place.locked = false;
+                if let Some(session) = &mut self.session {
+                    session.locks = false;
+                }
                 self.lock_slot().await?;
                 return Ok(false);
             }
@@ -261,10 +264,18 @@ impl PgStore {
     fn take_place(&mut self, slot: u16, owner: i64, last_session: u64) {
         self.place.slot = slot;
         self.place.owner = Some(owner);
-        self.place.locked = true;
+        self.hold_lock();
         self.meta.last_session = last_session.max(SessionId::before_first(slot).0);
         tracing::info!(slot, "this daemon has its place among those that serve the ledger");
         self.hints.tell(slot, Hint::NEWS);
+    }
+
+    /// The connection has the lock.
+    fn hold_lock(&mut self) {
+        self.place.locked = true;
+        if let Some(session) = &mut self.session {
+            session.locks = true;
+        }
     }
 
     async fn try_lock(&mut self, slot: u16) -> Result<bool, StoreError> {
@@ -278,8 +289,8 @@ impl PgStore {
     /// Has the session hold the slot's lock again after it was opened anew. The server may not have noticed yet that the last
     /// one has ended: then the next look tries again.
     async fn lock_slot(&mut self) -> Result<(), StoreError> {
-        if !self.place.locked {
-            self.place.locked = self.try_lock(self.place.slot).await?;
+        if !self.place.locked && self.try_lock(self.place.slot).await? {
+            self.hold_lock();
         }
         Ok(())
     }
@@ -291,7 +302,9 @@ impl PgStore {
             "other daemons took over from this one, which did not move for too long; it starts over"
         );
         // Its lock is of no use to anybody.
-        self.conn = None;
+        self.session = None;
+        self.spare = None;
+        self.begun = false;
         self.place.owner = None;
         self.place.locked = false;
         StoreError::Unavailable("other daemons took over from this one; it starts over".to_owned())

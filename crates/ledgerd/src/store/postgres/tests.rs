@@ -1,7 +1,7 @@
 //! What only PostgreSQL has to keep: the statements, who may serve a database, and what becomes of a commit when the server,
 //! the connection or somebody else comes between.
 
-use super::{ConnectError, PgStore, hints, open, options, read, recover, slots, write};
+use super::{ConnectError, PgStore, flight, hints, open, options, read, recover, slots, write};
 use crate::store::rig::{AGENT, Kind, New, Rig, database, everything};
 use ledger_core::store::{Ask, BreakerRow, Changed, Changes, Store, StoreError, Want};
 use ledger_core::{Event, State, TaskId};
@@ -68,7 +68,7 @@ async fn every_statement_can_be_prepared() {
         .chain(slots::STATEMENTS)
         .chain([hints::SEND])
         .chain(read::STATEMENTS)
-        .chain([super::FATE]);
+        .chain([flight::FATE]);
     for text in all {
         conn.prepare(AssertSqlSafe(text).into_sql_str())
             .await

@@ -4,11 +4,11 @@
 //! arrays. Invariants: every statement has a fixed text, so its plan is made once; rows are locked in the order of their
 //! numbers.
 
-use super::shared::{self, Written};
+use super::shared::{self, Basis, Met, Written};
 use super::staged::{Image, Staged};
 use super::table::Kind::{Bytes, Int, Real, Text};
 use super::table::{Rows, Table, put, rows};
-use super::{Meta, PgStore, failed};
+use super::{Meta, failed};
 use crate::store::bind::{self, Cell, Sink};
 use ledger_core::limits::{FORGOTTEN_AT_ONCE, REQUEST_MEMORY, SALVAGED};
 use ledger_core::store::{KeyHolder, StoreError};
@@ -287,28 +287,29 @@ impl Sink for Sparse<'_> {
     }
 }
 
-impl PgStore {
-    /// Runs the statements of the open batch, but for its commit.
-    pub(super) async fn write_staged(&mut self, staged: &Staged) -> Result<Written, StoreError> {
-        let (slot, meta) = (i64::from(self.place.slot), self.meta);
-        let conn = self.connection()?;
-        write_tasks(conn, staged, slot, meta).await?;
-        write_rest(conn, staged, slot).await?;
-        let conn = self.conn.as_mut().ok_or_else(|| StoreError::Unavailable("no connection".to_owned()))?;
-        let written = shared::write(conn, staged, &self.place, &self.met, meta).await?;
-        if written.transaction.is_none() {
-            return Err(self.lose_place());
-        }
-        Ok(written)
-    }
+/// Runs the statements of a batch, but for its commit.
+pub(super) async fn write_staged(
+    conn: &mut PgConnection,
+    staged: &Staged,
+    basis: &Basis,
+    met: &Met,
+    meta: Meta,
+) -> Result<Written, StoreError> {
+    let slot = i64::from(basis.slot);
+    write_tasks(conn, staged, slot, meta).await?;
+    write_rest(conn, staged, slot).await?;
+    shared::write(conn, staged, basis, met, meta).await
+}
 
-    /// Forgets answers that are old enough.
-    pub(super) async fn purge_requests(&mut self, now: Timestamp, most: usize) -> Result<(), StoreError> {
-        let before = now.before(REQUEST_MEMORY).millis();
-        let conn = self.connection()?;
-        let query = sqlx::query(PURGE_REQUESTS).bind(before).bind(most as i64);
-        query.execute(conn).await.map(drop).map_err(|error| failed(&error))
-    }
+/// Forgets answers that are old enough.
+pub(super) async fn purge_requests(
+    conn: &mut PgConnection,
+    now: Timestamp,
+    most: usize,
+) -> Result<(), StoreError> {
+    let before = now.before(REQUEST_MEMORY).millis();
+    let query = sqlx::query(PURGE_REQUESTS).bind(before).bind(most as i64);
+    query.execute(conn).await.map(drop).map_err(|error| failed(&error))
 }
 
 /// Tasks, and what belongs to each.

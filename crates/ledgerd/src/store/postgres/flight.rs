@@ -1,0 +1,211 @@
+//! A batch on its way: it is written on one connection while the next is decided on another.
+//!
+//! Batches are written one after the other, each in a transaction of its own, so that the next is guarded by what the one
+//! before has left. Invariants: nothing is told before its commit is known; a commit without an answer is asked for by the
+//! number of its transaction; what is written runs on a task of its own, which nobody drops.
+
+use super::hints::Hint;
+use super::shared::{Basis, Met, Written};
+use super::staged::Staged;
+use super::{Meta, failed, open, write};
+use ledger_core::Timestamp;
+use ledger_core::store::StoreError;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+/// How long the fate of a commit is asked for.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Between two tries of that.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The parameter travels as text, for its type is not one of ours.
+pub(super) const FATE: &str = "SELECT pg_xact_status($1::text::xid8)";
+
+/// A connection, and whether the lock of our slot is its own.
+pub(super) struct Session {
+    pub(super) conn: PgConnection,
+    pub(super) locks: bool,
+}
+
+impl Session {
+    pub(super) const fn new(conn: PgConnection) -> Self {
+        Self { conn, locks: false }
+    }
+}
+
+/// A batch that was decided.
+pub(super) struct Handed {
+    /// What it was decided on; none: that was lost.
+    pub(super) session: Option<Session>,
+    /// It has a transaction there.
+    pub(super) begun: bool,
+    pub(super) staged: Arc<Staged>,
+    pub(super) met: Met,
+    pub(super) meta: Meta,
+    /// Forget answers as of then, so many at most.
+    pub(super) purge: Option<(Timestamp, usize)>,
+    pub(super) hint: Hint,
+}
+
+/// One that is being written.
+pub(super) struct Flying {
+    pub(super) task: JoinHandle<Landed>,
+    pub(super) staged: Arc<Staged>,
+    pub(super) meta: Meta,
+    pub(super) hint: Hint,
+}
+
+/// What became of it.
+pub(super) struct Landed {
+    pub(super) session: Option<Session>,
+    pub(super) written: Result<Written, StoreError>,
+}
+
+impl Handed {
+    /// Begins to write; `basis` is what its rows are guarded by.
+    pub(super) fn start(self, basis: Basis, options: PgConnectOptions) -> Flying {
+        let (staged, meta, hint) = (Arc::clone(&self.staged), self.meta, self.hint);
+        let pilot = Pilot { session: self.session, options };
+        let task = tokio::spawn(pilot.fly(self.staged, self.begun, basis, self.met, meta, self.purge));
+        Flying { task, staged, meta, hint }
+    }
+}
+
+struct Pilot {
+    session: Option<Session>,
+    options: PgConnectOptions,
+}
+
+impl Pilot {
+    async fn fly(
+        mut self,
+        staged: Arc<Staged>,
+        begun: bool,
+        basis: Basis,
+        met: Met,
+        meta: Meta,
+        purge: Option<(Timestamp, usize)>,
+    ) -> Landed {
+        let mut written = self.write(&staged, begun, &basis, &met, meta, purge).await;
+        if let Ok(Written { transaction: None, .. }) = written
+            && !staged.is_empty()
+        {
+            // Its lock is of no use to anybody.
+            self.session = None;
+        } else if let Err(error) = &written {
+            let lost = match &mut self.session {
+                // Whatever its state, the next one is known.
+                _ if matches!(error, StoreError::Unavailable(_)) => true,
+                Some(session) => sqlx::raw_sql("ROLLBACK").execute(&mut session.conn).await.is_err(),
+                None => true,
+            };
+            if lost {
+                self.session = None;
+            }
+        }
+        if let Ok(written) = &mut written {
+            written.lost_place = written.transaction.is_none() && !staged.is_empty();
+        }
+        Landed { session: self.session, written }
+    }
+
+    async fn write(
+        &mut self,
+        staged: &Staged,
+        begun: bool,
+        basis: &Basis,
+        met: &Met,
+        meta: Meta,
+        purge: Option<(Timestamp, usize)>,
+    ) -> Result<Written, StoreError> {
+        let conn = self.connection()?;
+        if staged.is_empty() {
+            if begun {
+                sqlx::raw_sql("ROLLBACK").execute(conn).await.map_err(|error| failed(&error))?;
+            }
+            return Ok(Written::default());
+        }
+        if !begun {
+            sqlx::raw_sql("BEGIN").execute(&mut *conn).await.map_err(|error| failed(&error))?;
+        }
+        let written = write::write_staged(conn, staged, basis, met, meta).await?;
+        let Some(transaction) = &written.transaction else { return Ok(written) };
+        if let Some((now, most)) = purge {
+            write::purge_requests(conn, now, most).await?;
+        }
+        self.commit_as(transaction).await?;
+        Ok(written)
+    }
+
+    fn connection(&mut self) -> Result<&mut PgConnection, StoreError> {
+        let session = self.session.as_mut();
+        let lost = || StoreError::Unavailable("the connection was lost".to_owned());
+        session.map(|session| &mut session.conn).ok_or_else(lost)
+    }
+
+    async fn commit_as(&mut self, transaction: &str) -> Result<(), StoreError> {
+        match sqlx::raw_sql("COMMIT").execute(self.connection()?).await {
+            Ok(_) => Ok(()),
+            // The server said so: nothing was written.
+            Err(error) if error.as_database_error().is_some_and(|said| !ends_session(said)) => {
+                Err(failed(&error))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a commit was not answered; asking what became of it");
+                self.session = None;
+                self.fate_of(transaction).await
+            }
+        }
+    }
+
+    /// What became of a commit whose answer was lost.
+    async fn fate_of(&mut self, transaction: &str) -> Result<(), StoreError> {
+        let end = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            match self.ask_fate(transaction).await {
+                Ok(Some(true)) => {
+                    tracing::info!(transaction, "it was committed");
+                    return Ok(());
+                }
+                Ok(Some(false)) => {
+                    return Err(StoreError::Unavailable(
+                        "the server went away before it committed".to_owned(),
+                    ));
+                }
+                // Its process may not have noticed yet that nobody listens.
+                Ok(None) | Err(_) if tokio::time::Instant::now() < end => tokio::time::sleep(PAUSE).await,
+                Ok(None) => return Err(StoreError::Unknown("a commit is still under way".to_owned())),
+                Err(error) => return Err(StoreError::Unknown(error)),
+            }
+        }
+    }
+
+    /// Whether a transaction was committed; none: it goes on.
+    async fn ask_fate(&mut self, transaction: &str) -> Result<Option<bool>, String> {
+        if self.session.is_none() {
+            let conn = open::connect(&self.options).await.map_err(|error| error.to_string())?;
+            self.session = Some(Session::new(conn));
+        }
+        let Some(session) = &mut self.session else { return Ok(None) };
+        let query = sqlx::query_scalar(FATE).bind(transaction);
+        let status: Result<Option<String>, _> = query.fetch_one(&mut session.conn).await;
+        match status.as_ref().map(Option::as_deref) {
+            Ok(Some("committed")) => Ok(Some(true)),
+            Ok(Some("aborted")) => Ok(Some(false)),
+            Ok(Some("in progress")) => Ok(None),
+            Ok(_) => Err("the server has forgotten a commit".to_owned()),
+            Err(error) => {
+                let error = error.to_string();
+                self.session = None;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Whether the server ends the session with this error, whatever it did before: it is being stopped, or an operator ended it.
+fn ends_session(error: &dyn sqlx::error::DatabaseError) -> bool {
+    error.code().is_some_and(|code| code.starts_with("57P") || code.starts_with("08"))
+}
