@@ -50,6 +50,7 @@ macro_rules! promises {
 
 promises! {
     a_batch_reads_what_it_wrote
+    a_batch_knows_those_that_are_on_their_way
     offers_come_in_the_usual_order
     a_task_is_offered_when_its_time_has_come
     calendar_tasks_go_by_the_wall_clock
@@ -65,6 +66,63 @@ promises! {
     rows_beside_the_tasks_read_back
     what_is_removed_is_gone_with_all_that_belongs_to_it
     folding_the_history_gives_the_state
+}
+
+/// Hands the open batch over, with so many new tasks that it takes a while to be written.
+async fn submit_many(rig: &mut Rig) -> Vec<TaskId> {
+    let ids = rig.enqueue_all((0..1_000).map(|_| New { agent: 2, ..New::of("many") })).await;
+    rig.store().submit().await.expect("it is handed over");
+    ids
+}
+
+async fn a_batch_knows_those_that_are_on_their_way(mut rig: Rig) {
+    let keyed = |key| New { key, ..New::of("a") };
+    let old =
+        [rig.enqueue(keyed("gone")).await, rig.enqueue(New { frees_key: true, ..keyed("freed") }).await];
+    rig.complete(old[0]).await;
+    let waits = rig.enqueue(New::of("a")).await;
+    rig.commit().await;
+
+    let asked = ["gone", "freed", "new"].map(|key| (AGENT, Arc::from(key)));
+    let want = || Want { keys: asked.to_vec(), requests: vec!["r".into(), "s".into()], ..Want::default() };
+    rig.complete(old[1]).await;
+    let done = rig.enqueue(keyed("new")).await;
+    rig.complete(done).await;
+    let answer = RequestRow { id: "r".into(), digest: 1, answer: Bytes::from_static(b"yes"), at: rig.now.at };
+    assert!(rig.get(old[0]).await.is_some());
+    rig.write(Changes { removed: vec![old[0]], requests: vec![answer], ..Changes::default() }).await;
+    let first = submit_many(&mut rig).await;
+
+    // Whatever of it is durable by now.
+    assert_eq!(rig.get(old[0]).await, None, "it is removed");
+    for ended in [old[1], done] {
+        assert_eq!(rig.get(ended).await.map(|task| task.state), Some(State::Done));
+    }
+    let known = rig.known(want()).await;
+    let holders = asked.each_ref().map(|key| known.keys.get(key).map(|holder| holder.task));
+    assert_eq!(holders, [None, None, Some(done)]);
+    assert_eq!(known.requests.keys().collect::<Vec<_>>(), [&Arc::from("r")]);
+    let settled = rig.store().settled(&[(done, 1), (first[0], 1)]).await.expect("it looks");
+    assert_eq!(settled.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false]);
+    // What waits is offered once, wherever it is known from.
+    assert_eq!(rig.offer(everything()).await, [waits]);
+    let of_others = Ask { agent: AgentId(2), limit: 3, ..everything() };
+    assert_eq!(rig.offer(of_others.clone()).await, first[..3]);
+    rig.claim(waits).await;
+    rig.complete(first[0]).await;
+    // Another on top of it, that changes what the first did.
+    submit_many(&mut rig).await;
+    assert_eq!(rig.get(first[0]).await.map(|task| task.state), Some(State::Done));
+    assert_eq!(rig.offer(of_others.clone()).await, first[1..4]);
+    assert!(rig.offer(everything()).await.is_empty(), "it is claimed");
+    let proofs = [rig.store().durable().await, rig.store().durable().await].map(Result::unwrap);
+    assert!(proofs[0].seq() < proofs[1].seq());
+    rig.enqueue_all([keyed("gone"), keyed("freed")]).await;
+    rig.commit().await;
+    assert_eq!(rig.known(want()).await.keys.len(), 3, "both keys were free");
+    let mut again = rig.reopen().await;
+    assert_eq!(again.get(first[0]).await.map(|task| task.state), Some(State::Done));
+    assert_eq!(again.offer(of_others).await, first[1..4]);
 }
 
 async fn types_that_are_left_out_are_not_offered(mut rig: Rig) {

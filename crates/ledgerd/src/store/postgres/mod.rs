@@ -390,11 +390,21 @@ impl PgStore {
 
     /// The last that was said of a task by a batch that is not known to be durable; none of it: it was removed.
     fn underway(&self, id: TaskId) -> Option<Option<&Arc<Task>>> {
-        let staged = &self.flying.as_ref()?.staged;
-        if staged.removed.iter().any(|(removed, _)| *removed == id) {
-            return Some(None);
+        let mut said = None;
+        for staged in self.on_the_way() {
+            if staged.removed.iter().any(|(removed, _)| *removed == id) {
+                said = Some(None);
+            } else if let Some(image) = staged.tasks.get(&id) {
+                said = Some(Some(&image.task));
+            }
         }
-        staged.tasks.get(&id).map(|image| Some(&image.task))
+        said
+    }
+
+    /// What batches before the open one have changed and may not be durable, the oldest first.
+    fn on_the_way(&self) -> impl Iterator<Item = &Staged> {
+        let flying = self.flying.iter().map(|flying| &*flying.staged);
+        flying.chain(self.queued.iter().map(|handed| &*handed.staged))
     }
 
     /// What of a batch concerns other daemons.

@@ -372,9 +372,8 @@ impl PgStore {
             self.begin_once().await?;
             self.met.last.extend(want.workers.iter().map(|name| (Arc::clone(name), None)));
             let mut rows = self.read_sessions(&want.workers).await?;
-            if let Some(flying) = &self.flying {
-                let said = want.workers.iter().filter_map(|name| flying.staged.sessions.get(name));
-                rows.extend(said.cloned());
+            for staged in self.on_the_way() {
+                rows.extend(want.workers.iter().filter_map(|name| staged.sessions.get(name)).cloned());
             }
             for row in rows {
                 self.met.last.insert(Arc::clone(&row.worker), Some(row.session));
@@ -424,8 +423,7 @@ impl PgStore {
                 })
             });
             known.requests.extend(rows.await?.into_iter().map(|row| (Arc::clone(&row.id), row)));
-            let flying = self.flying.iter().map(|flying| &*flying.staged);
-            let staged = flying.chain([&self.staged]);
+            let staged = self.on_the_way().chain([&self.staged]);
             let staged =
                 staged.flat_map(|staged| want.requests.iter().filter_map(|id| staged.requests.get(id)));
             known.requests.extend(staged.map(|row| (Arc::clone(&row.id), row.clone())));
@@ -449,7 +447,7 @@ impl PgStore {
         let mut asked: ByKey<()> = ByKey::default();
         asked.extend(want.keys.iter().map(|key| (key.clone(), ())));
         known.keys.extend(found);
-        for staged in self.flying.iter().map(|flying| &*flying.staged).chain([&self.staged]) {
+        for staged in self.on_the_way().chain([&self.staged]) {
             known.keys.retain(|_, holder| !staged.freed.contains(&holder.task));
             let held = |(id, data): &&(TaskId, _)| -> bool {
                 let data: &Arc<TaskData> = data;
@@ -473,7 +471,7 @@ impl PgStore {
         let mut found: Vec<Option<Record>> = vec![None; leases.len()];
         let mut missing: HashMap<(TaskId, u64), usize> =
             leases.iter().enumerate().map(|(at, lease)| (*lease, at)).collect();
-        let flying = self.flying.iter().flat_map(|flying| &flying.staged.history);
+        let flying = self.on_the_way().flat_map(|staged| &staged.history);
         for record in flying.chain(&self.staged.history).filter(|record| record.digest.is_some()) {
             if let Some(at) = missing.remove(&(record.task, record.fence)) {
                 found[at] = Some(record.clone());
@@ -498,7 +496,7 @@ impl PgStore {
 
     /// Tasks that the batch has changed, or the one before it: what the database says of them does not hold.
     fn changed(&self) -> Vec<i64> {
-        let flying = self.flying.iter().flat_map(|flying| flying.staged.tasks.values());
+        let flying = self.on_the_way().flat_map(|staged| staged.tasks.values());
         let flying = flying.filter(|image| image.may_have_waited || image.waits());
         let waited = self.staged.tasks.values().filter(|image| image.may_have_waited);
         waited.chain(flying).map(|image| image.task.id.0.cast_signed()).collect()
@@ -565,7 +563,7 @@ impl PgStore {
         let found = all(self.connection()?, query, |row| row.task(&mut shared).map(Arc::new)).await?;
         // What is newer hides what is older: the open batch, the one before it, the database.
         let mut live: ByTask<Arc<Task>> = found.into_iter().map(|task| (task.id, task)).collect();
-        for staged in self.flying.iter().map(|flying| &*flying.staged).chain([&self.staged]) {
+        for staged in self.on_the_way().chain([&self.staged]) {
             for (id, image) in &staged.tasks {
                 if image.task.spec.agent == agent && !image.task.state.is_terminal() {
                     live.insert(*id, Arc::clone(&image.task));

@@ -2,8 +2,7 @@
 
 use super::{number, raw, store_of};
 use crate::store::rig::{AGENT, New, Rig};
-use bytes::Bytes;
-use ledger_core::store::{Changed, Changes, RequestRow, StoreError, Want};
+use ledger_core::store::{Changed, Changes, StoreError, Want};
 use ledger_core::{AgentId, Spec, State, Task, TaskId};
 use sqlx::Executor;
 use std::sync::Arc;
@@ -77,52 +76,6 @@ async fn keys_are_known_while_the_writer_waits() {
     assert_eq!(holders, [Some(held), None]);
     other.execute("ROLLBACK").await.expect("it ends");
     rig.store().durable().await.expect("the writer had patience");
-}
-
-#[tokio::test]
-async fn a_batch_knows_those_that_are_on_their_way() {
-    let mut rig = Rig::sqlite().await;
-    let old =
-        [rig.enqueue(keyed("gone")).await, rig.enqueue(New { frees_key: true, ..keyed("freed") }).await];
-    rig.complete(old[0]).await;
-    rig.commit().await;
-
-    let asked = ["gone", "freed", "new"].map(|key| (AGENT, Arc::from(key)));
-    let want = || Want { keys: asked.to_vec(), requests: vec!["r".into(), "s".into()], ..Want::default() };
-    let answered = |at| RequestRow { id: "r".into(), digest: 1, answer: Bytes::from_static(b"yes"), at };
-    rig.complete(old[1]).await;
-    let done = rig.enqueue(New { frees_key: false, ..keyed("new") }).await;
-    rig.complete(done).await;
-    let requests = vec![answered(rig.now.at)];
-    assert!(rig.get(old[0]).await.is_some());
-    rig.write(Changes { removed: vec![old[0]], requests, ..Changes::default() }).await;
-    let first = submit_many(&mut rig).await;
-
-    // Whatever of it is in the file by now.
-    assert_eq!(rig.get(old[0]).await, None, "it is removed");
-    for ended in [old[1], done] {
-        assert_eq!(rig.get(ended).await.map(|task| task.state), Some(State::Done));
-    }
-    assert_eq!(rig.get(first[999]).await.map(|task| task.state), Some(State::Queued));
-    let known = rig.known(want()).await;
-    let holders = asked.each_ref().map(|key| known.keys.get(key).map(|holder| holder.task));
-    assert_eq!(holders, [None, None, Some(done)]);
-    assert_eq!(known.requests.keys().collect::<Vec<_>>(), [&Arc::from("r")]);
-    let settled = rig.store().settled(&[(done, 1), (first[0], 1)]).await.expect("it looks");
-    assert_eq!(settled.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false]);
-    // Another on top of it, that changes what the first did.
-    rig.complete(first[0]).await;
-    submit_many(&mut rig).await;
-    assert_eq!(rig.get(first[0]).await.map(|task| task.state), Some(State::Done));
-    let proofs = [rig.store().durable().await, rig.store().durable().await].map(Result::unwrap);
-    assert!(proofs[0].seq() < proofs[1].seq());
-    rig.enqueue_all([keyed("gone"), keyed("freed")]).await;
-    rig.commit().await;
-    assert_eq!(rig.known(want()).await.keys.len(), 3, "both keys were free");
-    let mut again = rig.reopen().await;
-    assert_eq!(again.get(first[0]).await.map(|task| task.state), Some(State::Done));
-    assert_eq!(number(again.folder(), "SELECT COUNT(*) FROM tasks").await, 2_004);
-    assert_eq!(number(again.folder(), "SELECT COUNT(*) FROM task_history WHERE to_state = 5").await, 3);
 }
 
 #[tokio::test]
