@@ -163,6 +163,61 @@ async fn work_is_done_by_workers_of_another_daemon_at_once() {
 }
 
 #[tokio::test]
+async fn polling_finds_what_hints_do_not_tell() {
+    let Some(daemons) = replicas(2) else { return };
+    let [a, b] = &daemons[..] else { panic!("two were started") };
+    let store = a.flags[1].clone();
+    let (here, there) = (a.client().await, b.client().await);
+    let mut worker = Stream::open(a, hello("w", "a", 1)).await;
+    // Nobody hears anybody: whoever listens is cut off, again and again.
+    let deaf = CancellationToken::new();
+    let cuts = {
+        let (deaf, store) = (deaf.clone(), store.clone());
+        tokio::task::spawn_blocking(move || {
+            let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                WHERE application_name = 'ledgerd hints' AND datname = current_database()";
+            while !deaf.is_cancelled() {
+                crate::postgres::ask(&store, cut);
+            }
+        })
+    };
+    for _ in 0..3 {
+        let id = enqueue(&there, task("a")).await;
+        let held = worker.assignment().await;
+        worker.ack(lease(&held)).await;
+        worker.receipt().await;
+        let request = v1::CancelTaskRequest { task_id: id.clone(), ..Default::default() };
+        there.tasks().cancel_task(request).await.expect("it runs");
+        assert_eq!(worker.stop().await.lease.map(|lease| lease.task_id), Some(id.clone()));
+        worker.settle(vec![outcome(lease(&held), v1::outcome::Outcome::Cancelled(v1::Cancelled {}))]).await;
+        worker.outcome_receipt().await;
+        in_state(&here, &id, TaskState::Cancelled).await;
+    }
+    deaf.cancel();
+    cuts.await.expect("it runs");
+}
+
+#[tokio::test]
+async fn what_a_budget_allows_is_divided_among_the_daemons_that_live() {
+    let Some(mut daemons) = replicas(1) else { return };
+    let store = daemons[0].flags[1].clone();
+    let client = daemons[0].client().await;
+    enqueue(&client, task("a")).await;
+    let tokens = async |client: &Client| {
+        let request = v1::GetAgentRequest { agent: "a".into() };
+        let agent = client.admin().get_agent(request).await.ok()?.into_inner().agent?;
+        Some(agent.budget_tokens)
+    };
+    assert_eq!(tokens(&client).await, Some(10.0), "all of it is one daemon's");
+    daemons.push(on(&store));
+    eventually("half of it is the first one's", async || (tokens(&client).await? == 5.0).then_some(())).await;
+    // The second began with nothing: daemons that come mint no tokens.
+    let second = daemons[1].client().await;
+    let has = eventually("the second knows the agent", async || tokens(&second).await).await;
+    assert!(has < 1.0, "{has}");
+}
+
+#[tokio::test]
 async fn a_wait_ends_when_the_task_ends_at_another_daemon() {
     let Some(daemons) = replicas(2) else { return };
     let [a, b] = &daemons[..] else { panic!("two were started") };

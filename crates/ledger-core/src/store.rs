@@ -800,7 +800,8 @@ pub trait Reader: Send + Sync {
         limit: usize,
     ) -> Fut<'_, Page<(u64, AgentEvent)>>;
 
-    /// What the workers of these tasks need: data, and notes of those that were delivered before. In the order asked.
+    /// What the workers of these tasks need: data, and notes of those that were delivered or redriven before. In the order
+    /// asked.
     ///
     /// # Errors
     /// That the store cannot be read.

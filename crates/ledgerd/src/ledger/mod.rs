@@ -558,7 +558,8 @@ impl Loop {
         if claimed.is_empty() {
             return Vec::new();
         }
-        let ids: Vec<_> = claimed.iter().map(|claim| (claim.task.id, claim.task.delivery > 1)).collect();
+        let before = |task: &ledger_core::Task| task.delivery > 1 || task.redrives > 0;
+        let ids: Vec<_> = claimed.iter().map(|claim| (claim.task.id, before(&claim.task))).collect();
         let data = match shared.reader.for_workers(&ids).await {
             Ok(data) => data,
             Err(error) => {

@@ -7,6 +7,7 @@
 mod bind;
 #[cfg(test)]
 mod conformance;
+mod fresh;
 #[cfg(test)]
 mod model;
 pub mod moving;

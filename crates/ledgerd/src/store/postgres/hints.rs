@@ -7,13 +7,15 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPoolOptions};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 const CHANNEL: &str = "ledgerd";
 pub(super) const SEND: &str = "SELECT pg_notify('ledgerd', $1)";
 /// From one hint about work to the next: what comes meanwhile goes with the next.
 const APART: Duration = Duration::from_millis(4);
+/// How long the first connection is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// After a connection was lost.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -56,12 +58,16 @@ pub(super) struct Hints {
 }
 
 impl Hints {
-    pub(super) fn start(options: &PgConnectOptions, wake: Arc<Wake>) -> Self {
+    /// Returns when it listens, or soon if that is not to be had: then it goes on trying.
+    pub(super) async fn start(options: &PgConnectOptions, wake: Arc<Wake>) -> Self {
         let options = hint_options(options);
         let (send, hints) = mpsc::unbounded_channel();
         tokio::spawn(speak(options.clone(), hints));
         let own = Arc::new(AtomicU16::new(0));
-        Self { send, listens: tokio::spawn(listen(options, wake, Arc::clone(&own))), own }
+        let (ready, listening) = oneshot::channel();
+        let listens = tokio::spawn(listen(options, wake, Arc::clone(&own), ready));
+        let _ = tokio::time::timeout(PATIENCE, listening).await;
+        Self { send, listens, own }
     }
 
     /// Tells the others, soon.
@@ -101,9 +107,10 @@ async fn speak(options: PgConnectOptions, mut hints: mpsc::UnboundedReceiver<(u1
     }
 }
 
-async fn listen(options: PgConnectOptions, wake: Arc<Wake>, own: Arc<AtomicU16>) {
+async fn listen(options: PgConnectOptions, wake: Arc<Wake>, own: Arc<AtomicU16>, ready: oneshot::Sender<()>) {
+    let mut ready = Some(ready);
     loop {
-        if let Err(error) = hear(&options, &wake, &own).await {
+        if let Err(error) = hear(&options, &wake, &own, &mut ready).await {
             tracing::debug!(%error, "other daemons are not heard; polling goes on");
         }
         tokio::time::sleep(PAUSE).await;
@@ -113,10 +120,18 @@ async fn listen(options: PgConnectOptions, wake: Arc<Wake>, own: Arc<AtomicU16>)
     }
 }
 
-async fn hear(options: &PgConnectOptions, wake: &Wake, own: &AtomicU16) -> Result<(), sqlx::Error> {
+async fn hear(
+    options: &PgConnectOptions,
+    wake: &Wake,
+    own: &AtomicU16,
+    ready: &mut Option<oneshot::Sender<()>>,
+) -> Result<(), sqlx::Error> {
     let pool = PgPoolOptions::new().max_connections(1).connect_with(options.clone()).await?;
     let mut listener = PgListener::connect_with(&pool).await?;
     listener.listen(CHANNEL).await?;
+    if let Some(ready) = ready.take() {
+        let _ = ready.send(());
+    }
     // None: the connection was lost, and with it what was said then.
     while let Some(heard) = listener.try_recv().await? {
         let (slot, said) = heard.payload().split_once(' ').unwrap_or_default();

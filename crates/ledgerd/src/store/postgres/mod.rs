@@ -25,6 +25,7 @@ pub(crate) use open::options;
 pub use open::{ConnectError, apply, open, steps};
 pub use read::PgReader;
 
+use crate::store::fresh::Fresh;
 use crate::store::ready::Ready;
 use crate::store::{Committed, Wake};
 use flight::{Flying, Handed, Landed, Session};
@@ -43,6 +44,8 @@ use std::time::Duration;
 const BLOCK: u64 = 1_000;
 /// How long a server that went away is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Data of new tasks that is kept for their workers.
+const FRESH_BYTES: usize = 64 << 20;
 /// Between two tries of that.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Batches with answers to remember, after which old answers are looked for.
@@ -70,6 +73,11 @@ pub struct PgStore {
     /// The batch has a transaction.
     begun: bool,
     staged: Staged,
+    /// What producers said of the newest tasks.
+    fresh: Arc<Fresh>,
+    /// Tasks that run with workers of ours, as we wrote them last: a hint, for a write of one that somebody else changed is
+    /// refused, and mail tells of it.
+    kept: ByTask<Arc<Task>>,
     /// Tasks that the batch has read, as they are in the database.
     read: ByTask<Arc<Task>>,
     met: Met,
@@ -102,10 +110,10 @@ impl std::fmt::Debug for PgStore {
 }
 
 impl PgStore {
-    fn new(options: PgConnectOptions, conn: PgConnection, name: &str) -> Self {
+    async fn new(options: PgConnectOptions, conn: PgConnection, fresh: Arc<Fresh>, name: &str) -> Self {
         let wake = Arc::default();
         Self {
-            hints: Hints::start(&options, Arc::clone(&wake)),
+            hints: Hints::start(&options, Arc::clone(&wake)).await,
             wake,
             options,
             session: Some(Session::new(conn)),
@@ -118,6 +126,8 @@ impl PgStore {
             numbers: (0, 0),
             begun: false,
             staged: Staged::default(),
+            fresh,
+            kept: ByTask::default(),
             read: ByTask::default(),
             met: Met::default(),
             ready: Ready::new(Now::steady(Timestamp::EPOCH)),
@@ -378,9 +388,18 @@ impl PgStore {
         if !self.place.others.is_empty() || flying.staged.hint.news {
             self.hints.tell(self.place.slot, hint);
         }
+        self.fresh.extend(flying.staged.data.iter().map(|(id, data)| (*id, Arc::clone(data))));
         // What waits is found in the database from now on, but for what was changed since.
         for image in flying.staged.tasks.values() {
-            let id = image.task.id;
+            let (id, task) = (image.task.id, &image.task);
+            let ours = |task: &&Arc<Task>| {
+                task.state == State::Running
+                    && task.holder.as_ref().is_some_and(|holder| holder.session.slot() == self.place.slot)
+            };
+            match Some(task).filter(ours) {
+                Some(task) => self.kept.insert(id, Arc::clone(task)),
+                None => self.kept.remove(&id),
+            };
             let queued = self.queued.as_ref().is_some_and(|handed| handed.staged.tasks.contains_key(&id));
             if !queued && !self.staged.tasks.contains_key(&id) {
                 self.ready.forget(id);

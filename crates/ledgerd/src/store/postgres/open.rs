@@ -4,7 +4,8 @@
 //! over a network that anybody could read. Limits of time are the server's, set for the session, so that no future of a
 //! statement is ever dropped half-way.
 
-use super::{PgReader, PgStore};
+use super::{FRESH_BYTES, PgReader, PgStore};
+use crate::store::fresh::Fresh;
 use crate::store::schema::{self, Applied, Step};
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
@@ -108,8 +109,9 @@ pub async fn open(url: &str, name: &str) -> Result<(PgStore, Arc<PgReader>), Con
     let options = options(url)?;
     let mut conn = connect(&options).await?;
     migrate(&mut conn, &options).await?;
-    let reader = Arc::new(PgReader::open(options.clone(), SLOW_ACQUIRE));
-    Ok((PgStore::new(options, conn, name), reader))
+    let fresh = Arc::new(Fresh::new(FRESH_BYTES));
+    let reader = Arc::new(PgReader::open(options.clone(), SLOW_ACQUIRE, Arc::clone(&fresh)));
+    Ok((PgStore::new(options, conn, fresh, name).await, reader))
 }
 
 /// Applies the migrations that are pending in the database at `url`.

@@ -5,6 +5,7 @@
 
 use super::failed;
 use super::recover::{Asked, Columns, read_all};
+use crate::store::fresh::Fresh;
 use crate::store::page::next;
 use crate::store::rows::{
     Shared, data_columns, dead_letter_columns, event_columns, note_columns, record_columns, task_columns,
@@ -157,11 +158,12 @@ pub(super) const STATEMENTS: [&str; 18] = [
 #[derive(Clone, Debug)]
 pub struct PgReader {
     pool: PgPool,
+    fresh: Arc<Fresh>,
 }
 
 impl PgReader {
     /// Connections are made when they are first needed.
-    pub(super) fn open(options: PgConnectOptions, wait: Duration) -> Self {
+    pub(super) fn open(options: PgConnectOptions, wait: Duration, fresh: Arc<Fresh>) -> Self {
         let pool = PgPoolOptions::new()
             .max_connections(CONNECTIONS)
             .acquire_timeout(wait)
@@ -173,7 +175,7 @@ impl PgReader {
                 })
             })
             .connect_lazy_with(options);
-        Self { pool }
+        Self { pool, fresh }
     }
 
     async fn rows(&self, query: Asked<'_>) -> Result<Vec<PgRow>, StoreError> {
@@ -268,13 +270,21 @@ impl PgReader {
         &self,
         wanted: &[(TaskId, bool)],
     ) -> Result<Vec<(Arc<TaskData>, Notes)>, StoreError> {
-        let ids: Vec<TaskId> = wanted.iter().map(|(id, _)| *id).collect();
-        let data = self.rows(sqlx::query(DATA).bind(numbers(&ids))).await?;
-        let data = read_all(&data, |row| {
-            let (id, payload): (TaskId, Bytes) = (row.task_id()?, row.bytes()?);
-            Ok((id, Arc::new(row.data(payload)?)))
-        })?;
-        let data: HashMap<TaskId, Arc<TaskData>> = data.into_iter().collect();
+        // One that was delivered or redriven before may have another payload by now, given at another daemon.
+        let of_new = |((id, before), data): (&(TaskId, bool), Option<Arc<TaskData>>)| {
+            Some((*id, data.filter(|_| !before)?))
+        };
+        let fresh = self.fresh.get(wanted.iter().map(|(id, _)| *id));
+        let mut data: HashMap<TaskId, Arc<TaskData>> = wanted.iter().zip(fresh).filter_map(of_new).collect();
+        let missing: Vec<TaskId> =
+            wanted.iter().map(|(id, _)| *id).filter(|id| !data.contains_key(id)).collect();
+        if !missing.is_empty() {
+            let rows = self.rows(sqlx::query(DATA).bind(numbers(&missing))).await?;
+            data.extend(read_all(&rows, |row| {
+                let (id, payload): (TaskId, Bytes) = (row.task_id()?, row.bytes()?);
+                Ok((id, Arc::new(row.data(payload)?)))
+            })?);
+        }
         let delivered: Vec<TaskId> = wanted.iter().filter(|(_, before)| *before).map(|(id, _)| *id).collect();
         let mut notes: HashMap<TaskId, Notes> = HashMap::new();
         if !delivered.is_empty() {

@@ -225,6 +225,7 @@ impl PgStore {
             let _ = flying.task.await;
         }
         self.queued = None;
+        self.kept.clear();
         self.roll_back().await;
         self.staged = Staged::default();
         self.read.clear();
@@ -396,7 +397,13 @@ impl PgStore {
                         known.tasks.insert(*id, task);
                     }
                     Some(None) => {}
-                    None => missing.push(*id),
+                    None => match self.kept.get(id) {
+                        Some(task) => {
+                            self.read.insert(*id, Arc::clone(task));
+                            known.tasks.insert(*id, Arc::clone(task));
+                        }
+                        None => missing.push(*id),
+                    },
                 },
             }
         }

@@ -348,7 +348,11 @@ impl PgStore {
                 Ok((task, row.maybe_text()?.map(Arc::from)))
             });
             for (task, worker) in letters.await? {
-                news.changed.extend(task.map(|id| TaskId(id.cast_unsigned())));
+                let task = task.map(|id| TaskId(id.cast_unsigned()));
+                if let Some(id) = task {
+                    self.kept.remove(&id);
+                }
+                news.changed.extend(task);
                 news.moved.extend(worker);
             }
         }

@@ -25,12 +25,13 @@ pub use open::{OpenError, Options, open, steps};
 pub use read::SqliteReader;
 
 use crate::store::Committed;
+use crate::store::fresh::Fresh;
 use crate::store::ready::Ready;
 use checkpoint::Checkpoints;
 use insert::Table;
 use ledger_core::limits::REQUEST_MEMORY;
-use ledger_core::store::{Ask, Changed, Changes, Fut, Known, Recovered, Store, StoreError, TaskData, Want};
-use ledger_core::{AgentId, ByTask, Now, Record, State, Task, TaskId, Timestamp};
+use ledger_core::store::{Ask, Changed, Changes, Fut, Known, Recovered, Store, StoreError, Want};
+use ledger_core::{AgentId, Now, Record, State, Task, TaskId, Timestamp};
 use lookup::Lookup;
 use pipeline::Pipeline;
 use sqlx::Connection;
@@ -38,7 +39,7 @@ use sqlx::sqlite::SqliteConnection;
 use staged::{BLOCK_BITS, Born, Image, Part, Row, Sealed, Staged, Tallies, WORTH, form, is_live};
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 const FULL: i32 = 13;
 const BUSY: i32 = 5;
@@ -490,60 +491,6 @@ impl Store for SqliteStore {
     fn next_due(&self, now: Now) -> Option<Timestamp> {
         self.ready.next_due(now)
     }
-}
-
-/// Data of the newest tasks, for the workers that get them next: most tasks are handed out soon after they came.
-#[derive(Debug)]
-pub(crate) struct Fresh {
-    most: usize,
-    kept: Mutex<Kept>,
-}
-
-#[derive(Debug, Default)]
-struct Kept {
-    data: ByTask<Arc<TaskData>>,
-    order: VecDeque<TaskId>,
-    bytes: usize,
-}
-
-impl Fresh {
-    fn new(most: usize) -> Self {
-        Self { most, kept: Mutex::default() }
-    }
-
-    fn extend(&self, data: impl Iterator<Item = (TaskId, Arc<TaskData>)>) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        for (id, data) in data {
-            kept.bytes += weight(&data);
-            kept.data.insert(id, data);
-            kept.order.push_back(id);
-        }
-        while kept.bytes > self.most {
-            let Some(oldest) = kept.order.pop_front() else { break };
-            if let Some(data) = kept.data.remove(&oldest) {
-                kept.bytes -= weight(&data);
-            }
-        }
-    }
-
-    /// Its data is about to change.
-    fn forget(&self, id: TaskId) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(data) = kept.data.remove(&id) {
-            kept.bytes -= weight(&data);
-        }
-    }
-
-    fn get(&self, ids: impl Iterator<Item = TaskId>) -> Vec<Option<Arc<TaskData>>> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        ids.map(|id| kept.data.get(&id).cloned()).collect()
-    }
-}
-
-/// Bytes that a task's data takes in memory, about.
-fn weight(data: &TaskData) -> usize {
-    let labels: usize = data.labels.iter().map(|(key, value)| key.len() + value.len() + 48).sum();
-    256 + data.payload.len() + labels + data.traceparent.len() + data.tracestate.len() + data.key.len()
 }
 
 /// An error of either way to SQLite.

@@ -3,9 +3,10 @@
 //! Invariants: a list looks at a bounded number of rows and says where it stopped; no read waits for the writer or makes
 //! it wait.
 
+use super::failed;
 use super::recover::{Columns, each};
 use super::write::ids;
-use super::{Fresh, failed};
+use crate::store::fresh::Fresh;
 use crate::store::page::next;
 use crate::store::rows::{
     Shared, data_columns, dead_letter_columns, event_columns, note_columns, record_columns, task_columns,
