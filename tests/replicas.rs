@@ -163,6 +163,40 @@ async fn work_is_done_by_workers_of_another_daemon_at_once() {
 }
 
 #[tokio::test]
+async fn workers_are_seen_at_every_daemon_and_explain_knows_of_them() {
+    let Some(daemons) = replicas(2) else { return };
+    let [a, b] = &daemons[..] else { panic!("two were started") };
+    let (here, there) = (a.client().await, b.client().await);
+    let labels = std::collections::BTreeMap::from([("zone".to_owned(), "north".to_owned())]);
+    let worker = v1::Hello { task_types: vec!["test".into()], labels, ..hello("w", "a", 1) };
+    let mut worker = Stream::open(a, worker).await;
+    let list = || v1::ListWorkersRequest::default();
+    let seen = there.admin().list_workers(list()).await.expect("it answers").into_inner().workers;
+    assert_eq!(seen, here.admin().list_workers(list()).await.expect("it answers").into_inner().workers);
+    assert_eq!(
+        (seen[0].worker_id.as_str(), &seen[0].agents[..], seen[0].capacity),
+        ("w", &["a".into()][..], 1)
+    );
+    let agent = |client: Client| async move {
+        let request = v1::GetAgentRequest { agent: "a".into() };
+        client.admin().get_agent(request).await.expect("it is known").into_inner().agent.expect("it is set")
+    };
+    assert_eq!(agent(there.clone()).await.sessions, 1);
+    // Its only place is taken, and it says so with its next beat.
+    let first = enqueue(&here, task("a")).await;
+    let held = worker.assignment().await;
+    assert_eq!(held.task_id, first);
+    worker.ack(lease(&held)).await;
+    worker.beat(vec![lease(&held)]).await;
+    worker.heartbeat_ack().await;
+    let second = enqueue(&there, task("a")).await;
+    let request = v1::ExplainTaskRequest { task_id: second };
+    let said = there.tasks().explain_task(request).await.expect("it is there").into_inner();
+    let gates: Vec<_> = said.gates.iter().map(|gate| gate.kind()).collect();
+    assert_eq!(gates, [v1::GateKind::NoRoom], "{said:?}");
+}
+
+#[tokio::test]
 async fn polling_finds_what_hints_do_not_tell() {
     let Some(daemons) = replicas(2) else { return };
     let [a, b] = &daemons[..] else { panic!("two were started") };

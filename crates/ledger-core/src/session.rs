@@ -36,6 +36,13 @@ pub struct Hello {
 #[derive(Clone, Debug, Default)]
 pub struct Unsent(Arc<AtomicUsize>);
 
+/// Two are equal where as much waits.
+impl PartialEq for Unsent {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes() == other.bytes()
+    }
+}
+
 impl Unsent {
     /// More wait.
     pub fn add(&self, bytes: usize) {
@@ -56,7 +63,7 @@ impl Unsent {
 }
 
 /// An open stream.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Session {
     /// Its number.
     pub id: SessionId,

@@ -12,6 +12,7 @@
 use crate::by_id::{ByKey, ByName, ByTask};
 use crate::event::Record;
 use crate::id::{AgentId, SessionId, TaskId};
+use crate::session::Session;
 use crate::settings::AgentOverrides;
 use crate::task::{Reason, State, Task, TaskError};
 use crate::time::{Now, Timestamp};
@@ -227,6 +228,8 @@ pub struct SessionRow {
     pub beat_at: Timestamp,
     /// Whether it is still open.
     pub open: bool,
+    /// All of it, where other daemons are to see it.
+    pub shown: Option<Arc<Session>>,
 }
 
 /// An answer remembered under a request id.
@@ -452,6 +455,8 @@ pub struct News {
     pub moved: Vec<Arc<str>>,
     /// Of those asked for, the tasks that have ended.
     pub ended: Vec<TaskId>,
+    /// Streams that are open at other daemons; only when they were asked for.
+    pub sessions: Option<Vec<Session>>,
     /// What daemons left that are no more: their workers, and every task that somebody has to watch over.
     pub left: Option<(Vec<SessionRow>, Vec<Task>)>,
 }
@@ -560,11 +565,11 @@ pub trait Store: Send {
         false
     }
 
-    /// What others did since this was asked last. The next commit takes note of it.
+    /// What others did since this was asked last, with their open streams if `wanted`. The next commit takes note of it.
     ///
     /// # Errors
     /// Nothing was written.
-    fn news<'a>(&'a mut self, _awaited: &'a [TaskId], _now: Now) -> Fut<'a, News> {
+    fn news<'a>(&'a mut self, _awaited: &'a [TaskId], _wanted: bool, _now: Now) -> Fut<'a, News> {
         Box::pin(std::future::ready(Ok(News::default())))
     }
 

@@ -266,6 +266,8 @@ CREATE TABLE sessions (
     connected_at BIGINT NOT NULL,
     beat_at BIGINT NOT NULL,
     open SMALLINT NOT NULL CHECK (open IN (0, 1)),
+    -- What it takes and holds, as of its last beat, for other daemons to see.
+    shown TEXT,
     -- The session that this one took the place of; 0: the worker had none.
     replaces BIGINT NOT NULL DEFAULT 0
 );

@@ -15,8 +15,7 @@ impl Batch<'_> {
     pub(super) async fn facts(&mut self, id: TaskId) -> Result<Answer, LedgerError> {
         let task = self.open.get(&id).map(|open| (*open.task).clone()).ok_or(LedgerError::UnknownTask(id))?;
         let agent = self.memory.agents.get(&task.spec.agent).ok_or(LedgerError::UnknownTask(id))?;
-        let sessions = self.memory.sessions.values().filter(|session| session.agents.contains(&agent.id));
-        let mut workers = WorkerFacts::of(sessions, &task.spec.task_type);
+        let mut workers = WorkerFacts::of(self.memory.sessions_of(agent.id), &task.spec.task_type);
         workers.last_seen = self.memory.last_seen.get(&agent.id).cloned();
         let key = agent.breakers.key(&task.spec.task_type);
         let guard = agent.breakers.of(&key).filter(|_| agent.settings.breaker_enabled);

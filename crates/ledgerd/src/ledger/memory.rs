@@ -48,6 +48,10 @@ pub(super) struct Memory {
     pub(super) draining: bool,
     /// The daemons that serve the ledger.
     pub(super) replicas: Replicas,
+    /// Others may see what is stored.
+    pub(super) is_shared: bool,
+    /// Streams that were open at other daemons when somebody asked last.
+    pub(super) elsewhere: Vec<Session>,
     /// Agents whose tasks are not handed out.
     pub(super) paused: BTreeSet<AgentId>,
     /// Breakers that time alone may move.
@@ -85,6 +89,8 @@ impl Memory {
             commits: 0,
             draining: false,
             replicas: Replicas::default(),
+            is_shared: false,
+            elsewhere: Vec::new(),
             paused: BTreeSet::new(),
             restless: BTreeSet::new(),
             last_seen: HashMap::new(),
@@ -155,6 +161,7 @@ impl Memory {
         }
         self.since = now.at;
         self.transitions = recovered.transitions;
+        self.is_shared = recovered.replicas.time.is_some();
         self.know_replicas(&recovered.replicas, now);
         for task in &recovered.timed {
             self.adopt(task, now);
@@ -229,7 +236,7 @@ impl Memory {
                     })
                     .collect(),
                 budget_millitokens: agent.budget.available(now.at.since_epoch()),
-                sessions: self.sessions.values().filter(|s| s.agents.contains(&agent.id)).count() as u32,
+                sessions: self.sessions_of(agent.id).count() as u32,
                 created_at: agent.created_at,
                 pause: agent.pause.clone(),
             })
@@ -238,10 +245,17 @@ impl Memory {
         views
     }
 
+    /// Open streams that serve an agent, those at other daemons as they were when somebody asked last.
+    pub(super) fn sessions_of(&self, agent: AgentId) -> impl Iterator<Item = &Session> {
+        let all = self.sessions.values().chain(&self.elsewhere);
+        all.filter(move |session| session.agents.contains(&agent))
+    }
+
     pub(super) fn worker_views(&self) -> Vec<WorkerView> {
         let mut views: Vec<_> = self
             .sessions
             .values()
+            .chain(&self.elsewhere)
             .map(|session| WorkerView {
                 worker: Arc::clone(&session.worker),
                 incarnation: session.incarnation,
@@ -267,7 +281,7 @@ impl Memory {
 
     pub(super) fn stats(&self, now: Now) -> Stats {
         let mut stats = Stats {
-            sessions: self.sessions.len() as u32,
+            sessions: (self.sessions.len() + self.elsewhere.len()) as u32,
             agents: self.agents.len() as u32,
             transitions: self.transitions,
             budget_millitokens: self.budget.available(now.at.since_epoch()),
@@ -290,6 +304,7 @@ impl Memory {
             connected_at: session.connected_at,
             beat_at: session.beat_at,
             open,
+            shown: self.is_shared.then(|| Arc::new(session.clone())),
         })
     }
 }

@@ -499,7 +499,8 @@ impl Loop {
         if !self.underway.is_empty() || !self.may_hear(orders, now) {
             return Ok(now);
         }
-        let news = self.store.news(&self.shared.awaited(), now).await?;
+        let wanted = orders.iter().any(|order| decide::asks_for_news(&order.command));
+        let news = self.store.news(&self.shared.awaited(), wanted, now).await?;
         if let Some(set_ms) = news.replicas.time.and_then(|time| clock.follow(time)) {
             tracing::warn!(set_ms, "the clock of the store was set, or differs; leases start anew");
             self.memory.since = clock.now().at;

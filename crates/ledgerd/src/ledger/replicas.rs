@@ -116,6 +116,11 @@ impl Memory {
                 agent.breakers.count_gated(own.map(|(_, task_type, n)| (task_type, *n)));
             }
         }
+        if self.replicas.others.is_empty() {
+            self.elsewhere.clear();
+        } else if let Some(sessions) = news.sessions {
+            self.elsewhere = sessions;
+        }
         if let Some((workers, tasks)) = news.left {
             self.inherit(workers, &tasks, now);
         }

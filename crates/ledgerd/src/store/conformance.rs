@@ -540,6 +540,7 @@ async fn rows_beside_the_tasks_read_back(mut rig: Rig) {
     let level = retry_core::Level { millitokens: 1_234, updated_at: START as u64 };
     let mut budgets = vec![BudgetRow { agent: None, level }, BudgetRow { agent: Some(AGENT), level }];
     let session = SessionRow {
+        shown: None,
         worker: "host/claude/0".into(),
         incarnation: u64::MAX,
         session: SessionId(41),

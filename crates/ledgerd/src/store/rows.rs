@@ -475,6 +475,7 @@ impl<'r, R: Cells> Columns<'r, R> {
             connected_at: self.time()?,
             beat_at: self.time()?,
             open: self.flag()?,
+            shown: None,
         })
     }
 }

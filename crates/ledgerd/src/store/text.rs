@@ -4,8 +4,9 @@
 //! shortest text that reads back as the same number, so what comes back equals what went in.
 
 use breaker_core::Window;
-use ledger_core::store::{Pause, StoreError};
-use ledger_core::{AgentOverrides, Class, Fact, Overrides, TaskError, TaskId, Timestamp};
+use ledger_core::session::{Session, Unsent};
+use ledger_core::store::{Pause, SessionRow, StoreError};
+use ledger_core::{AgentId, AgentOverrides, Class, Fact, Overrides, TaskError, TaskId, Timestamp};
 use retry_core::Jitter;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -288,6 +289,50 @@ pub(super) fn pause_of(text: &str) -> Result<Pause, StoreError> {
         reason: text.reason.into(),
         since: Timestamp::from_millis(text.since),
         until: text.until.map(Timestamp::from_millis),
+    })
+}
+
+/// What a stream takes and holds.
+#[derive(Serialize, Deserialize)]
+struct SessionText {
+    agents: Vec<u32>,
+    types: Option<Vec<String>>,
+    capacity: u32,
+    labels: Vec<(String, String)>,
+    sdk: String,
+    held: Vec<u64>,
+    unacked_run: u32,
+}
+
+pub(super) fn session(session: &Session) -> String {
+    written(&SessionText {
+        agents: session.agents.iter().map(|agent| agent.0).collect(),
+        types: session.types.as_ref().map(|types| types.iter().map(|name| name.to_string()).collect()),
+        capacity: session.capacity,
+        labels: session.labels.clone(),
+        sdk: session.sdk.clone(),
+        held: session.held.iter().map(|task| task.0).collect(),
+        unacked_run: session.unacked_run,
+    })
+}
+
+pub(super) fn session_of(row: &SessionRow, text: &str) -> Result<Session, StoreError> {
+    let text: SessionText = read(text)?;
+    Ok(Session {
+        id: row.session,
+        worker: Arc::clone(&row.worker),
+        incarnation: row.incarnation,
+        agents: text.agents.into_iter().map(AgentId).collect(),
+        types: text.types.map(|types| types.into_iter().map(Arc::from).collect()),
+        capacity: text.capacity,
+        labels: text.labels,
+        sdk: text.sdk,
+        connected_at: row.connected_at,
+        beat_at: row.beat_at,
+        held: text.held.into_iter().map(TaskId).collect(),
+        unacked_run: text.unacked_run,
+        cursor: 0,
+        unsent: Unsent::default(),
     })
 }
 

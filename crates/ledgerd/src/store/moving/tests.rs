@@ -291,6 +291,7 @@ async fn rich(rig: &mut Rig) {
     let level = retry_core::Level { millitokens: 10_000, updated_at: 5 };
     changes.budgets.extend([None, Some(AgentId(1))].map(|agent| BudgetRow { agent, level }));
     changes.sessions.push(SessionRow {
+        shown: None,
         worker: "w".into(),
         incarnation: u64::MAX,
         session: SessionId(3),
@@ -533,7 +534,7 @@ const OF_SQLITE: [&str; 18] = [
     "tasks.history",
     "tasks.result",
 ];
-const OF_POSTGRES: [&str; 35] = [
+const OF_POSTGRES: [&str; 36] = [
     "agents.changed",
     "agents.revision",
     "breakers.changed",
@@ -561,6 +562,7 @@ const OF_POSTGRES: [&str; 35] = [
     "ready.task_type",
     "ready.urgency",
     "sessions.replaces",
+    "sessions.shown",
     "slots.beat_at",
     "slots.heir",
     "slots.last_seq",

@@ -562,11 +562,11 @@ impl Store for PgStore {
         self.wake.has_news() || self.place.is_due(now, wanted)
     }
 
-    fn news<'a>(&'a mut self, awaited: &'a [TaskId], now: Now) -> Fut<'a, News> {
+    fn news<'a>(&'a mut self, awaited: &'a [TaskId], wanted: bool, now: Now) -> Fut<'a, News> {
         Box::pin(async move {
             self.usable()?;
             let news = match self.connect_once().await {
-                Ok(()) => self.look(awaited, now).await,
+                Ok(()) => self.look(awaited, wanted, now).await,
                 Err(error) => Err(error),
             };
             match news {

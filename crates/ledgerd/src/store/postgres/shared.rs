@@ -12,6 +12,7 @@ use super::staged::Staged;
 use super::table::Kind::{self, Bytes, Int, Text};
 use super::table::{Rows, Table, put, put_and_read, rows};
 use crate::store::bind::{self, Sink};
+use crate::store::text;
 use breaker_core::State;
 use ledger_core::store::{BreakerRow, SessionRow, StoreError};
 use ledger_core::{AgentId, ByName, SessionId};
@@ -67,6 +68,7 @@ const SESSION_ROW: &[(&str, Kind)] = &[
     ("connected_at", Int),
     ("beat_at", Int),
     ("open", Int),
+    ("shown", Text),
     ("replaces", Int),
 ];
 /// Only where it takes the place of the one that was read; names them.
@@ -75,12 +77,12 @@ static NEW_SESSIONS: Table = Table::new(
     SESSION_ROW,
     "ON CONFLICT (worker) DO UPDATE SET incarnation = excluded.incarnation, session = excluded.session, \
         connected_at = excluded.connected_at, beat_at = excluded.beat_at, open = excluded.open, \
-        replaces = excluded.replaces \
+        shown = excluded.shown, replaces = excluded.replaces \
      WHERE s.session = excluded.replaces RETURNING s.worker",
 );
 /// Of a worker that went to another daemon nothing is written: it is that one's now.
 static SESSIONS: Table = Table::new(
-    "UPDATE sessions AS s SET beat_at = new.beat_at, open = new.open",
+    "UPDATE sessions AS s SET beat_at = new.beat_at, open = new.open, shown = new.shown",
     SESSION_ROW,
     "WHERE s.worker = new.worker AND s.session = new.session",
 );
@@ -176,6 +178,7 @@ pub(super) async fn write(
 async fn write_sessions(conn: &mut PgConnection, staged: &Staged, met: &Met) -> Result<(), StoreError> {
     let bind_row = |columns: &mut Rows, row: &SessionRow| {
         bind::session(columns, row);
+        columns.add(row.shown.as_deref().map(text::session));
         columns.add(met.before(row).map_or(0, |before| before.0.cast_signed()));
     };
     let (new, known): (Vec<&SessionRow>, Vec<&SessionRow>) =

@@ -11,6 +11,7 @@ use super::hints::Hint;
 use super::recover::{TIMED, agents_with_queue_timeout, all, numbers, one};
 use super::{PgStore, failed};
 use crate::store::rows::Shared;
+use crate::store::text;
 use ledger_core::store::{News, Replicas, SessionRow, StoreError};
 use ledger_core::{AgentId, Now, SessionId, Task, TaskId, Timestamp};
 use std::collections::HashMap;
@@ -87,6 +88,9 @@ const TAKE_OVER: &str = "UPDATE slots SET owner = NULL, heir = $4 WHERE slot = (
 const INHERIT: &str = "UPDATE slots SET heir = $2 WHERE heir = $1 AND owner IS NULL";
 const THEIR_WORKERS: &str = "UPDATE sessions SET open = 0 WHERE session >> 48 = $1 \
     RETURNING worker, incarnation, session, connected_at, beat_at, open";
+/// Streams at other daemons than slot $1's, as they were shown with their last beat.
+const OPEN_ELSEWHERE: &str = "SELECT worker, incarnation, session, connected_at, beat_at, open, shown FROM sessions \
+    WHERE open = 1 AND shown IS NOT NULL AND session >> 48 <> $1";
 const TAKE_MAIL: &str = "DELETE FROM mail WHERE slot = ANY($1) RETURNING task_id, worker";
 /// To slots $1, or to who took over from them, but not to ourselves, who are $4: tasks $2 and workers $3.
 pub(super) const SEND_MAIL: &str = "INSERT INTO mail (slot, task_id, worker) \
@@ -109,7 +113,8 @@ const SESSIONS_OF: &str = "SELECT worker, incarnation, session, connected_at, be
 
 /// Every statement here, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 20] = [
+pub(super) const STATEMENTS: [&str; 21] = [
+    OPEN_ELSEWHERE,
     DRAW,
     SLOTS,
     TRY_LOCK,
@@ -311,7 +316,12 @@ impl PgStore {
     }
 
     /// What is new; see [`ledger_core::store::Store::news`].
-    pub(super) async fn look(&mut self, awaited: &[TaskId], now: Now) -> Result<News, StoreError> {
+    pub(super) async fn look(
+        &mut self,
+        awaited: &[TaskId],
+        wanted: bool,
+        now: Now,
+    ) -> Result<News, StoreError> {
         let _ = self.wake.take_news();
         self.lock_slot().await?;
         let slot = self.place.slot;
@@ -324,7 +334,7 @@ impl PgStore {
         let Some(((time, xmin, changed, mail, transitions), owned)) = looked.await?.into_iter().next() else {
             return Err(StoreError::Corrupt("a look without an answer".to_owned()));
         };
-        let owned: Vec<Owned> = crate::store::text::read(&owned)?;
+        let owned: Vec<Owned> = text::read(&owned)?;
         if !owned.iter().any(|(number, owner, _)| *number == slot && Some(*owner) == self.place.owner) {
             return Err(self.lose_place());
         }
@@ -366,6 +376,14 @@ impl PgStore {
         }
         if !self.place.others.is_empty() {
             self.read_shared(&mut news, awaited).await?;
+            if wanted {
+                let query = sqlx::query(OPEN_ELSEWHERE).bind(i64::from(slot));
+                let rows = all(self.connection()?, query, |row| {
+                    let stored = row.session()?;
+                    row.text().and_then(|shown| text::session_of(&stored, shown))
+                });
+                news.sessions = Some(rows.await?);
+            }
         } else {
             news.counts = self.read_counts().await?;
         }

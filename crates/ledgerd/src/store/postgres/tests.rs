@@ -110,7 +110,7 @@ async fn who_is_gone_has_an_heir_who_hears_its_mail_and_knows_its_tasks() {
     let url = url_of(&first);
     let mut second = rig_on(&url).await;
     let now = second.now;
-    let news = second.store().news(&[], now).await.expect("it looks");
+    let news = second.store().news(&[], false, now).await.expect("it looks");
     assert_eq!((news.replicas.slot, &news.replicas.others[..], news.left), (1, &[0][..], None));
     second.commit().await;
     let id = first.enqueue(New::of("a")).await;
@@ -122,7 +122,7 @@ async fn who_is_gone_has_an_heir_who_hears_its_mail_and_knows_its_tasks() {
     conn.execute("UPDATE slots SET beat_at = beat_at - 5000 WHERE slot = 0").await.expect("it runs");
     conn.execute("INSERT INTO mail (slot, task_id) VALUES (0, 77)").await.expect("it runs");
     let news = eventually(async || {
-        let news = second.store().news(&[], now).await.expect("it looks");
+        let news = second.store().news(&[], false, now).await.expect("it looks");
         second.commit().await;
         news.left.is_some().then_some(news)
     })
@@ -147,14 +147,14 @@ async fn a_task_that_runs_elsewhere_is_told_to_who_serves_its_worker() {
     second.apply(id, Event::Cancel { note: "no".into() }).await;
     second.commit().await;
     let now = first.now;
-    let news = first.store().news(&[], now).await.expect("it looks");
+    let news = first.store().news(&[], false, now).await.expect("it looks");
     assert_eq!(news.changed, [id]);
     // A batch that fails has not heeded it.
     first.recover().await;
-    let news = first.store().news(&[], now).await.expect("it looks");
+    let news = first.store().news(&[], false, now).await.expect("it looks");
     assert_eq!(news.changed, [id]);
     first.commit().await;
-    assert!(first.store().news(&[], now).await.expect("it looks").changed.is_empty());
+    assert!(first.store().news(&[], false, now).await.expect("it looks").changed.is_empty());
 }
 
 #[tokio::test]
@@ -176,7 +176,7 @@ async fn a_breaker_that_another_daemon_moved_is_not_overwritten() {
     first.store().write(write(vec![closed.clone()])).await.expect("it is staged");
     first.commit().await;
     let at = second.now;
-    assert_eq!(second.store().news(&[], at).await.expect("it looks").breakers.len(), 1);
+    assert_eq!(second.store().news(&[], false, at).await.expect("it looks").breakers.len(), 1);
     second.commit().await;
     breaker.trip(None, now, 0);
     first.store().write(write(vec![row(&breaker)])).await.expect("it is staged");
