@@ -341,14 +341,12 @@ impl PgStore {
             self.broken = true;
             return Err(StoreError::Unknown("what wrote a batch has panicked".to_owned()));
         };
-        match &session {
-            None => self.place.locked &= self.holds_lock(),
-            Some(_) => {}
-        }
         match self.session {
             None => self.session = session,
             Some(_) => self.spare = session,
         }
+        // The one that was lost may have had it.
+        self.place.locked &= self.holds_lock();
         match written {
             Ok(written) if !written.lost_place => {
                 self.know(&flying, written);
