@@ -163,6 +163,28 @@ async fn work_is_done_by_workers_of_another_daemon_at_once() {
 }
 
 #[tokio::test]
+async fn what_was_made_at_one_daemon_is_known_at_another_at_once() {
+    let Some(daemons) = replicas(2) else { return };
+    let [a, b] = &daemons[..] else { panic!("two were started") };
+    let (here, there) = (a.client().await, b.client().await);
+    for n in 0..20 {
+        let agent = format!("agent-{n}");
+        let id = enqueue(&here, task(&agent)).await;
+        let list = v1::ListTasksRequest { agent: agent.clone(), ..Default::default() };
+        let listed = there.tasks().list_tasks(list).await.expect("it is known").into_inner().tasks;
+        assert_eq!(listed.iter().map(|task| &task.task_id).collect::<Vec<_>>(), [&id]);
+        let request = v1::CancelTaskRequest { task_id: id, ..Default::default() };
+        let other = v1::CancelTaskRequest {
+            task_id: enqueue(&here, task(&format!("b-{n}"))).await,
+            ..Default::default()
+        };
+        there.tasks().cancel_task(other).await.expect("its agent is read with it");
+        there.tasks().cancel_task(request).await.expect("it waits");
+        enqueue(&there, task(&agent)).await;
+    }
+}
+
+#[tokio::test]
 async fn workers_are_seen_at_every_daemon_and_explain_knows_of_them() {
     let Some(daemons) = replicas(2) else { return };
     let [a, b] = &daemons[..] else { panic!("two were started") };

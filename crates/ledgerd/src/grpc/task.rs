@@ -103,7 +103,7 @@ impl Tasks {
         check.done(())?;
         let before = page.before()?;
         if !agent.is_empty() {
-            filter.agent = self.handle.agent_id(&agent);
+            filter.agent = self.handle.agent_id(&agent).await;
             if filter.agent.is_none() {
                 return Ok(wire::ListTasksResponse::default());
             }

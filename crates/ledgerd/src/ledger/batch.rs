@@ -132,6 +132,11 @@ impl<'a> Batch<'a> {
         }
         let known = self.store.begin(&want, self.now).await?;
         self.know(known);
+        let unknown = |open: &Open| !self.memory.agents.contains_key(&open.task.spec.agent);
+        if self.memory.is_shared && self.open.values().any(unknown) {
+            // Another daemon made it a moment ago.
+            return Err(StoreError::Outdated("the agent"));
+        }
         self.heed(&heard.changed);
         self.part(&heard.moved);
         self.ungate.extend(heard.let_go.drain(..));

@@ -44,6 +44,8 @@ pub(super) struct Shared {
     pub(super) reader: Arc<dyn Reader>,
     /// Agents by name; only committed ones.
     pub(super) names: RwLock<ByName<AgentId>>,
+    /// Other daemons may serve the ledger too.
+    pub(super) is_shared: bool,
     /// Rings when other daemons have done something.
     pub(super) wake: Arc<Wake>,
     /// Who waits for the end of which task.
@@ -226,10 +228,14 @@ impl Handle {
         self.shared.clock
     }
 
-    /// The number of an agent.
-    #[must_use]
-    pub fn agent_id(&self, name: &str) -> Option<AgentId> {
-        self.shared.names.read().unwrap_or_else(PoisonError::into_inner).get(name).copied()
+    /// The number of an agent. One that is not known may have been made by another daemon a moment ago.
+    pub async fn agent_id(&self, name: &str) -> Option<AgentId> {
+        let known = || self.shared.names.read().unwrap_or_else(PoisonError::into_inner).get(name).copied();
+        if known().is_none() && self.shared.is_shared {
+            // Whoever asks for agents makes the ledger look.
+            let _ = self.agents().await;
+        }
+        known()
     }
 
     /// The name of an agent.

@@ -105,6 +105,7 @@ pub async fn start(
         reader,
         names: RwLock::new(names),
         waiters: Mutex::new(HashMap::new()),
+        is_shared: memory.is_shared,
         wake: Arc::clone(&wake),
         retention: OnceLock::new(),
         removed: AtomicU64::new(0),

@@ -21,7 +21,9 @@ impl Admin {
         let before = page.before()?;
         let agent = match said.agent.as_str() {
             "" => None,
-            name => Some(self.handle.agent_id(name).ok_or_else(|| LedgerError::UnknownAgent(name.into()))?),
+            name => {
+                Some(self.handle.agent_id(name).await.ok_or_else(|| LedgerError::UnknownAgent(name.into()))?)
+            }
         };
         let found = self.handle.reader().agent_events(agent, before, page.limit).await;
         let found = found.map_err(LedgerError::Store)?;

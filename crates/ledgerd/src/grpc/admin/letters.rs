@@ -27,7 +27,7 @@ impl Admin {
         check.done(())?;
         let before = page.before()?;
         if !said.agent.is_empty() {
-            filter.agent = self.handle.agent_id(&said.agent);
+            filter.agent = self.handle.agent_id(&said.agent).await;
             if filter.agent.is_none() {
                 return Ok(wire::ListDeadLettersResponse::default());
             }
@@ -137,7 +137,7 @@ impl Admin {
         let mut filter = convert::dead_letter_filter(&mut check, At::In("filter"), given);
         check.done(())?;
         if !agent.is_empty() {
-            filter.agent = self.handle.agent_id(&agent);
+            filter.agent = self.handle.agent_id(&agent).await;
             if filter.agent.is_none() {
                 return Ok(wire::GroupDeadLettersResponse::default());
             }
@@ -170,7 +170,7 @@ impl Admin {
             }
             Chosen::Fitting(agent, mut filter) => {
                 if !agent.is_empty() {
-                    filter.agent = self.handle.agent_id(&agent);
+                    filter.agent = self.handle.agent_id(&agent).await;
                     if filter.agent.is_none() {
                         return Ok(None);
                     }
