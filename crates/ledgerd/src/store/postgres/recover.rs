@@ -542,7 +542,7 @@ impl PgStore {
     }
 
     /// When the next task in the database becomes due.
-    async fn find_due(&mut self, now: Now) -> Result<Option<Timestamp>, StoreError> {
+    pub(super) async fn find_due(&mut self, now: Now) -> Result<Option<Timestamp>, StoreError> {
         let query = sqlx::query(NEXT_DUE).bind(now.at.millis()).bind(now.wall().millis());
         let found = all(self.connection()?, query, |row| Ok((row.maybe_time()?, row.maybe_time()?))).await?;
         let times = |(steady, wall): (Option<Timestamp>, Option<Timestamp>)| {

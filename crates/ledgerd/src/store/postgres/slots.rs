@@ -371,6 +371,10 @@ impl PgStore {
             self.read_changed(&mut news, since).await?;
         }
         self.place.seen = xmin;
+        if taken.len() > 1 || !self.place.others.is_empty() {
+            // Who left something that becomes due may be gone, or was not heard.
+            self.due = self.find_due(now).await?;
+        }
         if taken.len() > 1 {
             news.left = Some(self.read_left(&taken[1..]).await?);
         }
