@@ -4,7 +4,7 @@
 //! over a network that anybody could read. Limits of time are the server's, set for the session, so that no future of a
 //! statement is ever dropped half-way.
 
-use super::{FRESH_BYTES, PgReader, PgStore};
+use super::{FRESH_BYTES, PgReader, PgStore, history};
 use crate::store::fresh::Fresh;
 use crate::store::schema::{self, Applied, Step};
 use sqlx::migrate::{MigrateError, Migrator};
@@ -109,6 +109,10 @@ pub async fn open(url: &str, name: &str) -> Result<(PgStore, Arc<PgReader>), Con
     let options = options(url)?;
     let mut conn = connect(&options).await?;
     migrate(&mut conn, &options).await?;
+    if let Err(error) = history::make_days_of_today(&mut conn).await {
+        // Nothing depends on it: what has no partition of its day is kept all the same.
+        tracing::warn!(%error, "no partitions of history were made; retention will try again");
+    }
     let fresh = Arc::new(Fresh::new(FRESH_BYTES));
     let reader = Arc::new(PgReader::open(options.clone(), SLOW_ACQUIRE, Arc::clone(&fresh)));
     Ok((PgStore::new(options, conn, fresh, name).await, reader))
