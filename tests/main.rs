@@ -17,6 +17,7 @@ mod letters;
 mod moving;
 mod orders;
 mod postgres;
+mod postgres_servers;
 mod power_loss;
 mod replicas;
 mod restarts;

@@ -17,8 +17,8 @@ const BETWEEN_STOPS: u64 = 300;
 pub(crate) struct Server {
     script: Child,
     pub(crate) url: String,
-    bin: String,
-    data: String,
+    pub(crate) bin: String,
+    pub(crate) data: String,
 }
 
 impl Server {
@@ -70,7 +70,7 @@ impl Drop for Server {
     }
 }
 
-fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     Command::new("id").arg("-u").output().is_ok_and(|said| said.stdout == b"0\n")
 }
 

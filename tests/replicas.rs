@@ -543,9 +543,10 @@ async fn nothing_is_lost_or_done_twice_while_daemons_and_the_server_come_and_go(
     }
     let record = load.finish().await;
     let found = nothing_is_missing(&daemons[0].client().await, &record).await;
-    let doubled = "SELECT count(*) FROM (SELECT slot, seq FROM task_history GROUP BY slot, seq HAVING count(*) > 1) AS d";
+    let doubled =
+        "SELECT count(*) FROM (SELECT slot, seq FROM history GROUP BY slot, seq HAVING count(*) > 1) AS d";
     assert_eq!(crate::postgres::ask(&store, doubled), "0", "a number of a history row was used twice");
-    let gaps = "SELECT count(*) FROM slots AS s WHERE last_seq <> (SELECT count(*) FROM task_history AS h WHERE h.slot = s.slot)";
+    let gaps = "SELECT count(*) FROM slots AS s WHERE last_seq <> (SELECT count(*) FROM history AS h WHERE h.slot = s.slot)";
     assert_eq!(crate::postgres::ask(&store, gaps), "0", "a history row is missing");
     let drift = "SELECT count(*) FROM (SELECT agent, state, sum(n) AS n FROM counts GROUP BY agent, state) AS c \
         FULL JOIN (SELECT s.agent, t.state, count(*) AS n FROM tasks AS t JOIN task_specs AS s USING (id) GROUP BY 1, 2) AS t \
@@ -648,7 +649,7 @@ async fn a_rolling_restart_loses_nothing_and_keeps_nobody_waiting() {
     let fates = look("SELECT state, count(*), count(losses) FROM tasks GROUP BY state");
     assert_eq!(fates, format!("5|{enqueued}|0"), "all done, none lost on the way");
     let twice = look(
-        "SELECT count(*) FROM (SELECT 1 FROM task_history WHERE to_state = 5 GROUP BY task_id HAVING count(*) > 1) AS d",
+        "SELECT count(*) FROM (SELECT 1 FROM history WHERE to_state = 5 GROUP BY task_id HAVING count(*) > 1) AS d",
     );
     assert_eq!(twice, "0", "an end was recorded twice");
     let mut starts = starts.lock().expect("nobody panics").clone();

@@ -21,6 +21,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What a store's methods return.
 pub type Fut<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -819,6 +820,16 @@ pub trait Reader: Send + Sync {
     /// That the store cannot be read.
     fn expired(&self, after: TaskId, leaving: Leaving, look: usize)
     -> Fut<'_, (Vec<TaskId>, Option<TaskId>)>;
+
+    /// One step of what the store has to do by itself from time to time, beside what the ledger writes; `kept` is the shortest
+    /// time for which an ended task is stored, none where all of them are for ever. Whether a next step has something to
+    /// do now.
+    ///
+    /// # Errors
+    /// That the store cannot be used; whatever was begun is undone, and a later call tries again.
+    fn tidy(&self, _now: Timestamp, _kept: Option<Duration>) -> Fut<'_, bool> {
+        Box::pin(std::future::ready(Ok(false)))
+    }
 
     /// How much is stored.
     ///

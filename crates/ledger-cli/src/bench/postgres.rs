@@ -240,7 +240,7 @@ impl Ledger<'_> {
             daemon.process.kill();
         }
         let done = self.server.number(&self.url, "SELECT count(*) FROM tasks WHERE state = 5").await?;
-        let rows = self.server.number(&self.url, "SELECT count(*) FROM task_history").await?;
+        let rows = self.server.number(&self.url, "SELECT count(*) FROM history").await?;
         if (done, rows) == (tasks, transitions) {
             return Ok(rows);
         }

@@ -125,7 +125,11 @@ CREATE INDEX ready_in_order ON ready (agent, task_type, gated, urgency, run_at, 
 CREATE INDEX ready_by_time ON ready (calendar, run_at) WHERE gated = 0;
 CREATE INDEX ready_gated ON ready (agent, task_type) WHERE gated = 1;
 
--- Append-only; seq rises without a gap in each slot.
+-- Append-only; seq rises without a gap in each slot. One partition for each day (UTC) of `at`, made ahead; a whole day is
+-- dropped when its tasks have gone, so rows of tasks that were removed may still be here. Nobody but who writes names this
+-- table: it is read through `history`.
+-- That (task_id, version) is unique is not for an index to say, which cannot span partitions: a row is written with the
+-- row of its task, which is written only where it has the version before.
 CREATE TABLE task_history (
     task_id BIGINT NOT NULL,
     version BIGINT NOT NULL CHECK (version > 0),
@@ -142,8 +146,38 @@ CREATE TABLE task_history (
     reason SMALLINT NOT NULL,
     worker TEXT,
     error TEXT,
-    facts TEXT,
-    PRIMARY KEY (task_id, version)
+    facts TEXT
+) PARTITION BY RANGE (at);
+
+CREATE INDEX task_history_by_task ON task_history (task_id, version);
+
+-- Rows of days without a partition, as a clock that was set may bring: on their way to those that are kept.
+CREATE TABLE task_history_default PARTITION OF task_history DEFAULT;
+
+-- Rows that stay until their task goes, for it outlives their day.
+CREATE TABLE task_history_kept (LIKE task_history INCLUDING CONSTRAINTS, PRIMARY KEY (task_id, version));
+
+-- The history of tasks that are stored, and remains of others. Who looks for a task asks for the time from its creation to
+-- its last change too, which all its rows are of: then no other partition is touched.
+CREATE VIEW history AS
+SELECT task_id, version, seq, at, fence, until, digest, attempt, slot, kind, from_state, to_state, reason, worker, error,
+    facts
+FROM task_history
+UNION ALL
+SELECT task_id, version, seq, at, fence, until, digest, attempt, slot, kind, from_state, to_state, reason, worker, error,
+    facts
+FROM task_history_kept;
+
+-- Days that have a partition, counted from 1970-01-01; and how far the walk through one has come whose tasks may have gone.
+CREATE TABLE history_days (
+    day INTEGER PRIMARY KEY,
+    -- Not looked at before.
+    look_at BIGINT NOT NULL DEFAULT 0,
+    -- Few of its rows are of stored tasks, and these are moved to those that are kept. Rows of transactions before this one
+    -- were there when that began.
+    leaving xid8,
+    -- The last task that was looked at since.
+    walked BIGINT NOT NULL DEFAULT 0
 );
 
 CREATE FUNCTION history_is_append_only() RETURNS TRIGGER LANGUAGE plpgsql AS $$
@@ -152,8 +186,12 @@ BEGIN
 END;
 $$;
 
+-- For each row, for such a trigger is in every partition too.
 CREATE TRIGGER task_history_is_append_only BEFORE UPDATE ON task_history
-FOR EACH STATEMENT EXECUTE FUNCTION history_is_append_only();
+FOR EACH ROW EXECUTE FUNCTION history_is_append_only();
+
+CREATE TRIGGER task_history_kept_is_append_only BEFORE UPDATE ON task_history_kept
+FOR EACH ROW EXECUTE FUNCTION history_is_append_only();
 
 CREATE TABLE results (
     task_id BIGINT PRIMARY KEY,

@@ -2,7 +2,8 @@
 //!
 //! Works beside the loop and at its leisure: a look at a stretch of tasks, then a few of them removed in one commit, then
 //! a rest of several times that. So callers find a loop that is mostly idle, however much there is to remove. Nothing is
-//! decided from what was read: the loop judges every task again.
+//! decided from what was read: the loop judges every task again. What the store can tidy without the loop, it does in
+//! steps as small.
 
 use super::batch::Batch;
 use super::command::{Answer, Command, Leaving, LedgerError};
@@ -43,17 +44,29 @@ impl Retention {
         }
     }
 
+    /// The shortest time for which an ended task is kept; none: all are for ever.
+    fn shortest(self) -> Option<Duration> {
+        self.done.into_iter().chain(self.failed).min()
+    }
+
     /// From one walk to the next: nothing stays much longer than it is to be kept.
     fn interval(self) -> Duration {
-        let shortest = self.done.into_iter().chain(self.failed).min().unwrap_or(SELDOM);
-        (shortest / 8).clamp(OFTEN, SELDOM)
+        (self.shortest().unwrap_or(SELDOM) / 8).clamp(OFTEN, SELDOM)
     }
 }
 
 impl Handle {
-    /// Removes what retention lets go of, again and again. Ends only with the ledger.
+    /// Removes what retention lets go of, again and again, and has the store tidy up. Ends only with the ledger.
     pub async fn keep(self, retention: Retention) {
         self.shared.retention.get_or_init(|| retention);
+        // Beside each other: a long walk of the one is no reason for the other to wait.
+        tokio::select! {
+            () = self.remove_expired(retention) => {}
+            () = self.tidy(retention) => {}
+        }
+    }
+
+    async fn remove_expired(&self, retention: Retention) {
         let mut forgot = None;
         loop {
             let now = self.clock().uptime();
@@ -69,6 +82,21 @@ impl Handle {
                 Err(error) => tracing::warn!(%error, "retention removed nothing more; it will try again"),
             }
             tokio::time::sleep(retention.interval()).await;
+        }
+    }
+
+    /// Has the store do what it does by itself, a step at a time. Never ends.
+    async fn tidy(&self, retention: Retention) {
+        loop {
+            let begun = self.clock().uptime();
+            match self.reader().tidy(self.clock().now().at, retention.shortest()).await {
+                Ok(true) => self.rest(begun).await,
+                Ok(false) => tokio::time::sleep(retention.interval()).await,
+                Err(error) => {
+                    tracing::warn!(%error, "the store could not be tidied; it will be tried again");
+                    tokio::time::sleep(retention.interval()).await;
+                }
+            }
         }
     }
 

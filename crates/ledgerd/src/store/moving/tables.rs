@@ -76,7 +76,7 @@ pub(in crate::store) const HISTORY_OF_SLOTS: &str = "( \
     SELECT task_id, version, row_number() OVER (ORDER BY at, task_id, version) \
         + (SELECT sum(last_seq) FROM slots)::bigint - count(*) OVER () AS seq, \
         kind, from_state, to_state, reason, at, fence, attempt, worker, until, digest, error, facts \
-    FROM task_history) AS h ORDER BY task_id, version";
+    FROM history WHERE task_id IN (SELECT id FROM tasks)) AS h ORDER BY task_id, version";
 
 /// The sessions of a slot are numbered after those of the slots before it; those of slot 0 keep their numbers.
 const ONE_SESSION: &str = "CASE WHEN session >> 48 = 0 THEN session ELSE (session & 281474976710655) \
@@ -231,7 +231,8 @@ pub(in crate::store) static TABLES: [Table; 15] = [
             ("facts", Text),
         ],
         sqlite: "task_history WHERE seq = ?1",
-        postgres: "task_history ORDER BY task_id, version",
+        // Rows of tasks that were removed may still be there.
+        postgres: "history WHERE task_id IN (SELECT id FROM tasks) ORDER BY task_id, version",
         of_postgres: &[("slot", "0")],
     },
     Table {

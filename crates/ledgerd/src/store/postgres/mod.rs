@@ -9,6 +9,7 @@
 
 mod flight;
 mod hints;
+mod history;
 pub(super) mod moving;
 mod open;
 mod read;

@@ -4,6 +4,7 @@
 //! too, which keeps daemons from taking a slot: it is committed after what it wrote was read back.
 
 use super::failed;
+use super::history::make_days_past;
 use super::open::{self, connect, migrate, options, reach};
 use crate::store::bind::Cell;
 use crate::store::moving::{
@@ -66,6 +67,7 @@ pub(in crate::store) async fn import(url: &str, from: impl BufRead) -> Result<Ve
     }
     let file = Reader::begin(from)?;
     migrate(&mut conn, &options).await?;
+    make_days_past(&mut conn).await?;
     run(&mut conn, "BEGIN").await?;
     run(&mut conn, PATIENT).await?;
     run(&mut conn, LOCK).await?;

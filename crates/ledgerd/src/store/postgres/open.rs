@@ -4,7 +4,7 @@
 //! over a network that anybody could read. Limits of time are the server's, set for the session, so that no future of a
 //! statement is ever dropped half-way.
 
-use super::{FRESH_BYTES, PgReader, PgStore};
+use super::{FRESH_BYTES, PgReader, PgStore, history};
 use crate::store::fresh::Fresh;
 use crate::store::schema::{self, Applied, Step};
 use sqlx::migrate::{MigrateError, Migrator};
@@ -62,6 +62,17 @@ pub enum ConnectError {
         /// Why.
         source: sqlx::Error,
     },
+    /// It is not shown to be the server that is meant.
+    #[error(
+        "PostgreSQL at {server} does not prove who it is: {what}; name its host as its certificate does, and with sslrootcert \
+         the authority that signed it, where that is not a public one"
+    )]
+    Untrusted {
+        /// Which.
+        server: String,
+        /// Why.
+        what: String,
+    },
     /// The server is set so that commits may be lost.
     #[error("PostgreSQL at {server} {what}")]
     Unfit {
@@ -94,7 +105,14 @@ impl ConnectError {
     /// Whether it is a matter of configuration, which no new try mends.
     #[must_use]
     pub const fn is_configuration(&self) -> bool {
-        matches!(self, Self::Address(_) | Self::Plaintext { .. } | Self::Unfit { .. } | Self::Newer { .. })
+        matches!(
+            self,
+            Self::Address(_)
+                | Self::Plaintext { .. }
+                | Self::Untrusted { .. }
+                | Self::Unfit { .. }
+                | Self::Newer { .. }
+        )
     }
 }
 
@@ -109,6 +127,10 @@ pub async fn open(url: &str, name: &str) -> Result<(PgStore, Arc<PgReader>), Con
     let options = options(url)?;
     let mut conn = connect(&options).await?;
     migrate(&mut conn, &options).await?;
+    if let Err(error) = history::make_days_of_today(&mut conn).await {
+        // Nothing depends on it: what has no partition of its day is kept all the same.
+        tracing::warn!(%error, "no partitions of history were made; retention will try again");
+    }
     let fresh = Arc::new(Fresh::new(FRESH_BYTES));
     let reader = Arc::new(PgReader::open(options.clone(), SLOW_ACQUIRE, Arc::clone(&fresh)));
     Ok((PgStore::new(options, conn, fresh, name).await, reader))
@@ -152,7 +174,10 @@ pub(super) async fn steps_of(conn: &mut PgConnection) -> sqlx::Result<Vec<Step>>
 
 /// A connection for one that only reads, whoever serves the database.
 pub(super) async fn reach(options: &PgConnectOptions) -> Result<PgConnection, ConnectError> {
-    options.connect().await.map_err(|source| ConnectError::Unreachable { server: server(options), source })
+    options.connect().await.map_err(|source| match distrust(options, &source) {
+        Some(what) => ConnectError::Untrusted { server: server(options), what },
+        None => ConnectError::Unreachable { server: server(options), source },
+    })
 }
 
 /// How to connect, as `url` says and a ledger needs.
@@ -221,6 +246,21 @@ pub(super) async fn connect(options: &PgConnectOptions) -> Result<PgConnection, 
         return unfit("is older than release 13; run a newer one");
     }
     Ok(conn)
+}
+
+/// What is wrong with the server's proof of who it is; none when that was not the trouble.
+fn distrust(options: &PgConnectOptions, error: &sqlx::Error) -> Option<String> {
+    use std::io::ErrorKind::{InvalidData, NotFound};
+    match error {
+        sqlx::Error::Tls(what) => Some(what.to_string()),
+        // Nothing else says so before there is a connection.
+        sqlx::Error::Io(error) if error.kind() == InvalidData => Some(error.to_string()),
+        // A host has no file to miss.
+        sqlx::Error::Io(error) if error.kind() == NotFound && options.get_socket().is_none() => {
+            Some(format!("a file of certificates cannot be read: {error}"))
+        }
+        _ => None,
+    }
 }
 
 pub(super) async fn migrate(conn: &mut PgConnection, options: &PgConnectOptions) -> Result<(), ConnectError> {

@@ -3,8 +3,8 @@
 //! Each read runs on a task of its own: a caller that leaves drops the answer, and never a statement half-way. Invariant: a
 //! list looks at a bounded number of rows and says where it stopped.
 
-use super::failed;
-use super::recover::{Asked, Columns, read_all};
+use super::recover::{Asked, Columns, LIVES, Life, read_all};
+use super::{failed, history};
 use crate::store::fresh::Fresh;
 use crate::store::page::next;
 use crate::store::rows::{
@@ -67,10 +67,10 @@ const VIEWS: &str = concat!(
      AND ($7::bigint IS NULL OR s.created_at < $7) \
      ORDER BY t.id DESC"
 );
-const HISTORY: &str = concat!(
+pub(super) const HISTORY: &str = concat!(
     "SELECT h.seq, ",
     record_columns!(),
-    " FROM task_history AS h WHERE h.task_id = $1 ORDER BY h.version"
+    " FROM history AS h WHERE h.task_id = $1 AND h.at BETWEEN $2 AND $3 ORDER BY h.version"
 );
 /// What fits a filter, $1 to $7.
 macro_rules! letter_fits {
@@ -384,7 +384,11 @@ impl Reader for PgReader {
     fn history(&self, id: TaskId) -> Fut<'_, Option<Vec<HistoryView>>> {
         let reader = self.clone();
         apart(async move {
-            let rows = reader.rows(sqlx::query(HISTORY).bind(id.0.cast_signed())).await?;
+            let lives = reader.rows(sqlx::query(LIVES).bind(numbers(&[id]))).await?;
+            // Rows of tasks that are not there any more may go later than they do.
+            let Some(life) = read_all(&lives, Life::read)?.pop() else { return Ok(None) };
+            let query = sqlx::query(HISTORY).bind(id.0.cast_signed()).bind(life.from).bind(life.to);
+            let rows = reader.rows(query).await?;
             let views = read_all(&rows, |row| Ok(HistoryView { seq: row.number()?, record: row.record()? }))?;
             // A task has at least the row of its enqueue.
             Ok(Some(views).filter(|views| !views.is_empty()))
@@ -483,6 +487,11 @@ impl Reader for PgReader {
             let found = text::task_ids(row.text()?)?;
             Ok((found, (looked == look as u64).then_some(TaskId(last))))
         })
+    }
+
+    fn tidy(&self, now: Timestamp, kept: Option<Duration>) -> Fut<'_, bool> {
+        let reader = self.clone();
+        apart(async move { history::tidy(&reader.pool, now, kept).await })
     }
 
     fn sizes(&self) -> Fut<'_, Sizes> {

@@ -9,7 +9,7 @@ use crate::store::rows::{Cells, Shared, record_columns, task_columns};
 use ledger_core::store::{
     AgentRow, Ask, BudgetRow, Counts, KeyHolder, Known, News, Recovered, StoreError, TaskData, Want,
 };
-use ledger_core::{AgentId, ByKey, ByTask, Now, Record, Task, TaskId, Timestamp};
+use ledger_core::{AgentId, ByKey, ByTask, Now, Record, Task, TaskId, TaskSet, Timestamp};
 use sqlx::postgres::{PgArguments, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{Postgres, Row, ValueRef};
@@ -50,11 +50,18 @@ const KEYS: &str = "SELECT k.agent, k.key, k.task_id, k.digest \
     FROM unnest($1::bigint[], $2::text[]) AS asked (agent, key) \
     JOIN idempotency_keys AS k ON k.agent = asked.agent AND k.key = asked.key";
 const REQUESTS: &str = "SELECT id, digest, answer, at FROM requests WHERE id = ANY($1)";
+/// When tasks were made and last changed, where they are stored: a history row is of no time before or after.
+pub(super) const LIVES: &str = "SELECT t.id, s.created_at, t.updated_at FROM tasks AS t JOIN task_specs AS s ON s.id = t.id \
+    WHERE t.id = ANY($1)";
+/// Leases of tasks $1 with fences $2, all of which have lived from $3 to $4. Each is asked for itself, by index.
 const SETTLED: &str = concat!(
     "SELECT asked.n, ",
     record_columns!(),
     " FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS asked (task_id, fence, n) \
-     JOIN task_history AS h ON h.task_id = asked.task_id AND h.fence = asked.fence WHERE h.digest IS NOT NULL"
+     CROSS JOIN LATERAL ( \
+        SELECT * FROM history AS own \
+        WHERE own.task_id = asked.task_id AND own.at BETWEEN $3 AND $4 AND own.fence = asked.fence AND own.digest IS NOT NULL OFFSET 0 \
+     ) AS h"
 );
 const NUMBERS: &str = "SELECT nextval('task_blocks')";
 /// The types that wait of an agent, one index look each.
@@ -124,9 +131,9 @@ pub(super) const NEXT_DUE: &str = "SELECT MIN(run_at) FILTER (WHERE calendar = 0
 
 /// Every statement here, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 16] = [
-    META, AGENTS, BUDGETS, SESSIONS, COUNTS, TIMED, TASKS, LIVE, KEYS, REQUESTS, SETTLED, NUMBERS, OFFER,
-    GATED, AHEAD, NEXT_DUE,
+pub(super) const STATEMENTS: [&str; 17] = [
+    META, AGENTS, BUDGETS, SESSIONS, COUNTS, TIMED, TASKS, LIVE, KEYS, REQUESTS, LIVES, SETTLED, NUMBERS,
+    OFFER, GATED, AHEAD, NEXT_DUE,
 ];
 
 /// A row of this database.
@@ -488,10 +495,17 @@ impl PgStore {
             return Ok(found);
         }
         self.begin_once().await?;
-        let places: Vec<usize> = missing.into_values().collect();
+        let asked = numbers(missing.keys().map(|(id, _)| id));
+        let lives = all(self.connection()?, sqlx::query(LIVES).bind(asked), Life::read).await?;
+        let (from, to) = (lives.iter().map(|life| life.from).min(), lives.iter().map(|life| life.to).max());
+        let stored: TaskSet = lives.into_iter().map(|life| life.task).collect();
+        let places: Vec<usize> =
+            missing.into_iter().filter(|((id, _), _)| stored.contains(id)).map(|(_, at)| at).collect();
         let query = sqlx::query(SETTLED)
             .bind(numbers(places.iter().map(|at| &leases[*at].0)))
-            .bind(places.iter().map(|at| leases[*at].1.cast_signed()).collect::<Vec<_>>());
+            .bind(places.iter().map(|at| leases[*at].1.cast_signed()).collect::<Vec<_>>())
+            .bind(from)
+            .bind(to);
         let rows = all(self.connection()?, query, |row| Ok((row.number()?, row.record()?))).await?;
         for (n, record) in rows {
             if let Some(at) = usize::try_from(n).ok().and_then(|n| places.get(n - 1)) {
@@ -605,6 +619,20 @@ impl PgStore {
         let staged = self.ready.ahead(task, types, most, now);
         let found = found.first().and_then(|found| usize::try_from(*found).ok()).unwrap_or_default();
         Ok((found + staged).min(most))
+    }
+}
+
+/// When the history of a stored task was written: ms since the epoch, both ends included.
+pub(super) struct Life {
+    pub(super) task: TaskId,
+    pub(super) from: i64,
+    pub(super) to: i64,
+}
+
+impl Life {
+    /// A row of [`LIVES`].
+    pub(super) fn read(row: &mut Columns<'_>) -> Result<Self, StoreError> {
+        Ok(Self { task: row.task_id()?, from: row.int()?, to: row.int()? })
     }
 }
 

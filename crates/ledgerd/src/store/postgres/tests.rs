@@ -1,7 +1,11 @@
 //! What only PostgreSQL has to keep: the statements, who may serve a database, and what becomes of a commit when the server,
 //! the connection or somebody else comes between.
 
-use super::{ConnectError, PgStore, flight, hints, open, options, read, recover, slots, write};
+mod history;
+
+use super::{
+    ConnectError, PgStore, flight, hints, history as days, open, options, read, recover, slots, write,
+};
 use crate::store::rig::{AGENT, Kind, New, Rig, database, everything};
 use ledger_core::store::{Ask, BreakerRow, Changed, Changes, Store, StoreError, Want};
 use ledger_core::{Event, State, TaskId};
@@ -68,6 +72,7 @@ async fn every_statement_can_be_prepared() {
         .chain(slots::STATEMENTS)
         .chain([hints::SEND])
         .chain(read::STATEMENTS)
+        .chain(days::STATEMENTS)
         .chain([flight::FATE]);
     for text in all {
         conn.prepare(AssertSqlSafe(text).into_sql_str())
@@ -230,7 +235,7 @@ async fn a_task_that_somebody_else_changed_is_named_and_nothing_is_written() {
     assert!(matches!(error, StoreError::Overtaken(id) if id == theirs), "{error}");
     rig.recover().await;
     assert_eq!(rig.get(ours).await.map(|task| task.state), Some(State::Queued));
-    assert_eq!(number(&url_of(&rig), "SELECT COUNT(*) FROM task_history").await, 2);
+    assert_eq!(number(&url_of(&rig), "SELECT COUNT(*) FROM history").await, 2);
 }
 
 #[tokio::test]
@@ -378,7 +383,7 @@ async fn a_commit_without_an_answer_is_asked_for() {
     }
     assert_eq!((made, kept), ([100, 100], 100));
     assert_eq!(number(&url, "SELECT COUNT(*) FROM tasks").await, 100);
-    assert_eq!(number(&url, "SELECT COUNT(*) FROM task_history").await, 100);
+    assert_eq!(number(&url, "SELECT COUNT(*) FROM history").await, 100);
     assert_eq!(number(&url, "SELECT last_seq FROM slots").await, 100);
 }
 

@@ -211,9 +211,9 @@ const OLD_EVENTS: &str = "DELETE FROM agent_events WHERE seq IN ( \
 /// Those that are as they were judged; names them.
 const REMOVE_TASKS: &str = "DELETE FROM tasks AS t USING unnest($1::bigint[], $2::bigint[]) AS judged (id, version) \
     WHERE t.id = judged.id AND t.version = judged.version RETURNING t.id";
-/// All that belongs to tasks, but their keys.
+/// All that belongs to tasks, but their keys, and history that goes with its day.
 const REMOVE: [&str; 6] = [
-    "DELETE FROM task_history WHERE task_id = ANY($1)",
+    "DELETE FROM task_history_kept WHERE task_id = ANY($1)",
     "DELETE FROM results WHERE task_id = ANY($1)",
     "DELETE FROM salvage WHERE task_id = ANY($1)",
     "DELETE FROM task_notes WHERE task_id = ANY($1)",
