@@ -4,9 +4,10 @@ pub(crate) mod load;
 
 use crate::support::worker::{Stream, complete, hello, lease, outcome};
 use crate::support::*;
+use futures_util::future::join_all;
 use ledgerd_client::v1::{self, LeaseState, TaskState};
 use load::Load;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -85,21 +86,25 @@ async fn acknowledged_work_survives_kills_under_load() {
 /// Looks for everything that was acknowledged; says how much that is.
 pub(crate) async fn nothing_is_missing(client: &ledgerd_client::Client, record: &load::Record) -> String {
     let mut rows = 0;
-    for id in &record.enqueued {
-        let task = in_terminal_state(client, id).await;
-        let history = history(client, id).await;
-        rows += history.len();
-        check_history(&task, &history);
+    let mut histories = HashMap::new();
+    // Many at one time, for most of it is waiting for answers.
+    for ids in record.enqueued.chunks(64) {
+        let looked =
+            ids.iter().map(async |id| (id, in_terminal_state(client, id).await, history(client, id).await));
+        for (id, task, history) in join_all(looked).await {
+            rows += history.len();
+            check_history(&task, &history);
+            histories.insert(id, history);
+        }
     }
     for (lease, answer) in &record.receipts {
-        let history = history(client, &lease.0).await;
+        let history = &histories[&lease.0];
         let row = history.iter().find(|row| row.version == answer.version);
         let row = row.unwrap_or_else(|| panic!("the receipted row {answer:?} of {lease:?} is gone"));
         assert_eq!((row.to(), row.fence), (answer.state(), lease.1), "{lease:?}");
     }
     for id in &record.cancelled {
-        let rows = history(client, id).await;
-        let asked = rows.iter().any(|row| row.event == "CANCELLED" || row.event == "STOP_REQUESTED");
+        let asked = histories[id].iter().any(|row| row.event == "CANCELLED" || row.event == "STOP_REQUESTED");
         assert!(asked, "the acknowledged cancel of {id} is gone");
     }
     let distinct: HashSet<_> =

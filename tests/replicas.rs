@@ -496,6 +496,7 @@ async fn nothing_is_lost_or_done_twice_while_daemons_and_the_server_come_and_go(
     configure(&daemons[0].client().await, "load", short_leases()).await;
     let shape = Shape { producers: 4, cancellers: 2, workers: 48, capacity: 8, tasks: Some(tasks) };
     let load = Load::start_as(&balancer.address, shape);
+    let begun = Instant::now();
     let (mut faults, mut turn) = (std::collections::BTreeMap::<&str, u32>::new(), 0_usize);
     // Each part of the work has its fault, so that a slow machine makes as many.
     let parts = 12;
@@ -504,6 +505,7 @@ async fn nothing_is_lost_or_done_twice_while_daemons_and_the_server_come_and_go(
         eventually_long("the next part is enqueued", async || (load.enqueued() >= until).then_some(())).await;
         turn += 1;
         let victim = turn % 3;
+        eprintln!("part {part}: {} tasks after {:?}", load.enqueued(), begun.elapsed());
         match part % 4 {
             0 => {
                 *faults.entry("server stopped").or_default() += 1;
@@ -542,6 +544,7 @@ async fn nothing_is_lost_or_done_twice_while_daemons_and_the_server_come_and_go(
         }
     }
     let record = load.finish().await;
+    eprintln!("all is done after {:?}", begun.elapsed());
     let found = nothing_is_missing(&daemons[0].client().await, &record).await;
     let doubled =
         "SELECT count(*) FROM (SELECT slot, seq FROM history GROUP BY slot, seq HAVING count(*) > 1) AS d";
