@@ -257,7 +257,7 @@ pub trait Reader: Send + Sync {
     /// Looks through all that is stored for damage; slow. At once where the store does so by itself.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] with what was found; that the store cannot be read.
+    /// [`StoreError::Corrupt`](super::StoreError::Corrupt) with what was found; that the store cannot be read.
     fn check(&self) -> Fut<'_, ()> {
         Box::pin(std::future::ready(Ok(())))
     }

@@ -486,10 +486,8 @@ impl Loop {
 
     /// Whether a batch of these begins with news.
     fn may_hear(&self, orders: &[Order], now: Now) -> bool {
-        self.store.has_news(now, true) && {
-            let wanted = orders.iter().any(|order| decide::asks_for_news(&order.command));
-            self.store.has_news(now, wanted || !self.shared.awaited().is_empty())
-        }
+        let asks = |order: &Order| decide::asks_for_news(&order.command);
+        self.store.has_news(now, true) && self.store.has_news(now, orders.iter().any(asks))
     }
 
     /// Takes over what other daemons did, where there are any. The time by which the batch is decided.

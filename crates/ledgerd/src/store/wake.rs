@@ -11,6 +11,7 @@ pub struct Wake {
     bell: Notify,
     news: AtomicBool,
     work: AtomicBool,
+    ends: AtomicBool,
     awaits: AtomicBool,
 }
 
@@ -30,13 +31,20 @@ impl Wake {
     /// Another daemon ended tasks: of interest where somebody waits for ends.
     pub(in crate::store) fn ends(&self) {
         if self.awaits.load(Ordering::Acquire) {
-            self.news();
+            self.ends.store(true, Ordering::Release);
+            self.bell.notify_one();
         }
     }
 
-    /// Whether there is news, and no more from here on.
-    pub(in crate::store) fn take_news(&self) -> bool {
-        self.news.swap(false, Ordering::AcqRel)
+    /// What there is of news is looked for now.
+    pub(in crate::store) fn heed(&self) {
+        self.news.store(false, Ordering::Release);
+        self.ends.store(false, Ordering::Release);
+    }
+
+    /// Whether tasks ended that somebody may wait for.
+    pub(in crate::store) fn has_ends(&self) -> bool {
+        self.ends.load(Ordering::Acquire)
     }
 
     /// Whether there is news.

@@ -554,11 +554,16 @@ impl Store for PgStore {
 
     fn next_due(&self, now: Now) -> Option<Timestamp> {
         let staged = self.ready.next_due(now);
-        self.due.filter(|due| *due > now.at).into_iter().chain(staged).chain(self.place.look_at()).min()
+        self.due
+            .filter(|due| *due > now.at)
+            .into_iter()
+            .chain(staged)
+            .chain(self.place.look_at(self.wake.has_ends()))
+            .min()
     }
 
     fn has_news(&self, now: Now, wanted: bool) -> bool {
-        self.wake.has_news() || self.place.is_due(now, wanted)
+        self.wake.has_news() || self.place.is_due(now, wanted, self.wake.has_ends())
     }
 
     fn news<'a>(&'a mut self, awaited: &'a [TaskId], wanted: bool, now: Now) -> Fut<'a, News> {

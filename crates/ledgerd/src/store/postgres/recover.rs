@@ -307,7 +307,7 @@ impl PgStore {
         self.connect_once().await?;
         let begins = self.place.owner.is_none();
         let inherits = self.join().await?;
-        let first = self.place.look_at().is_none();
+        let first = self.place.look_at(false).is_none();
         let (slot, conn) = (i64::from(self.place.slot), self.connection()?);
         let mut found = Recovered::default();
         let meta = all(conn, sqlx::query(META).bind(slot), |row| {

@@ -26,6 +26,8 @@ const QUIET: Duration = Duration::from_secs(3);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A look by those who wait for the ends of tasks.
 const LOOK_OFTEN: Duration = Duration::from_millis(250);
+/// And where a hint says that some have ended, as all the time under load.
+const LOOK_AT_ENDS: Duration = Duration::from_millis(50);
 /// How long the end of a session is waited for that a predecessor had.
 const LOCKED_FOR: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(50);
@@ -153,8 +155,8 @@ pub(super) struct Place {
     pub(super) others: Vec<u16>,
     /// Transactions before this one are known of, as the server writes it.
     seen: String,
-    /// The next look; none: the ledger did not ask for news so far.
-    look_at: Option<Timestamp>,
+    /// The last look and the next; none: the ledger did not ask for news so far.
+    looked: Option<(Timestamp, Timestamp)>,
     /// What is stored of agents and breakers as we read or wrote it last: their revisions, and the epochs of breakers.
     pub(super) agents: HashMap<AgentId, i64>,
     pub(super) breakers: HashMap<BreakerKey, (i64, u64)>,
@@ -172,13 +174,14 @@ impl Place {
         Replicas { slot: self.slot, others: self.others.clone(), time }
     }
 
-    pub(super) const fn look_at(&self) -> Option<Timestamp> {
-        self.look_at
+    /// When to look next; `ends` where tasks have ended that somebody may wait for.
+    pub(super) fn look_at(&self, ends: bool) -> Option<Timestamp> {
+        self.looked.map(|(last, next)| if ends { next.min(last.after(LOOK_AT_ENDS)) } else { next })
     }
 
     /// Whether to look now.
-    pub(super) fn is_due(&self, now: Now, wanted: bool) -> bool {
-        self.look_at.is_none_or(|at| at <= now.at) || (wanted && !self.others.is_empty())
+    pub(super) fn is_due(&self, now: Now, wanted: bool, ends: bool) -> bool {
+        self.look_at(ends).is_none_or(|at| at <= now.at) || (wanted && !self.others.is_empty())
     }
 }
 
@@ -322,7 +325,7 @@ impl PgStore {
         wanted: bool,
         now: Now,
     ) -> Result<News, StoreError> {
-        let _ = self.wake.take_news();
+        self.wake.heed();
         self.lock_slot().await?;
         let slot = self.place.slot;
         let seen = if self.place.seen.is_empty() { "0" } else { &self.place.seen };
@@ -397,7 +400,7 @@ impl PgStore {
         }
         self.beat_at = time;
         let often = !awaited.is_empty() && !self.place.others.is_empty();
-        self.place.look_at = Some(now.at.after(if often { LOOK_OFTEN } else { LOOK_EVERY }));
+        self.place.looked = Some((now.at, now.at.after(if often { LOOK_OFTEN } else { LOOK_EVERY })));
         news.replicas = self.place.replicas(Some(Timestamp::from_millis(time)));
         Ok(news)
     }

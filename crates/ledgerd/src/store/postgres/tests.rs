@@ -239,6 +239,35 @@ async fn a_task_that_somebody_else_changed_is_named_and_nothing_is_written() {
 }
 
 #[tokio::test]
+async fn a_batch_that_fails_takes_along_the_one_that_was_decided_on_it() {
+    let Some(mut rig) = Rig::postgres().await else { return };
+    let [ours, theirs] = [rig.enqueue(New::of("a")).await, rig.enqueue(New::of("a")).await];
+    rig.commit().await;
+    let url = url_of(&rig);
+    rig.apply(theirs, Event::Cancel { note: "no".into() }).await;
+    let other = "UPDATE tasks SET version = version + 1 WHERE id = (SELECT max(id) FROM tasks)";
+    raw(&url).await.execute(other).await.expect("nobody holds it");
+    rig.store().submit().await.expect("it is handed over");
+    rig.apply(ours, Event::Cancel { note: "no".into() }).await;
+    let made = rig.enqueue(New::of("a")).await;
+    rig.store().submit().await.expect("it is handed over");
+    let error = rig.store().durable().await.expect_err("somebody was faster");
+    assert!(matches!(error, StoreError::Overtaken(id) if id == theirs), "{error}");
+    assert!(rig.store().durable().await.is_err(), "nothing more is on its way");
+    let now = rig.now;
+    let (_, found) = rig.store().anew(&[ours, theirs, made], now).await.expect("it reads").expect("it can");
+    let mut found: Vec<_> = found.iter().map(|task| (task.id, task.version, task.state)).collect();
+    found.sort_by_key(|(id, ..)| *id);
+    assert_eq!(found, [(ours, 1, State::Queued), (theirs, 2, State::Queued)]);
+    // The numbers of what was not written are given again: no gap.
+    rig.apply(ours, Event::Cancel { note: "no".into() }).await;
+    rig.commit().await;
+    assert_eq!(number(&url, "SELECT max(seq) FROM task_history").await, 3);
+    assert_eq!(number(&url, "SELECT count(*) FROM task_history").await, 3);
+    assert_eq!(number(&url, "SELECT last_seq FROM slots").await, 3);
+}
+
+#[tokio::test]
 async fn what_one_batch_is_offered_no_other_gets_meanwhile() {
     let Some(mut rig) = Rig::postgres().await else { return };
     let ids = rig.enqueue_all((0..4).map(|_| New::of("a"))).await;
