@@ -38,7 +38,7 @@ use ledger_core::store::{Reader, StoreError};
 use ledger_core::{Now, SessionId, TaskId};
 use memory::Memory;
 use replicas::{Heard, Undo};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Duration;
@@ -563,9 +563,12 @@ impl Loop {
         let data = match shared.reader.for_workers(&ids).await {
             Ok(data) => data,
             Err(error) => {
-                // Their ack timeouts put them back into the queue.
-                tracing::error!(%error, "claimed tasks could not be read for their workers");
-                return Vec::new();
+                tracing::error!(%error, "claimed tasks could not be read for their workers, whose streams end");
+                // They come back, and what they do not name is taken back from them at once. To wait for ack timeouts would
+                // be held against them: three in a row leave a session without room.
+                let sessions: BTreeSet<SessionId> = claimed.iter().map(|claim| claim.session).collect();
+                let end = |session| (session, ToWorker::End(LedgerError::Store(error.clone())));
+                return sessions.into_iter().map(end).collect();
             }
         };
         let mut frames: HashMap<SessionId, Vec<Assignment>> = HashMap::new();
