@@ -123,6 +123,7 @@ pub async fn start(
         underway: VecDeque::new(),
         undo: Undo::default(),
         heard: Heard::default(),
+        decided: now,
         not_before: None,
     };
     let runtime = tokio::runtime::Handle::current();
@@ -148,6 +149,8 @@ struct Loop {
     undo: Undo,
     /// News that no batch has acted on.
     heard: Heard,
+    /// The time by which the last batch was decided.
+    decided: Now,
     /// The store refused what time brought: not again before this.
     not_before: Option<ledger_core::Timestamp>,
 }
@@ -275,10 +278,11 @@ impl Loop {
     }
 
     fn wake(&self) -> Option<ledger_core::Timestamp> {
-        let now = self.shared.clock.now();
-        let first = [self.memory.timers.next(), self.store.next_due(now), self.memory.next_look(now)];
+        // Seen from the last batch, not from now: what has become due since then nobody has looked at.
+        let then = self.decided;
+        let first = [self.memory.timers.next(), self.store.next_due(then), self.memory.next_look(then)];
         // Nobody tells when the wall clock is set, so what waits for a time is looked at once a minute.
-        let first = first.into_iter().flatten().min()?.min(now.at.after(LOOK_AT_CLOCK));
+        let first = first.into_iter().flatten().min()?.min(then.at.after(LOOK_AT_CLOCK));
         Some(self.not_before.map_or(first, |patience| first.max(patience)))
     }
 
@@ -460,6 +464,7 @@ impl Loop {
     /// Decides a batch and hands it over, its orders with it.
     async fn attempt(&mut self, orders: &mut Vec<Order>) -> Result<(), StoreError> {
         let now = self.hear(orders).await?;
+        self.decided = now;
         let due = self.due(now);
         let mut heard = std::mem::take(&mut self.heard);
         let mut batch = Batch::new(&mut self.memory, &mut self.store, &self.shared.reader, now);

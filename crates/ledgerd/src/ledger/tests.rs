@@ -378,6 +378,29 @@ async fn a_caller_that_leaves_undoes_nothing() {
 }
 
 #[tokio::test]
+async fn what_becomes_due_while_a_batch_is_handed_over_is_not_missed() {
+    let fixture = Fixture::new("due", true).await;
+    let handle = fixture.handle.clone();
+    let opening = tokio::spawn(async move { handle.hello(hello()).await });
+    fixture.pass();
+    let mut opened = within(opening).await.expect("no panic").expect("welcome");
+    within(fixture.gate.reached.notified()).await;
+    let clock = fixture.handle.clock();
+    let due = clock.now().at.after(Duration::from_millis(50));
+    let soon = task("a").map(|task| NewTask { run_at: Some(due), ..task });
+    let handle = fixture.handle.clone();
+    let enqueuing = tokio::spawn(async move { handle.enqueue(vec![soon], BatchMode::Atomic, None).await });
+    within(fixture.gate.reached.notified()).await;
+    assert!(clock.now().at < due, "it was decided before its time");
+    within(tokio::time::sleep_until(clock.instant(due.after(Duration::from_millis(5))))).await;
+    fixture.pass();
+    within(enqueuing).await.expect("no panic").expect("stored");
+    // Nobody says anything more.
+    fixture.pass();
+    assert!(matches!(next(&mut opened).await, ToWorker::Assignments(tasks) if tasks.len() == 1));
+}
+
+#[tokio::test]
 async fn a_command_that_is_overtaken_is_decided_anew_and_not_for_ever() {
     let fixture = Fixture::new("overtaken", false).await;
     fixture.gate.overtakes.store(5, Relaxed);
