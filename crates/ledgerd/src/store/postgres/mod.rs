@@ -66,7 +66,7 @@ pub struct PgStore {
     place: Place,
     hints: Hints,
     wake: Arc<Wake>,
-    /// When others last heard of us, on the server's clock, in ms.
+    /// When a commit was last made to say that we live, on the server's clock, in ms.
     beat_at: i64,
     meta: Meta,
     /// Numbers that are ours to give: the next, and the end.

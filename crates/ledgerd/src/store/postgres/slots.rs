@@ -22,8 +22,10 @@ use std::time::Duration;
 const LEASE: Duration = Duration::from_secs(10);
 /// One whose session has ended, for so long: longer than it needs to notice and to open another.
 const QUIET: Duration = Duration::from_secs(3);
-/// From one look to the next, and from one sign of life to the next where nothing is committed.
+/// From one look to the next.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// The shortest time from one sign of life to the next, which comes with a look: so one comes with each that is not hurried.
+const BEAT_EVERY: Duration = Duration::from_millis(500);
 /// A look by those who wait for the ends of tasks.
 const LOOK_OFTEN: Duration = Duration::from_millis(250);
 /// And where a hint says that some have ended, as all the time under load.
@@ -394,11 +396,11 @@ impl PgStore {
         } else {
             news.counts = self.read_counts().await?;
         }
-        if time - self.beat_at > LOOK_EVERY.as_millis() as i64 {
-            // Nothing else would say that we live.
+        if time - self.beat_at >= BEAT_EVERY.as_millis() as i64 {
+            // Where nothing else is committed, nothing else says that we live.
             self.staged.heeds = true;
+            self.beat_at = time;
         }
-        self.beat_at = time;
         let often = !awaited.is_empty() && !self.place.others.is_empty();
         self.place.looked = Some((now.at, now.at.after(if often { LOOK_OFTEN } else { LOOK_EVERY })));
         news.replicas = self.place.replicas(Some(Timestamp::from_millis(time)));

@@ -142,6 +142,22 @@ async fn who_is_gone_has_an_heir_who_hears_its_mail_and_knows_its_tasks() {
 }
 
 #[tokio::test]
+async fn one_that_looks_often_and_commits_nothing_says_that_it_lives() {
+    let Some(mut rig) = Rig::postgres().await else { return };
+    let url = url_of(&rig);
+    let now = rig.now;
+    let mut beats = std::collections::BTreeSet::new();
+    // More often than it has to say so: one look in a few does.
+    eventually(async || {
+        rig.store().news(&[TaskId(1)], false, now).await.expect("it looks");
+        rig.commit().await;
+        beats.insert(number(&url, "SELECT beat_at FROM slots").await);
+        (beats.len() > 3).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_task_that_runs_elsewhere_is_told_to_who_serves_its_worker() {
     let Some(mut first) = Rig::postgres().await else { return };
     let url = url_of(&first);
