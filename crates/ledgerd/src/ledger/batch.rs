@@ -120,7 +120,7 @@ impl<'a> Batch<'a> {
         &mut self,
         orders: &[Order],
         due: &[TaskId],
-        heard: &mut Heard,
+        heard: &Heard,
     ) -> Result<Vec<Answered>, StoreError> {
         let mut want = Want { tasks: due.to_vec(), workers: heard.moved.clone(), ..Want::default() };
         want.tasks.extend(&heard.changed);
@@ -139,7 +139,7 @@ impl<'a> Batch<'a> {
         }
         self.heed(&heard.changed);
         self.part(&heard.moved);
-        self.ungate.extend(heard.let_go.drain(..));
+        self.ungate.extend(heard.let_go.iter().cloned());
         let mut answers = Vec::with_capacity(orders.len());
         let mut decided = 0;
         for order in orders {

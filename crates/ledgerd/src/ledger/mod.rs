@@ -334,7 +334,7 @@ impl Loop {
     }
 
     /// After a batch that the store refused: its commands one by one, so that only the guilty one suffers, and then those
-    /// that were decided after it.
+    /// that were decided after it. Where somebody else was faster nobody is guilty: all of it at once.
     async fn refuse(
         &mut self,
         error: &StoreError,
@@ -342,7 +342,15 @@ impl Loop {
         later: Vec<Order>,
     ) -> Result<(), Fatal> {
         if error.is_conflict() {
-            return self.again(error.clone(), orders, later).await;
+            let decided = match self.begin_anew(error).await {
+                Ok(()) => self.again(orders).await,
+                fatal => fatal,
+            };
+            if decided.is_err() || later.is_empty() {
+                unwritten(later);
+                return decided;
+            }
+            return self.again(later).await;
         }
         tracing::warn!(%error, commands = orders.len(), "a batch was not committed");
         let unclear = matches!(error, StoreError::Unknown(_) | StoreError::Corrupt(_));
@@ -361,29 +369,19 @@ impl Loop {
         Ok(())
     }
 
-    /// After a batch in which somebody else was faster: decides it anew, and in the end its commands one by one.
-    async fn again(
-        &mut self,
-        mut error: StoreError,
-        mut orders: Vec<Order>,
-        later: Vec<Order>,
-    ) -> Result<(), Fatal> {
+    /// Decides commands anew after somebody else was faster: as one batch, and in the end one by one.
+    async fn again(&mut self, mut orders: Vec<Order>) -> Result<(), Fatal> {
         for _ in 0..WHOLE_TRIES {
-            tracing::debug!(%error, commands = orders.len(), "decided anew");
-            self.begin_anew(&error).await?;
             match self.durably(&mut orders).await {
-                Ok(()) => {
-                    orders.clear();
-                    break;
+                Ok(()) => return Ok(()),
+                Err(error) if error.is_conflict() => {
+                    tracing::debug!(%error, commands = orders.len(), "decided anew");
+                    self.begin_anew(&error).await?;
                 }
-                Err(other) if other.is_conflict() => error = other,
-                Err(other) => return Box::pin(self.refuse(&other, orders, later)).await,
+                Err(error) => return Box::pin(self.refuse(&error, orders, Vec::new())).await,
             }
         }
-        if !orders.is_empty() {
-            self.begin_anew(&error).await?;
-        }
-        for order in orders.into_iter().chain(later) {
+        for order in orders {
             self.alone(order).await?;
         }
         Ok(())
@@ -466,9 +464,9 @@ impl Loop {
         let now = self.hear(orders).await?;
         self.decided = now;
         let due = self.due(now);
-        let mut heard = std::mem::take(&mut self.heard);
+        let heard = std::mem::take(&mut self.heard);
         let mut batch = Batch::new(&mut self.memory, &mut self.store, &self.shared.reader, now);
-        let answers = batch.run(orders, &due, &mut heard).await;
+        let answers = batch.run(orders, &due, &heard).await;
         let said = std::mem::take(&mut batch.said);
         let undo = Undo::of(&mut batch);
         drop(batch);
@@ -484,6 +482,8 @@ impl Loop {
             }
             Err(error) => {
                 self.undo.add(undo);
+                // Nobody has acted on it; what memory took over of it will not be told again.
+                self.heard.add(heard);
                 Err(error)
             }
         }

@@ -1,13 +1,17 @@
 //! The loop on a real store behind a gate: what is said when, and what a failed commit does.
 
-use super::command::{BatchMode, Enqueued, FromWorker, LedgerError, NewTask, Opened, Settlement, ToWorker};
+use super::command::{
+    BatchMode, BreakerOrder, Enqueued, FromWorker, LedgerError, NewTask, Opened, Settlement, ToWorker,
+};
 use super::{Fatal, Handle, start};
 use crate::clock::Clock;
 use crate::store::{Committed, DynStore, Options, open};
 use ledger_core::explain::GateKind;
 use ledger_core::session::Hello;
-use ledger_core::store::{Ask, Changes, Fut, Known, Recovered, Store, StoreError, TaskData, Want};
-use ledger_core::{AgentId, Now, Outcome, Overrides, Record, State, Task, TaskId, Timestamp};
+use ledger_core::store::{
+    Ask, BreakerRow, Changes, Fut, Known, News, Recovered, Store, StoreError, TaskData, Want,
+};
+use ledger_core::{AgentId, EventKind, Now, Outcome, Overrides, Record, State, Task, TaskId, Timestamp};
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -27,6 +31,8 @@ struct Gate {
     heard: Option<Semaphore>,
     /// So many writes are overtaken by somebody else.
     overtakes: AtomicU32,
+    /// What another daemon did.
+    news: Mutex<Option<News>>,
 }
 
 struct GatedStore {
@@ -118,6 +124,13 @@ impl Store for GatedStore {
     }
     fn next_due(&self, now: Now) -> Option<Timestamp> {
         self.inner.next_due(now)
+    }
+    fn has_news(&self, _: Now, _: bool) -> bool {
+        self.gate.news.lock().expect("nobody panicked").is_some()
+    }
+    fn news<'a>(&'a mut self, _: &'a [TaskId], _: bool, _: Now) -> Fut<'a, News> {
+        let news = self.gate.news.lock().expect("nobody panicked").take();
+        Box::pin(std::future::ready(Ok(news.unwrap_or_default())))
     }
 }
 
@@ -412,6 +425,32 @@ async fn a_command_that_is_overtaken_is_decided_anew_and_not_for_ever() {
     fixture.gate.overtakes.store(0, Relaxed);
     let stats = within(fixture.handle.stats()).await.expect("it goes on");
     assert_eq!(stats.counts[usize::from(State::Queued.code())], 1);
+}
+
+#[tokio::test]
+async fn news_of_a_closed_breaker_is_acted_on_after_a_conflict_too() {
+    let fixture = Fixture::new("news", false).await;
+    let handle = &fixture.handle;
+    let _opened = within(handle.hello(hello())).await.expect("welcome");
+    let force = BreakerOrder::ForceOpen(None);
+    within(handle.order_breaker("a".into(), "".into(), force, "ann".into(), "".into()))
+        .await
+        .expect("it is known");
+    within(handle.enqueue(vec![task("a")], BatchMode::Atomic, None)).await.expect("stored");
+    let kinds = async || {
+        let rows = handle.reader().history(TaskId(1)).await.expect("readable").expect("it is there");
+        rows.iter().map(|row| row.record.kind).collect::<Vec<_>>()
+    };
+    assert_eq!(kinds().await, [EventKind::Enqueued, EventKind::Gated]);
+    // Another daemon closes it, and this one is overtaken while it lets the task go.
+    let closed = breaker_core::Breaker::new(breaker_core::Config::default()).expect("the default is valid");
+    let row =
+        BreakerRow { agent: AgentId(1), task_type: "".into(), snapshot: closed.snapshot(), last_probe: None };
+    let news = News { breakers: vec![row], ..News::default() };
+    *fixture.gate.news.lock().expect("nobody panicked") = Some(news);
+    fixture.gate.overtakes.store(1, Relaxed);
+    within(handle.flush()).await.expect("it commits");
+    assert!(kinds().await.contains(&EventKind::Ungated), "{:?}", kinds().await);
 }
 
 #[tokio::test]
