@@ -70,14 +70,17 @@ async fn probes_close_the_breaker_and_everything_goes_on() {
     let daemon = Daemon::start();
     let client = daemon.client().await;
     configure(&client, "a", settings(500)).await;
-    let ids = [
+    let mut ids = vec![
         enqueue(&client, task("a")).await,
         enqueue(&client, task("a")).await,
         enqueue(&client, task("a")).await,
     ];
     let mut worker = Stream::open(&daemon, hello("w", "a", 5)).await;
     trip(&mut worker).await;
-    // Whatever was in flight when it opened, and then the probes.
+    // As many as two of the three may be in flight, whose success says nothing about now: more have to probe.
+    for _ in 0..3 {
+        ids.push(enqueue(&client, task("a")).await);
+    }
     for id in &ids {
         while get(&client, id).await.state() != TaskState::Done {
             worker.complete_next("up").await;
