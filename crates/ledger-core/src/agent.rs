@@ -77,12 +77,9 @@ impl Agent {
         let mut agent =
             Self { created_at: row.created_at, pause: row.pause, ..Self::new(row.id, row.name, now) };
         agent.breakers = Breakers::restore(breakers, settings.breaker, settings.per_task_type, now);
-        agent.budget = match budget {
-            Some(row) => Bucket::restore(limits(&settings, 1), row.level),
-            None => Bucket::full(limits(&settings, 1), now.at.since_epoch()),
-        };
         agent.floor = empty_floor(&settings, 1, now);
         agent.settings = Arc::new(settings);
+        agent.set_budget(budget, now);
         agent.counts = counts;
         agent
     }
@@ -104,7 +101,7 @@ impl Agent {
         self.share = daemons;
         let limits = limits(&self.settings, daemons);
         self.budget.resize(limits, now.at.since_epoch());
-        self.floor.resize(limits.floor_only(FLOOR_TOKENS), now.at.since_epoch());
+        self.floor.resize(limits.floor_only(DEAREST), now.at.since_epoch());
     }
 
     /// What its budget holds, as stored; none: it was not used so far.
@@ -180,14 +177,14 @@ impl Agent {
     }
 }
 
-/// The dearest retry costs two tokens.
-const FLOOR_TOKENS: u32 = 2;
+/// Tokens that the dearest retry costs.
+pub const DEAREST: u32 = 2;
 
 fn empty_floor(settings: &Settings, daemons: u32, now: Now) -> Bucket {
     let updated_at = u64::try_from(now.at.millis()).unwrap_or(0);
-    Bucket::restore(limits(settings, daemons).floor_only(FLOOR_TOKENS), Level { millitokens: 0, updated_at })
+    Bucket::restore(limits(settings, daemons).floor_only(DEAREST), Level { millitokens: 0, updated_at })
 }
 
 fn limits(settings: &Settings, daemons: u32) -> Limits {
-    settings.budget.build().unwrap_or_default().shared_by(daemons, FLOOR_TOKENS)
+    settings.budget.build().unwrap_or_default().shared_by(daemons, DEAREST)
 }

@@ -450,10 +450,10 @@ pub struct News {
     pub breakers: Vec<BreakerRow>,
     /// This daemon's own budgets; only where memory has to be made anew.
     pub budgets: Option<Vec<BudgetRow>>,
-    /// Tasks stored, by agent.
-    pub counts: HashMap<AgentId, Counts>,
-    /// Tasks that breakers hold back, by agent and type.
-    pub gated: Vec<(AgentId, Arc<str>, u64)>,
+    /// Tasks stored, by agent; none where nobody else changes them.
+    pub counts: Option<HashMap<AgentId, Counts>>,
+    /// Tasks that breakers hold back, by agent and type; none where nobody else changes them.
+    pub gated: Option<Vec<(AgentId, Arc<str>, u64)>>,
     /// Transitions ever made.
     pub transitions: u64,
     /// Tasks that sessions of this daemon run, or that it watches over, and that another daemon changed.

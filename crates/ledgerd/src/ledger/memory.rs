@@ -2,7 +2,7 @@
 
 use super::command::{AgentView, BreakerView, LedgerError, Stats, ToWorker, WorkerView};
 use super::timers::{Beaten, Timers, next};
-use ledger_core::agent::Agent;
+use ledger_core::agent::{Agent, DEAREST};
 use ledger_core::session::Session;
 use ledger_core::store::{BreakerRow, BudgetRow, Recovered, Replicas, SessionRow};
 use ledger_core::{AgentId, ByName, ByTask, Now, Reason, SessionId, State, Task, TaskId, TaskSet, Timestamp};
@@ -66,8 +66,13 @@ pub(super) fn global_limits(daemons: u32) -> Limits {
     whole.shared_by(daemons, DEAREST)
 }
 
-/// Tokens of the dearest retry.
-const DEAREST: u32 = 2;
+/// One daemon's part of it, as stored; full where it was not used so far.
+pub(super) fn global_budget(row: Option<&BudgetRow>, daemons: u32, now: Now) -> Bucket {
+    match row {
+        Some(row) => Bucket::restore(global_limits(daemons), row.level),
+        None => Bucket::full(global_limits(daemons), now.at.since_epoch()),
+    }
+}
 
 impl Memory {
     pub(super) fn new(now: Now) -> Self {
@@ -75,7 +80,7 @@ impl Memory {
             seed: 0,
             agents: BTreeMap::new(),
             names: ByName::default(),
-            budget: Bucket::full(global_limits(1), now.at.since_epoch()),
+            budget: global_budget(None, 1, now),
             sessions: BTreeMap::new(),
             outboxes: HashMap::new(),
             workers: ByName::default(),
@@ -116,10 +121,7 @@ impl Memory {
             let _ = outbox.send(ToWorker::End(LedgerError::SessionEnded));
         }
         self.last_session = recovered.last_session;
-        self.budget = match global.first() {
-            Some(row) => Bucket::restore(global_limits(1), row.level),
-            None => Bucket::full(global_limits(1), now.at.since_epoch()),
-        };
+        self.budget = global_budget(global.first(), recovered.replicas.count(), now);
         self.agents.clear();
         self.names.clear();
         self.paused.clear();
@@ -127,13 +129,14 @@ impl Memory {
         for row in recovered.agents {
             let (id, name) = (row.id, Arc::clone(&row.name));
             let counts = recovered.counts.get(&id).copied().unwrap_or_default();
-            let agent = Agent::restore(
+            let mut agent = Agent::restore(
                 row,
                 breakers.remove(&id).unwrap_or_default(),
                 budgets.remove(&Some(id)),
                 counts,
                 now,
             );
+            agent.share(recovered.replicas.count(), now);
             self.names.insert(name, id);
             if agent.pause.is_some() {
                 self.paused.insert(id);
@@ -162,7 +165,7 @@ impl Memory {
         self.since = now.at;
         self.transitions = recovered.transitions;
         self.is_shared = recovered.replicas.time.is_some();
-        self.know_replicas(&recovered.replicas, now);
+        self.replicas = recovered.replicas;
         for task in &recovered.timed {
             self.adopt(task, now);
         }

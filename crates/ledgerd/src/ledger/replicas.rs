@@ -6,12 +6,11 @@
 
 use super::batch::{Batch, Open};
 use super::command::{LeaseVerdict, LedgerError, ToWorker, Verdict};
-use super::memory::{Memory, Worker, global_limits};
+use super::memory::{Memory, Worker, global_budget, global_limits};
 use super::timers::{Beaten, lease_end};
 use ledger_core::session::Session;
 use ledger_core::store::{AgentRow, BreakerRow, News, Replicas, SessionRow};
 use ledger_core::{Agent, AgentId, ByTask, Now, SessionId, State, Task, TaskId, TaskSet};
-use retry_core::Bucket;
 use std::sync::Arc;
 
 /// What of the news a batch has to act on.
@@ -84,11 +83,11 @@ impl Memory {
 
     /// Takes note of who serves the ledger, and divides budgets anew where their number has changed.
     pub(super) fn know_replicas(&mut self, replicas: &Replicas, now: Now) {
-        if self.replicas == *replicas {
+        let daemons = replicas.count();
+        let before = std::mem::replace(&mut self.replicas, replicas.clone()).count();
+        if before == daemons {
             return;
         }
-        let daemons = replicas.count();
-        self.replicas = Replicas { time: None, ..replicas.clone() };
         self.budget.resize(global_limits(daemons), now.at.since_epoch());
         for agent in self.agents.values_mut() {
             agent.share(daemons, now);
@@ -108,11 +107,11 @@ impl Memory {
             self.hear_breaker(row, &mut heard, now);
         }
         for agent in self.agents.values_mut() {
-            agent.counts = news.counts.get(&agent.id).copied().unwrap_or_default();
-        }
-        if !self.replicas.others.is_empty() {
-            for agent in self.agents.values_mut() {
-                let own = news.gated.iter().filter(|(of, ..)| *of == agent.id);
+            if let Some(counts) = &news.counts {
+                agent.counts = counts.get(&agent.id).copied().unwrap_or_default();
+            }
+            if let Some(gated) = &news.gated {
+                let own = gated.iter().filter(|(of, ..)| *of == agent.id);
                 agent.breakers.count_gated(own.map(|(_, task_type, n)| (task_type, *n)));
             }
         }
@@ -129,14 +128,10 @@ impl Memory {
 
     fn hear_agent(&mut self, row: AgentRow, heard: &mut Heard, now: Now) {
         let id = row.id;
-        match (row.pause.is_some(), self.paused.contains(&id)) {
-            (true, false) => {
-                self.paused.insert(id);
-            }
-            (false, true) => {
-                self.paused.remove(&id);
-            }
-            _ => {}
+        if row.pause.is_some() {
+            self.paused.insert(id);
+        } else {
+            self.paused.remove(&id);
         }
         match self.agents.get_mut(&id).filter(|agent| agent.name == row.name) {
             Some(agent) => {
@@ -176,13 +171,14 @@ impl Memory {
         for row in workers {
             self.meet(&row);
         }
-        for task in tasks.iter().filter(|task| !self.is_elsewhere(task)).cloned().collect::<Vec<_>>() {
-            if task.holder.as_ref().is_some_and(|holder| holder.session.slot() != self.replicas.slot) {
-                self.give_a_lease(&task, now);
-                self.adopt(&task, now);
-            } else {
-                self.watch(&task, now);
+        for task in tasks {
+            if task.holder.as_ref().is_some_and(|holder| holder.session.slot() != self.replicas.slot)
+                && !self.is_elsewhere(task)
+            {
+                self.give_a_lease(task, now);
+                self.hold(task);
             }
+            self.watch(task, now);
         }
     }
 
@@ -291,11 +287,8 @@ impl Memory {
         self.agents.retain(|id, _| news.agents.iter().any(|row| row.id == *id));
         self.names.retain(|_, id| news.agents.iter().any(|row| row.id == *id));
         let own = news.budgets.take().unwrap_or_default();
-        let daemons = self.replicas.count();
-        self.budget = match own.iter().find(|row| row.agent.is_none()) {
-            Some(row) => Bucket::restore(global_limits(daemons), row.level),
-            None => Bucket::full(global_limits(daemons), now.at.since_epoch()),
-        };
+        let global = own.iter().find(|row| row.agent.is_none());
+        self.budget = global_budget(global, self.replicas.count(), now);
         for agent in self.agents.values_mut() {
             let row = own.iter().find(|row| row.agent == Some(agent.id)).copied();
             agent.set_budget(row, now);

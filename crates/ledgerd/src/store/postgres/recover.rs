@@ -327,11 +327,6 @@ impl PgStore {
         self.read_changed(&mut news, None).await?;
         (found.agents, found.breakers) = (news.agents, news.breakers);
         found.budgets = self.read_budgets().await?;
-        if std::mem::take(&mut self.place.is_new) {
-            let level = retry_core::Level { millitokens: 0, updated_at: time.millis().unsigned_abs() };
-            let agents = found.agents.iter().map(|row| Some(row.id)).chain([None]);
-            found.budgets = agents.map(|agent| BudgetRow { agent, level }).collect();
-        }
         found.sessions = all(self.connection()?, sqlx::query(SESSIONS), |row| row.session()).await?;
         found.counts = self.read_counts().await?;
         found.timed = self.read_timed().await?;

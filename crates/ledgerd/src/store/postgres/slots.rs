@@ -65,6 +65,11 @@ const NEW_SLOT: &str = concat!(
     clock!(),
     ", 0, $1::bigint << 48) ON CONFLICT (slot) DO NOTHING RETURNING slot::bigint"
 );
+const EMPTY_BUDGETS: &str = concat!(
+    "INSERT INTO budgets (agent, slot, millitokens, updated_at) SELECT of.id, $1::bigint, 0, ",
+    clock!(),
+    " FROM (SELECT id FROM agents UNION ALL SELECT 0) AS of"
+);
 /// Proves that slot $1 is $4's; names the transaction, whose fate can be asked for by this name when its commit is not
 /// answered.
 pub(super) const SLOT: &str = concat!(
@@ -117,7 +122,8 @@ const SESSIONS_OF: &str = "SELECT worker, incarnation, session, connected_at, be
 
 /// Every statement here, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 21] = [
+pub(super) const STATEMENTS: [&str; 22] = [
+    EMPTY_BUDGETS,
     OPEN_ELSEWHERE,
     DRAW,
     SLOTS,
@@ -147,8 +153,6 @@ pub(super) struct Place {
     pub(super) slot: u16,
     /// What this daemon is called.
     name: String,
-    /// Nobody had the slot before.
-    pub(super) is_new: bool,
     /// What we drew when we took it; none: we have none.
     pub(super) owner: Option<i64>,
     /// The session that we have now holds its lock.
@@ -169,7 +173,7 @@ pub(super) type BreakerKey = (AgentId, Arc<str>);
 
 impl Place {
     pub(super) fn named(name: &str) -> Self {
-        Self { name: name.to_owned(), ..Self::default() }
+        Self { name: name.to_owned(), seen: "0".to_owned(), ..Self::default() }
     }
 
     pub(super) fn replicas(&self, time: Option<Timestamp>) -> Replicas {
@@ -243,8 +247,11 @@ impl PgStore {
             let made = sqlx::query(NEW_SLOT).bind(i64::from(next)).bind(owner).bind(self.place.name.clone());
             if !all(self.connection()?, made, |row| row.number()).await?.is_empty() {
                 self.take_place(next, owner, 0);
-                // The others have their parts of every budget; this one begins with nothing, so that restarts mint nothing.
-                self.place.is_new = next > 0;
+                if next > 0 {
+                    // The others have their parts of every budget; this one begins with nothing, so that restarts mint nothing.
+                    let query = sqlx::query(EMPTY_BUDGETS).bind(i64::from(next));
+                    query.execute(self.connection()?).await.map_err(|error| failed(&error))?;
+                }
                 self.place.locked = false;
                 if let Some(session) = &mut self.session {
                     session.locks = false;
@@ -330,8 +337,8 @@ impl PgStore {
         self.wake.heed();
         self.lock_slot().await?;
         let slot = self.place.slot;
-        let seen = if self.place.seen.is_empty() { "0" } else { &self.place.seen };
-        let query = sqlx::query(LOOK).bind(i64::from(slot)).bind(seen.to_owned());
+        let seen = self.place.seen.clone();
+        let query = sqlx::query(LOOK).bind(i64::from(slot)).bind(seen.clone());
         let looked = all(self.connection()?, query, |row| {
             let found = (row.int()?, row.text()?.to_owned(), row.flag()?, row.flag()?, row.number()?);
             Ok((found, row.text()?.to_owned()))
@@ -372,8 +379,7 @@ impl PgStore {
             }
         }
         if changed {
-            let since = Some(seen_or(&self.place.seen));
-            self.read_changed(&mut news, since).await?;
+            self.read_changed(&mut news, Some(seen)).await?;
         }
         self.place.seen = xmin;
         if taken.len() > 1 || !self.place.others.is_empty() {
@@ -383,7 +389,7 @@ impl PgStore {
         if taken.len() > 1 {
             news.left = Some(self.read_left(&taken[1..]).await?);
         }
-        if !self.place.others.is_empty() {
+        if !self.place.others.is_empty() || taken.len() > 1 {
             self.read_shared(&mut news, awaited).await?;
             if wanted {
                 let query = sqlx::query(OPEN_ELSEWHERE).bind(i64::from(slot));
@@ -393,8 +399,6 @@ impl PgStore {
                 });
                 news.sessions = Some(rows.await?);
             }
-        } else {
-            news.counts = self.read_counts().await?;
         }
         if time - self.beat_at >= BEAT_EVERY.as_millis() as i64 {
             // Where nothing else is committed, nothing else says that we live.
@@ -438,11 +442,11 @@ impl PgStore {
         news: &mut News,
         awaited: &[TaskId],
     ) -> Result<(), StoreError> {
-        news.counts = self.read_counts().await?;
+        news.counts = Some(self.read_counts().await?);
         let gated = all(self.connection()?, sqlx::query(GATED_COUNTS), |row| {
             Ok((row.agent()?, row.text()?.into(), row.number()?))
         });
-        news.gated = gated.await?;
+        news.gated = Some(gated.await?);
         if !awaited.is_empty() {
             let query = sqlx::query(ENDED).bind(numbers(awaited));
             news.ended = all(self.connection()?, query, |row| row.task_id()).await?;
@@ -518,13 +522,10 @@ impl PgStore {
         let Some(owner) = self.place.owner.take() else { return Ok(()) };
         self.roll_back().await;
         self.broken = true;
+        self.connect_once().await?;
         let query = sqlx::query(LEAVE).bind(i64::from(self.place.slot)).bind(owner);
         query.execute(self.connection()?).await.map_err(|error| failed(&error))?;
         self.hints.tell(self.place.slot, Hint::NEWS);
         Ok(())
     }
-}
-
-fn seen_or(seen: &str) -> String {
-    if seen.is_empty() { "0".to_owned() } else { seen.to_owned() }
 }
