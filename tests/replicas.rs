@@ -219,6 +219,29 @@ async fn workers_are_seen_at_every_daemon_and_explain_knows_of_them() {
 }
 
 #[tokio::test]
+async fn a_policy_that_is_set_elsewhere_holds_for_what_runs_and_waits() {
+    let Some(daemons) = replicas(2) else { return };
+    let [a, b] = &daemons[..] else { panic!("two were started") };
+    let (here, there) = (a.client().await, b.client().await);
+    let mut worker = Stream::open(a, hello("w", "a", 1)).await;
+    let runs = enqueue(&here, task("a")).await;
+    let held = worker.assignment().await;
+    worker.ack(lease(&held)).await;
+    worker.receipt().await;
+    let waits = enqueue(&here, task("a")).await;
+    // Its daemon would have looked at it after a whole lease, a minute.
+    let policy =
+        v1::TaskPolicy { attempt_timeout: ms(1_000), queue_timeout: ms(1_000), ..Default::default() };
+    configure(&there, "a", v1::AgentSettings { policy: Some(policy), ..Default::default() }).await;
+    let stop = worker.stop().await;
+    assert_eq!(
+        (stop.lease.clone().map(|lease| lease.task_id), stop.stop_cause()),
+        (Some(runs), v1::StopCause::Timeout)
+    );
+    assert_eq!(in_state(&here, &waits, TaskState::Failed).await.reason, "QUEUE_TIMEOUT");
+}
+
+#[tokio::test]
 async fn polling_finds_what_hints_do_not_tell() {
     let Some(daemons) = replicas(2) else { return };
     let [a, b] = &daemons[..] else { panic!("two were started") };

@@ -140,6 +140,9 @@ impl<'a> Batch<'a> {
         self.heed(&heard.changed);
         self.part(&heard.moved);
         self.ungate.extend(heard.let_go.iter().cloned());
+        for id in &heard.reconfigured {
+            self.watch_anew(*id).await?;
+        }
         let mut answers = Vec::with_capacity(orders.len());
         let mut decided = 0;
         for order in orders {

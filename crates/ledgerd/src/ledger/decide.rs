@@ -7,7 +7,7 @@ use super::memory::Memory;
 use super::produce::{decode, encode};
 use crate::store::settings_text;
 use bytes::Bytes;
-use ledger_core::store::{AgentEventKind, Pause, RequestRow, Want};
+use ledger_core::store::{AgentEventKind, Pause, RequestRow, StoreError, Want};
 use ledger_core::{AgentId, AgentOverrides, Caller, Event, Now, Overrides, Settings, TaskId};
 use std::sync::Arc;
 
@@ -184,11 +184,7 @@ impl Batch<'_> {
             self.breaker_changed(id, &key);
         }
         if change.policy != Overrides::NONE {
-            // What time does to its tasks may be another thing at another time now.
-            for task in self.store.live(id).await.map_err(LedgerError::Store)? {
-                let task = self.open.get(&task.id).map_or(&task, |open| &open.task);
-                self.memory.watch(task, now);
-            }
+            self.watch_anew(id).await.map_err(LedgerError::Store)?;
         }
         let set = settings_text(change);
         let reason = match &**by.reason {
@@ -199,6 +195,15 @@ impl Batch<'_> {
         self.happened(id, &"".into(), AgentEventKind::Configured, by, None);
         self.budget_changed(id);
         Ok(Answer::Done)
+    }
+
+    /// What time does to an agent's tasks may be another thing at another time, now that its settings are others.
+    pub(super) async fn watch_anew(&mut self, id: AgentId) -> Result<(), StoreError> {
+        for task in self.store.live(id).await? {
+            let task = self.open.get(&task.id).map_or(&task, |open| &open.task);
+            self.memory.watch(task, self.now);
+        }
+        Ok(())
     }
 
     pub(super) fn remembered(&self, request: Option<&RequestKey>) -> Result<Option<Bytes>, LedgerError> {

@@ -22,6 +22,8 @@ pub(super) struct Heard {
     pub(super) changed: Vec<TaskId>,
     /// Workers that went elsewhere.
     pub(super) moved: Vec<Arc<str>>,
+    /// Agents whose policy is another.
+    pub(super) reconfigured: Vec<AgentId>,
     /// Tasks that have ended, of those that are waited for.
     pub(super) ended: Vec<TaskId>,
     /// Agents that were made elsewhere.
@@ -33,6 +35,7 @@ impl Heard {
         self.let_go.extend(other.let_go);
         self.changed.extend(other.changed);
         self.moved.extend(other.moved);
+        self.reconfigured.extend(other.reconfigured);
     }
 }
 
@@ -135,6 +138,9 @@ impl Memory {
         }
         match self.agents.get_mut(&id).filter(|agent| agent.name == row.name) {
             Some(agent) => {
+                if agent.settings.given.policy != row.given.policy {
+                    heard.reconfigured.push(id);
+                }
                 agent.follow(row, now);
                 if !agent.settings.breaker_enabled {
                     heard.let_go.push((id, None));
