@@ -60,7 +60,8 @@ pub(super) struct Flying {
 /// What became of it.
 pub(super) struct Landed {
     pub(super) session: Option<Session>,
-    pub(super) written: Result<Written, StoreError>,
+    /// None: nothing was written, for the slot is somebody else's.
+    pub(super) written: Result<Option<Written>, StoreError>,
 }
 
 impl Handed {
@@ -88,29 +89,20 @@ impl Pilot {
         meta: Meta,
         purge: Option<(Timestamp, usize)>,
     ) -> Landed {
-        let mut written = self.write(&staged, begun, &basis, &met, meta, purge).await;
-        if let Ok(Written { transaction: None, .. }) = written
-            && !staged.is_empty()
-        {
-            // Its lock is of no use to anybody.
+        let written = self.write(&staged, begun, &basis, &met, meta, purge).await;
+        let lost = match (&written, &mut self.session) {
+            (Ok(Some(_)), _) => false,
+            // The slot is somebody else's: its lock is of no use to anybody. Or whatever its state, the next one is known.
+            (Ok(None) | Err(StoreError::Unavailable(_)), _) | (_, None) => true,
+            (Err(_), Some(session)) => sqlx::raw_sql("ROLLBACK").execute(&mut session.conn).await.is_err(),
+        };
+        if lost {
             self.session = None;
-        } else if let Err(error) = &written {
-            let lost = match &mut self.session {
-                // Whatever its state, the next one is known.
-                _ if matches!(error, StoreError::Unavailable(_)) => true,
-                Some(session) => sqlx::raw_sql("ROLLBACK").execute(&mut session.conn).await.is_err(),
-                None => true,
-            };
-            if lost {
-                self.session = None;
-            }
-        }
-        if let Ok(written) = &mut written {
-            written.lost_place = written.transaction.is_none() && !staged.is_empty();
         }
         Landed { session: self.session, written }
     }
 
+    /// None: the slot is somebody else's.
     async fn write(
         &mut self,
         staged: &Staged,
@@ -119,24 +111,25 @@ impl Pilot {
         met: &Met,
         meta: Meta,
         purge: Option<(Timestamp, usize)>,
-    ) -> Result<Written, StoreError> {
+    ) -> Result<Option<Written>, StoreError> {
         let conn = self.connection()?;
         if staged.is_empty() {
             if begun {
                 sqlx::raw_sql("ROLLBACK").execute(conn).await.map_err(|error| failed(&error))?;
             }
-            return Ok(Written::default());
+            return Ok(Some(Written::default()));
         }
         if !begun {
             sqlx::raw_sql("BEGIN").execute(&mut *conn).await.map_err(|error| failed(&error))?;
         }
-        let written = write::write_staged(conn, staged, basis, met, meta).await?;
-        let Some(transaction) = &written.transaction else { return Ok(written) };
+        let Some(written) = write::write_staged(conn, staged, basis, met, meta).await? else {
+            return Ok(None);
+        };
         if let Some((now, most)) = purge {
             write::purge_requests(conn, now, most).await?;
         }
-        self.commit_as(transaction).await?;
-        Ok(written)
+        self.commit_as(&written.transaction).await?;
+        Ok(Some(written))
     }
 
     fn connection(&mut self) -> Result<&mut PgConnection, StoreError> {

@@ -11,6 +11,7 @@ mod flight;
 mod hints;
 mod history;
 pub(super) mod moving;
+mod news;
 mod open;
 mod read;
 mod recover;
@@ -349,7 +350,7 @@ impl PgStore {
         // The one that was lost may have had it.
         self.place.locked &= self.holds_lock();
         match written {
-            Ok(written) if !written.lost_place => {
+            Ok(Some(written)) => {
                 self.know(&flying, written);
                 if let Some(handed) = self.queued.take() {
                     self.start(handed);
@@ -434,16 +435,18 @@ impl PgStore {
         hint
     }
 
-    /// After an error: the transaction is over, and what was staged is void.
-    async fn failed_batch(&mut self, error: StoreError) -> StoreError {
-        self.broken = true;
-        if matches!(error, StoreError::Unavailable(_)) {
-            // Whatever its state, the next one is known.
-            self.lose_connection();
-        } else {
-            self.roll_back().await;
+    /// After an error the transaction is over, and what was staged is void.
+    async fn or_end<T>(&mut self, done: Result<T, StoreError>) -> Result<T, StoreError> {
+        if let Err(error) = &done {
+            self.broken = true;
+            if matches!(error, StoreError::Unavailable(_)) {
+                // Whatever its state, the next one is known.
+                self.lose_connection();
+            } else {
+                self.roll_back().await;
+            }
         }
-        error
+        done
     }
 }
 
@@ -463,10 +466,8 @@ impl Store for PgStore {
                 return Ok(next);
             }
             self.usable()?;
-            match self.take_numbers(n).await {
-                Ok(first) => Ok(first),
-                Err(error) => Err(self.failed_batch(error).await),
-            }
+            let first = self.take_numbers(n).await;
+            self.or_end(first).await
         })
     }
 
@@ -478,46 +479,35 @@ impl Store for PgStore {
                 Ok(()) => self.read_wanted(want).await,
                 Err(error) => Err(error),
             };
-            match known {
-                Ok(known) => Ok(known),
-                Err(error) => Err(self.failed_batch(error).await),
-            }
+            self.or_end(known).await
         })
     }
 
     fn settled<'a>(&'a mut self, leases: &'a [(TaskId, u64)]) -> Fut<'a, Vec<Option<Record>>> {
         Box::pin(async move {
-            match self.read_settled(leases).await {
-                Ok(found) => Ok(found),
-                Err(error) => Err(self.failed_batch(error).await),
-            }
+            let found = self.read_settled(leases).await;
+            self.or_end(found).await
         })
     }
 
     fn offer<'a>(&'a mut self, asks: &'a [Ask], now: Now) -> Fut<'a, Vec<Vec<Arc<Task>>>> {
         Box::pin(async move {
-            match self.find_offers(asks, now).await {
-                Ok(offers) => Ok(offers),
-                Err(error) => Err(self.failed_batch(error).await),
-            }
+            let offers = self.find_offers(asks, now).await;
+            self.or_end(offers).await
         })
     }
 
     fn gated(&mut self, agent: AgentId) -> Fut<'_, Vec<Arc<Task>>> {
         Box::pin(async move {
-            match self.find_gated(agent).await {
-                Ok(gated) => Ok(gated),
-                Err(error) => Err(self.failed_batch(error).await),
-            }
+            let gated = self.find_gated(agent).await;
+            self.or_end(gated).await
         })
     }
 
     fn live(&mut self, agent: AgentId) -> Fut<'_, Vec<Arc<Task>>> {
         Box::pin(async move {
-            match self.find_live(agent).await {
-                Ok(live) => Ok(live),
-                Err(error) => Err(self.failed_batch(error).await),
-            }
+            let live = self.find_live(agent).await;
+            self.or_end(live).await
         })
     }
 
@@ -529,10 +519,8 @@ impl Store for PgStore {
         now: Now,
     ) -> Fut<'a, usize> {
         Box::pin(async move {
-            match self.count_ahead(task, types, most, now).await {
-                Ok(count) => Ok(count),
-                Err(error) => Err(self.failed_batch(error).await),
-            }
+            let count = self.count_ahead(task, types, most, now).await;
+            self.or_end(count).await
         })
     }
 
@@ -573,10 +561,7 @@ impl Store for PgStore {
                 Ok(()) => self.look(awaited, wanted, now).await,
                 Err(error) => Err(error),
             };
-            match news {
-                Ok(news) => Ok(news),
-                Err(error) => Err(self.failed_batch(error).await),
-            }
+            self.or_end(news).await
         })
     }
 

@@ -267,6 +267,7 @@ impl PgStore {
         tasks: &[TaskId],
         now: Now,
     ) -> Result<(News, Vec<Task>), StoreError> {
+        self.connect_once().await?;
         let mut news = News { replicas: self.place.replicas(None), ..News::default() };
         self.read_changed(&mut news, None).await?;
         self.read_shared(&mut news, &[]).await?;

@@ -6,8 +6,9 @@
 
 use super::Meta;
 use super::failed;
+use super::news::SEND_MAIL;
 use super::recover::Columns;
-use super::slots::{BreakerKey, Place, SEND_MAIL, SLOT};
+use super::slots::{BreakerKey, Place, SLOT};
 use super::staged::Staged;
 use super::table::Kind::{self, Bytes, Int, Text};
 use super::table::{Rows, Table, put, put_and_read, rows};
@@ -114,16 +115,14 @@ impl Basis {
 /// What a batch has written, to be known once it is committed.
 #[derive(Debug, Default)]
 pub(super) struct Written {
-    /// The name of its transaction; none: the slot is somebody else's.
-    pub(super) transaction: Option<String>,
+    /// The name of its transaction; empty: there was nothing to write.
+    pub(super) transaction: String,
     /// Revisions of agents.
     pub(super) agents: Vec<(AgentId, i64)>,
     /// Revisions and epochs of breakers.
     pub(super) breakers: Vec<(BreakerKey, (i64, u64))>,
     /// Others have mail.
     pub(super) mail: bool,
-    /// Nothing was written, for the slot is somebody else's.
-    pub(super) lost_place: bool,
 }
 
 /// What is known of sessions while a batch is written.
@@ -153,7 +152,7 @@ pub(super) async fn write(
     basis: &Basis,
     met: &Met,
     meta: Meta,
-) -> Result<Written, StoreError> {
+) -> Result<Option<Written>, StoreError> {
     let mut written = Written::default();
     write_sessions(conn, staged, met).await?;
     written.mail = send_mail(conn, staged, basis.slot, met).await?;
@@ -170,9 +169,11 @@ pub(super) async fn write(
         .bind(meta.last_seq.cast_signed())
         .bind(meta.last_session.cast_signed())
         .bind(basis.owner);
-    let row = query.fetch_optional(conn).await.map_err(|error| failed(&error))?;
-    written.transaction = row.map(|row| Columns::of(&row).text().map(str::to_owned)).transpose()?;
-    Ok(written)
+    let Some(row) = query.fetch_optional(conn).await.map_err(|error| failed(&error))? else {
+        return Ok(None);
+    };
+    written.transaction = Columns::of(&row).text()?.to_owned();
+    Ok(Some(written))
 }
 
 async fn write_sessions(conn: &mut PgConnection, staged: &Staged, met: &Met) -> Result<(), StoreError> {

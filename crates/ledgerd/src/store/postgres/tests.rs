@@ -4,7 +4,7 @@
 mod history;
 
 use super::{
-    ConnectError, PgStore, flight, hints, history as days, open, options, read, recover, slots, write,
+    ConnectError, PgStore, flight, hints, history as days, news, open, options, read, recover, slots, write,
 };
 use crate::store::rig::{AGENT, Kind, New, Rig, database, everything};
 use ledger_core::store::{Ask, BreakerRow, Changed, Changes, Store, StoreError, Want};
@@ -70,6 +70,7 @@ async fn every_statement_can_be_prepared() {
         .into_iter()
         .chain(recover::STATEMENTS)
         .chain(slots::STATEMENTS)
+        .chain(news::STATEMENTS)
         .chain([hints::SEND])
         .chain(read::STATEMENTS)
         .chain(days::STATEMENTS)
@@ -92,6 +93,19 @@ async fn each_daemon_has_a_slot_and_leaves_it_to_the_next() {
     drop(first);
     let mut third = rig_on(&url).await;
     assert_eq!(slot_of(&mut third), 0);
+}
+
+#[tokio::test]
+async fn a_daemon_that_never_was_begins_with_empty_budgets_even_after_a_conflict() {
+    let Some(first) = Rig::postgres().await else { return };
+    let url = url_of(&first);
+    let mut second = rig_on(&url).await;
+    let begins: Vec<_> = second.recovered.budgets.iter().map(|row| row.level.millitokens).collect();
+    let now = second.now;
+    let (news, _) = second.store().anew(&[], now).await.expect("it reads").expect("the server is there");
+    let anew = news.budgets.expect("they are made anew");
+    assert!(begins.iter().all(|tokens| *tokens == 0) && !begins.is_empty(), "{begins:?}");
+    assert_eq!(anew, second.recovered.budgets);
 }
 
 #[tokio::test]

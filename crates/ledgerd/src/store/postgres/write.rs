@@ -294,7 +294,7 @@ pub(super) async fn write_staged(
     basis: &Basis,
     met: &Met,
     meta: Meta,
-) -> Result<Written, StoreError> {
+) -> Result<Option<Written>, StoreError> {
     let slot = i64::from(basis.slot);
     write_tasks(conn, staged, slot, meta).await?;
     write_rest(conn, staged, slot).await?;
