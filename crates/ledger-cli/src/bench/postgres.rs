@@ -16,11 +16,10 @@ use tokio::time::{Instant, sleep};
 use super::Args as Load;
 use super::machine::Machine;
 use super::report::Report as Loaded;
-use super::suite::goal::{Goal, Row, rounded, table};
+use super::suite::goal::{self, Goals, Row, rounded};
 use crate::daemon::{self, Daemon, cannot};
 use crate::failure::{Exit, Failure};
 use crate::guard::Guard;
-use crate::output::{print, remark};
 use crate::policy::Span;
 use crate::time::now;
 
@@ -93,15 +92,7 @@ impl Args {
             report = self.all(&server) => report?,
             () = told_to_end => return Err(Failure::new(Exit::Failure, "interrupted; nothing was measured")),
         };
-        remark(table(&report.rows).trim_end());
-        let mut text = serde_json::to_string(&report).expect("numbers and text have a JSON form");
-        text.push('\n');
-        print(&text)?;
-        let missed: Vec<_> = report.rows.iter().filter(|row| !row.held).map(|row| row.goal).collect();
-        if missed.is_empty() {
-            return Ok(());
-        }
-        Err(Failure::new(Exit::Failure, format!("below their floor: {}", missed.join(", "))))
+        goal::tell(&report, &report.rows)
     }
 
     async fn all(&self, server: &Server) -> Result<Report, Failure> {
@@ -112,20 +103,21 @@ impl Args {
         };
         let facts =
             Facts { server: server.ask(&server.url, "SHOW server_version").await?, ..Facts::default() };
-        let mut suite = Suite { args: self, server, size, rows: Vec::new(), facts };
+        let goals = Goals { only: &self.only, rows: Vec::new() };
+        let mut suite = Suite { server, size, goals, facts };
         suite.throughput().await?;
         suite.elsewhere().await?;
         suite.locks().await?;
         suite.statistics().await?;
         suite.stored().await?;
         suite.snapshot().await?;
-        let Suite { rows, facts, .. } = suite;
+        let Suite { goals, facts, .. } = suite;
         Ok(Report {
             version: env!("CARGO_PKG_VERSION"),
             quick: self.quick,
             machine: Machine::this(),
             size,
-            rows,
+            rows: goals.rows,
             facts,
             seconds: started.elapsed().as_secs_f64().round(),
         })
@@ -260,36 +252,13 @@ impl Ledger<'_> {
 }
 
 struct Suite<'a> {
-    args: &'a Args,
     server: &'a Server,
     size: Size,
-    rows: Vec<Row>,
+    goals: Goals<'a>,
     facts: Facts,
 }
 
 impl Suite<'_> {
-    fn wants(&self, goals: &[&str]) -> bool {
-        let only = &self.args.only;
-        let wanted =
-            only.is_empty() || goals.iter().any(|goal| only.iter().any(|only| goal.starts_with(&**only)));
-        if wanted {
-            remark(&format!("measuring {}", goals.join(", ")));
-        }
-        wanted
-    }
-
-    fn row(
-        &mut self,
-        goal: &'static str,
-        what: &'static str,
-        unit: &'static str,
-        bounds: (f64, f64),
-        values: Vec<f64>,
-    ) {
-        let (floor, stretch) = bounds;
-        self.rows.push(Goal { goal, what, unit, floor, stretch }.met(values));
-    }
-
     fn bulk(&self) -> Load {
         let duration = Span(Duration::from_secs(self.size.seconds));
         Load { duration, keys: true, request_ids: true, ..Load::default() }
@@ -306,7 +275,7 @@ impl Suite<'_> {
     }
 
     async fn throughput(&mut self) -> Result<(), Failure> {
-        if !self.wants(&["G9", "replicas"]) {
+        if !self.goals.wants(&["G9", "replicas"]) {
             return Ok(());
         }
         let (mut ratios, mut replicas) = (Vec::new(), Vec::new());
@@ -320,19 +289,25 @@ impl Suite<'_> {
             self.facts.lifecycles_per_s.push(one.rate().round());
             self.facts.daemon_cpu_us.extend(one.server_cpu().map(rounded));
         }
-        self.row(
+        self.goals.row(
             "G9",
             "lifecycles over gRPC, 16 × 100, against transactions of pgbench -N -c 16",
             "×",
             (6.0, 10.0),
             ratios,
         );
-        self.row("replicas", "rate of three daemons on this machine, against one", "", (1.0, 1.5), replicas);
+        self.goals.row(
+            "replicas",
+            "rate of three daemons on this machine, against one",
+            "",
+            (1.0, 1.5),
+            replicas,
+        );
         Ok(())
     }
 
     async fn elsewhere(&mut self) -> Result<(), Failure> {
-        if !self.wants(&["elsewhere"]) {
+        if !self.goals.wants(&["elsewhere"]) {
             return Ok(());
         }
         let mut ratios = Vec::new();
@@ -357,7 +332,7 @@ impl Suite<'_> {
             self.facts.enqueue_p50_ms.push(rounded(commit));
             ledger.end().await?;
         }
-        self.row(
+        self.goals.row(
             "elsewhere",
             "enqueue at one daemon to start at another, p50 at 100/s, against an enqueue's own p50",
             "×",
@@ -368,7 +343,7 @@ impl Suite<'_> {
     }
 
     async fn locks(&mut self) -> Result<(), Failure> {
-        if !self.wants(&["locks"]) {
+        if !self.goals.wants(&["locks"]) {
             return Ok(());
         }
         let ledger = self.server.ledger(3).await?;
@@ -391,7 +366,7 @@ impl Suite<'_> {
         loaded?;
         let waits = waits? as f64;
         ledger.end().await?;
-        self.row(
+        self.goals.row(
             "locks",
             "waits for a lock over 10 ms that were seen under load of three daemons",
             "",
@@ -402,7 +377,7 @@ impl Suite<'_> {
     }
 
     async fn statistics(&mut self) -> Result<(), Failure> {
-        if !self.wants(&["statistics"]) {
+        if !self.goals.wants(&["statistics"]) {
             return Ok(());
         }
         let mut ratios = Vec::new();
@@ -418,7 +393,7 @@ impl Suite<'_> {
             ratios.push(ledger.load(self.bulk()).await?.rate() / fresh);
             ledger.end().await?;
         }
-        self.row(
+        self.goals.row(
             "statistics",
             "rate with statistics of empty tables, against fresh ones",
             "",
@@ -429,7 +404,7 @@ impl Suite<'_> {
     }
 
     async fn stored(&mut self) -> Result<(), Failure> {
-        if !self.wants(&["stored"]) {
+        if !self.goals.wants(&["stored"]) {
             return Ok(());
         }
         let ledger = self.server.ledger(1).await?;
@@ -447,7 +422,7 @@ impl Suite<'_> {
             ratios.push(full / self.fresh(1).await?.rate());
         }
         ledger.end().await?;
-        self.row(
+        self.goals.row(
             "stored",
             "rate with 1,000,000 finished tasks, against an empty ledger",
             "",
@@ -458,7 +433,7 @@ impl Suite<'_> {
     }
 
     async fn snapshot(&mut self) -> Result<(), Failure> {
-        if !self.wants(&["snapshot"]) {
+        if !self.goals.wants(&["snapshot"]) {
             return Ok(());
         }
         let ledger = self.server.ledger(1).await?;

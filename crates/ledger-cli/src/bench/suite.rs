@@ -24,9 +24,8 @@ use super::machine::{self, Machine, Spent};
 use super::report::Report as Loaded;
 use crate::daemon;
 use crate::failure::{Exit, Failure};
-use crate::output::{print, remark};
 use crate::policy::Span;
-use goal::{Goal, Row};
+use goal::{Goals, Row};
 use stage::{Kind, Stage};
 use yardstick::Which;
 
@@ -120,15 +119,7 @@ impl Args {
             report = self.all(&stage) => report?,
             () = told_to_end => return Err(Failure::new(Exit::Failure, "interrupted; nothing was measured")),
         };
-        remark(goal::table(&report.rows).trim_end());
-        let mut text = serde_json::to_string(&report).expect("numbers and text have a JSON form");
-        text.push('\n');
-        print(&text)?;
-        let missed: Vec<_> = report.rows.iter().filter(|row| !row.held).map(|row| row.goal).collect();
-        if missed.is_empty() {
-            return Ok(());
-        }
-        Err(Failure::new(Exit::Failure, format!("below their floor: {}", missed.join(", "))))
+        goal::tell(&report, &report.rows)
     }
 
     async fn all(&self, stage: &Stage) -> Result<Report, Failure> {
@@ -140,10 +131,9 @@ impl Args {
         let program = daemon::this_program()?;
         let binary_bytes = program.metadata().map_or(0, |found| found.len());
         let mut suite = Suite {
-            args: self,
             stage,
             size,
-            rows: Vec::new(),
+            goals: Goals { only: &self.only, rows: Vec::new() },
             facts: Facts { binary_bytes, ..Facts::default() },
         };
         suite.bulk().await?;
@@ -154,7 +144,7 @@ impl Args {
         suite.idle().await?;
         suite.stored().await?;
         suite.waiting().await?;
-        let Suite { rows, facts, .. } = suite;
+        let Suite { goals, facts, .. } = suite;
         let curves = match self.curves {
             true => Some(curves::measure(stage, size).await?),
             false => None,
@@ -164,7 +154,7 @@ impl Args {
             quick: self.quick,
             machine: Machine::this(),
             size,
-            rows,
+            rows: goals.rows,
             facts,
             curves,
             seconds: started.elapsed().as_secs_f64().round(),
@@ -173,36 +163,13 @@ impl Args {
 }
 
 struct Suite<'a> {
-    args: &'a Args,
     stage: &'a Stage,
     size: Size,
-    rows: Vec<Row>,
+    goals: Goals<'a>,
     facts: Facts,
 }
 
 impl Suite<'_> {
-    fn wants(&self, goals: &[&str]) -> bool {
-        let only = &self.args.only;
-        let wanted =
-            only.is_empty() || goals.iter().any(|goal| only.iter().any(|only| goal.starts_with(&**only)));
-        if wanted {
-            remark(&format!("measuring {}", goals.join(", ")));
-        }
-        wanted
-    }
-
-    fn row(
-        &mut self,
-        goal: &'static str,
-        what: &'static str,
-        unit: &'static str,
-        bounds: (f64, f64),
-        values: Vec<f64>,
-    ) {
-        let (floor, stretch) = bounds;
-        self.rows.push(Goal { goal, what, unit, floor, stretch }.met(values));
-    }
-
     fn duration(&self) -> Span {
         Span(Duration::from_secs(self.size.seconds))
     }
@@ -220,7 +187,7 @@ impl Suite<'_> {
     }
 
     async fn bulk(&mut self) -> Result<(), Failure> {
-        if !self.wants(&["G2", "G12", "G14"]) {
+        if !self.goals.wants(&["G2", "G12", "G14"]) {
             return Ok(());
         }
         let (mut implied, mut explicit, mut tail, mut cpu, mut written) =
@@ -242,27 +209,27 @@ impl Suite<'_> {
             self.facts.bulk_implied_per_s.push(one.rate().round());
             self.facts.bulk_explicit_per_s.push(two.rate().round());
         }
-        self.row(
+        self.goals.row(
             "G2 implied acks",
             "lifecycles over gRPC, 16 × 100, against plain SQLite on a bare schema",
             "",
             (0.60, 1.2),
             implied,
         );
-        self.row("G2 explicit acks", "the same with a transition more", "", (0.45, 0.9), explicit);
-        self.row("G12", "p99 of an enqueue at saturation, against its p50", "×", (4.0, 2.5), tail);
-        self.row("G14 bulk", "daemon CPU for a lifecycle, 16 × 100", " µs", (10.0, 6.0), cpu);
-        self.row("G14 written", "written for a lifecycle, 1,000 a call", " kB", (2.0, 1.0), written);
+        self.goals.row("G2 explicit acks", "the same with a transition more", "", (0.45, 0.9), explicit);
+        self.goals.row("G12", "p99 of an enqueue at saturation, against its p50", "×", (4.0, 2.5), tail);
+        self.goals.row("G14 bulk", "daemon CPU for a lifecycle, 16 × 100", " µs", (10.0, 6.0), cpu);
+        self.goals.row("G14 written", "written for a lifecycle, 1,000 a call", " kB", (2.0, 1.0), written);
         Ok(())
     }
 
     async fn in_process(&mut self) -> Result<(), Failure> {
-        if !self.wants(&["G1 "]) {
+        if !self.goals.wants(&["G1 "]) {
             return Ok(());
         }
         let pairs = self.stage.in_process(self.size.rounds, self.size.seconds).await?;
         let ratios = pairs.iter().map(|(ledger, schema)| ledger / schema).collect();
-        self.row(
+        self.goals.row(
             "G1 ",
             "the ledger's loop alone, batches of 1,000, against prepared statements on its schema",
             "",
@@ -273,7 +240,7 @@ impl Suite<'_> {
     }
 
     async fn unary(&mut self) -> Result<(), Failure> {
-        if !self.wants(&["G3", "G14"]) {
+        if !self.goals.wants(&["G3", "G14"]) {
             return Ok(());
         }
         let load = Load { callers: 256, batch: 1, duration: self.duration(), ..Load::default() };
@@ -292,19 +259,19 @@ impl Suite<'_> {
             self.facts.unary_bound.extend(bound.map(goal::rounded));
             self.facts.unary_per_s.push(ledger.calls_rate().round());
         }
-        self.row(
+        self.goals.row(
             "G3",
             "durable enqueues one by one, 256 callers, workers draining, against a bare gRPC echo",
             "",
             (0.80, 1.2),
             ratios,
         );
-        self.row("G14 unary", "daemon CPU for a lifecycle, 256 callers × 1", " µs", (40.0, 28.0), cpu);
+        self.goals.row("G14 unary", "daemon CPU for a lifecycle, 256 callers × 1", " µs", (40.0, 28.0), cpu);
         Ok(())
     }
 
     async fn latency(&mut self) -> Result<(), Failure> {
-        if !self.wants(&["G4"]) {
+        if !self.goals.wants(&["G4"]) {
             return Ok(());
         }
         let duration = Span(Duration::from_secs(2 * self.size.seconds));
@@ -326,13 +293,19 @@ impl Suite<'_> {
             self.facts.flush_p50_ms.push(flush);
             self.facts.start_p50_p99_ms.push((p50, p99));
         }
-        self.row("G4 p50", "enqueue to start at 250/s, against fdatasync of 4 KiB", "×", (5.0, 2.5), half);
-        self.row("G4 p99", "the same at p99", "×", (12.0, 5.0), tail);
+        self.goals.row(
+            "G4 p50",
+            "enqueue to start at 250/s, against fdatasync of 4 KiB",
+            "×",
+            (5.0, 2.5),
+            half,
+        );
+        self.goals.row("G4 p99", "the same at p99", "×", (12.0, 5.0), tail);
         Ok(())
     }
 
     async fn payloads(&mut self) -> Result<(), Failure> {
-        if !self.wants(&["payload"]) {
+        if !self.goals.wants(&["payload"]) {
             return Ok(());
         }
         let load =
@@ -345,7 +318,7 @@ impl Suite<'_> {
             self.facts.append_mb_per_s.push(append.round());
             self.facts.payload_mb_per_s.push(ledger.round());
         }
-        self.row(
+        self.goals.row(
             "payload",
             "MB/s of payloads of 64 KiB, against write and fdatasync of the same",
             "",
@@ -356,7 +329,7 @@ impl Suite<'_> {
     }
 
     async fn idle(&mut self) -> Result<(), Failure> {
-        if !self.wants(&["idle"]) {
+        if !self.goals.wants(&["idle"]) {
             return Ok(());
         }
         let mut daemon = self.stage.daemon("idle").await?;
@@ -373,20 +346,20 @@ impl Suite<'_> {
         stage::stop(&mut daemon).await;
         self.facts.idle_cpu_percent_with_1000_workers = cpu[0];
         self.facts.idle_memory_mb_with_1000_workers = goal::rounded(memory);
-        self.row(
+        self.goals.row(
             "idle memory",
             "of the daemon with 1,000 workers that wait",
             " MB",
             (150.0, 60.0),
             vec![memory],
         );
-        self.row("idle CPU", "of one core, with 1,000 workers that wait", " %", (1.0, 0.2), cpu);
+        self.goals.row("idle CPU", "of one core, with 1,000 workers that wait", " %", (1.0, 0.2), cpu);
         Ok(())
     }
 
     /// All that is measured on a ledger with many finished tasks.
     async fn stored(&mut self) -> Result<(), Failure> {
-        if !self.wants(&["G11 ", "G13", "reads"]) {
+        if !self.goals.wants(&["G11 ", "G13", "reads"]) {
             return Ok(());
         }
         let mut daemon = self.stage.daemon("stored").await?;
@@ -403,7 +376,7 @@ impl Suite<'_> {
             let full = self.stage.load(&mut daemon, self.bulk_load()).await?.rate();
             ratios.push(full / self.fresh(self.bulk_load()).await?.rate());
         }
-        self.row(
+        self.goals.row(
             "G11 ",
             "rate with 3,000,000 finished tasks, against an empty ledger",
             "",
@@ -416,7 +389,7 @@ impl Suite<'_> {
         let times = reads::measure(self.stage, &mut daemon, beside).await?;
         let worst = times.iter().map(|(_, _, p99)| *p99).fold(0.0, f64::max);
         self.facts.reads_p50_p99_ms = times;
-        self.row(
+        self.goals.row(
             "reads",
             "slowest p99 of lists, look-ups and dead letters, with those tasks stored and 10,000/s running",
             " ms",
@@ -445,7 +418,7 @@ impl Suite<'_> {
         }
         stage::stop(&mut daemon).await;
         self.facts.restart_s = restarts.clone();
-        self.row(
+        self.goals.row(
             "G13",
             "from SIGKILL to ready with 3,000,000 finished and 100,000 live tasks",
             " s",
@@ -456,7 +429,7 @@ impl Suite<'_> {
     }
 
     async fn waiting(&mut self) -> Result<(), Failure> {
-        if !self.wants(&["G11b"]) {
+        if !self.goals.wants(&["G11b"]) {
             return Ok(());
         }
         let mut daemon = self.stage.daemon("waiting").await?;
@@ -469,7 +442,7 @@ impl Suite<'_> {
             let full = self.stage.load(&mut daemon, self.bulk_load()).await?.rate();
             ratios.push(full / self.fresh(self.bulk_load()).await?.rate());
         }
-        self.row(
+        self.goals.row(
             "G11b",
             "rate with 1,000,000 tasks that wait, against an empty ledger",
             "",

@@ -3,6 +3,8 @@
 use serde::Serialize;
 
 use crate::bench::waiting::median;
+use crate::failure::{Exit, Failure};
+use crate::output::{print, remark};
 
 /// One row of the table.
 #[derive(Clone, Debug, Serialize)]
@@ -52,6 +54,49 @@ impl Goal {
     }
 }
 
+/// The goals that are measured in a run.
+#[derive(Debug)]
+pub(in crate::bench) struct Goals<'a> {
+    /// Only those that start with one of these; with none, all.
+    pub(in crate::bench) only: &'a [String],
+    pub(in crate::bench) rows: Vec<Row>,
+}
+
+impl Goals<'_> {
+    pub(in crate::bench) fn wants(&self, goals: &[&str]) -> bool {
+        let wanted = self.only.is_empty()
+            || goals.iter().any(|goal| self.only.iter().any(|only| goal.starts_with(&**only)));
+        if wanted {
+            remark(&format!("measuring {}", goals.join(", ")));
+        }
+        wanted
+    }
+
+    pub(in crate::bench) fn row(
+        &mut self,
+        goal: &'static str,
+        what: &'static str,
+        unit: &'static str,
+        (floor, stretch): (f64, f64),
+        values: Vec<f64>,
+    ) {
+        self.rows.push(Goal { goal, what, unit, floor, stretch }.met(values));
+    }
+}
+
+/// Prints a report, and its rows for who reads along; an error where one was missed.
+pub(in crate::bench) fn tell(report: &impl Serialize, rows: &[Row]) -> Result<(), Failure> {
+    remark(table(rows).trim_end());
+    let mut text = serde_json::to_string(report).expect("numbers and text have a JSON form");
+    text.push('\n');
+    print(&text)?;
+    let missed: Vec<_> = rows.iter().filter(|row| !row.held).map(|row| row.goal).collect();
+    if missed.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(Exit::Failure, format!("below their floor: {}", missed.join(", "))))
+}
+
 /// To four digits.
 pub(in crate::bench) fn rounded(value: f64) -> f64 {
     if value == 0.0 || !value.is_finite() {
@@ -62,7 +107,7 @@ pub(in crate::bench) fn rounded(value: f64) -> f64 {
 }
 
 /// A Markdown table of the rows.
-pub(in crate::bench) fn table(rows: &[Row]) -> String {
+fn table(rows: &[Row]) -> String {
     let mut out = String::from(
         "| goal | what | floor | stretch | measured | lowest to highest | |\n|---|---|---|---|---|---|---|\n",
     );
