@@ -24,6 +24,7 @@ mod restarts;
 mod retention;
 mod retries;
 mod sdk;
+mod telemetry;
 mod timers;
 mod waiting;
 mod wire;

@@ -53,6 +53,8 @@ pub(crate) struct Daemon {
     child: Child,
     pub(crate) folder: Arc<Folder>,
     pub(crate) address: String,
+    /// Where probes and metrics are, when the flags say so.
+    pub(crate) http: Option<String>,
     /// What it was started with, beyond what every daemon of the tests has.
     pub(crate) flags: Vec<String>,
 }
@@ -82,14 +84,16 @@ impl Daemon {
         flags: &[&str],
         environment: &[(&str, OsString)],
     ) -> Result<Self, String> {
+        let has_http = flags.contains(&"--http-listen");
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(folder.path().join("log"))
             .expect("the folder is writable");
         let mut child = command()
-            .args(["serve", "--listen", listen, "--http-listen", "off", "--data-dir"])
+            .args(["serve", "--listen", listen, "--data-dir"])
             .arg(folder.path().join("data"))
+            .args(["--http-listen", "off"].iter().filter(|_| !has_http))
             .args(postgres::store_flags(&folder, flags))
             .args(flags)
             .envs(environment.iter().map(|(name, value)| (name, value)))
@@ -107,8 +111,10 @@ impl Daemon {
             let _ = child.wait();
             return Err(format!("the daemon did not start: {first:?}\n{log}"));
         };
+        let second = if has_http { lines.next().and_then(Result::ok) } else { None };
+        let http = second.and_then(|line| Some(line.strip_prefix("http listening on ")?.to_owned()));
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        Ok(Self { child, folder, address, flags })
+        Ok(Self { child, folder, address, http, flags })
     }
 
     /// Kills it as a power cut would, and starts it again on the same files and port.
@@ -159,7 +165,9 @@ impl Drop for Daemon {
 /// The binary under test.
 pub(crate) fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ledgerd"));
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("LEDGERD_")) {
+    for (name, _) in
+        std::env::vars().filter(|(name, _)| name.starts_with("LEDGERD_") || name.starts_with("OTEL_"))
+    {
         command.env_remove(name);
     }
     command

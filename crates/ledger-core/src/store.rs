@@ -562,6 +562,13 @@ pub trait Store: Send {
         })
     }
 
+    /// Since when the longest waiting due task of each agent is due, on the steady clock. An agent may be left out whose tasks
+    /// are all younger than many others'.
+    ///
+    /// # Errors
+    /// That the store cannot be read.
+    fn oldest(&mut self, now: Now) -> Fut<'_, Vec<(AgentId, Timestamp)>>;
+
     /// The earliest time after `now` at which a waiting task becomes due, on the steady clock, or at which to look for news;
     /// may be told too early, never too late.
     fn next_due(&self, now: Now) -> Option<Timestamp>;

@@ -1,4 +1,4 @@
-//! The only reader of the clocks.
+//! The only reader of the clocks, and of chance.
 //!
 //! Steady time starts as wall time and then follows the monotonic clock: whatever is done to the wall clock, a lease is
 //! as long as it says. Where the two drift apart by more than 2 s, [`Now::skew`] says by how much, and only times that
@@ -96,6 +96,14 @@ impl Clock {
     pub fn uptime(&self) -> Duration {
         self.started.elapsed()
     }
+}
+
+/// Random bits, good for names but not for secrets.
+#[must_use]
+pub fn dice() -> u64 {
+    use std::hash::BuildHasher;
+    // Each has a key of its own, from the operating system.
+    std::hash::RandomState::new().hash_one(std::process::id())
 }
 
 #[expect(clippy::disallowed_methods, reason = "the one place that reads clocks")]

@@ -12,13 +12,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Keys with their defaults, in the order they are shown. Flags and variables are named after them.
-const KEYS: [(&str, &str); 9] = [
+const KEYS: [(&str, &str); 10] = [
     ("listen", "127.0.0.1:7420"),
     ("http_listen", "127.0.0.1:7421"),
     ("data_dir", "ledgerd-data"),
     ("store", "sqlite"),
     ("log", "info"),
     ("log_format", "text"),
+    ("trace_join_age", "15m"),
     ("drain_grace", "25s"),
     ("retention_done", "7d"),
     ("retention_failed", "90d"),
@@ -56,6 +57,9 @@ pub struct Flags {
     /// `text` or `json` [default: text] [env: LEDGERD_LOG_FORMAT]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<String>,
+    /// Attempts of a task that is older have traces of their own, linked to the task's; `off`: never [default: 15m] [env: LEDGERD_TRACE_JOIN_AGE]
+    #[arg(long, value_name = "TIME|off")]
+    pub trace_join_age: Option<String>,
     /// How long streams have to end when the daemon stops [default: 25s] [env: LEDGERD_DRAIN_GRACE]
     #[arg(long, value_name = "TIME")]
     pub drain_grace: Option<String>,
@@ -76,6 +80,7 @@ impl Flags {
             "store" => self.store.as_ref(),
             "log" => self.log.as_ref(),
             "log_format" => self.log_format.as_ref(),
+            "trace_join_age" => self.trace_join_age.as_ref(),
             "drain_grace" => self.drain_grace.as_ref(),
             "retention_done" => self.retention_done.as_ref(),
             "retention_failed" => self.retention_failed.as_ref(),
@@ -100,6 +105,17 @@ pub enum StoreAt {
     Sqlite(PathBuf),
     /// In a database of PostgreSQL.
     Postgres(Url),
+}
+
+impl StoreAt {
+    /// Its kind, in one word.
+    #[must_use]
+    pub const fn backend(&self) -> &'static str {
+        match self {
+            Self::Sqlite(_) => "sqlite",
+            Self::Postgres(_) => "postgresql",
+        }
+    }
 }
 
 /// An address that may hold a password, which it never shows.
@@ -133,6 +149,8 @@ pub struct Config {
     pub log: String,
     /// How.
     pub log_format: LogFormat,
+    /// How old a task may be for an attempt to join its trace.
+    pub trace_join_age: Option<Duration>,
     /// How long streams have to end.
     pub drain_grace: Duration,
     /// How long ended tasks are kept.
@@ -180,6 +198,7 @@ struct Loose {
     store: String,
     log: String,
     log_format: String,
+    trace_join_age: String,
     drain_grace: String,
     retention_done: String,
     retention_failed: String,
@@ -194,6 +213,7 @@ impl Loose {
             "store" => self.store,
             "log" => self.log,
             "log_format" => self.log_format,
+            "trace_join_age" => self.trace_join_age,
             "drain_grace" => self.drain_grace,
             "retention_done" => self.retention_done,
             _ => self.retention_failed,
@@ -281,6 +301,10 @@ impl Loaded {
             "json" => Ok(LogFormat::Json),
             _ => Err("write text or json".to_owned()),
         });
+        let trace_join_age = self.typed("trace_join_age", &mut errors, |text| match text {
+            "off" => Ok(None),
+            text => span(text).map(Some).ok_or_else(|| "write a time, for instance 15m, or off".to_owned()),
+        });
         let drain_grace = self.typed("drain_grace", &mut errors, |text| {
             span(text)
                 .filter(|span| *span <= LONGEST_DRAIN)
@@ -288,7 +312,18 @@ impl Loaded {
         });
         let done = self.typed("retention_done", &mut errors, kept);
         let failed = self.typed("retention_failed", &mut errors, kept);
-        match (listen, http_listen, data_dir, store, log, log_format, drain_grace, done, failed) {
+        match (
+            listen,
+            http_listen,
+            data_dir,
+            store,
+            log,
+            log_format,
+            trace_join_age,
+            drain_grace,
+            done,
+            failed,
+        ) {
             (
                 Some(listen),
                 Some(http_listen),
@@ -296,13 +331,23 @@ impl Loaded {
                 Some(store),
                 Some(log),
                 Some(log_format),
+                Some(trace_join_age),
                 Some(drain_grace),
                 Some(done),
                 Some(failed),
             ) => {
                 let store = store.unwrap_or(StoreAt::Sqlite(data_dir));
                 let retention = Retention { done, failed };
-                Ok(Config { listen, http_listen, store, log, log_format, drain_grace, retention })
+                Ok(Config {
+                    listen,
+                    http_listen,
+                    store,
+                    log,
+                    log_format,
+                    trace_join_age,
+                    drain_grace,
+                    retention,
+                })
             }
             _ => Err(ConfigErrors(errors)),
         }

@@ -1,9 +1,11 @@
-//! The plain HTTP port: `/livez` and `/readyz`, for probes that speak no gRPC.
+//! The plain HTTP port: `/livez` and `/readyz`, for probes that speak no gRPC, and `/metrics`.
 //!
 //! Nothing here says anything about tasks, so it may listen anywhere. Small on purpose: HTTP/1.1, short requests, a cap
 //! on connections.
 
+use crate::ledger::Handle;
 use crate::server::Health;
+use crate::telemetry::Telemetry;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
@@ -27,7 +29,7 @@ const HEAD_WITHIN: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Serves until `stop` is cancelled.
-pub(crate) async fn serve(listener: TcpListener, health: Health, stop: CancellationToken) {
+pub(crate) async fn serve(listener: TcpListener, about: About, stop: CancellationToken) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
@@ -44,12 +46,17 @@ pub(crate) async fn serve(listener: TcpListener, health: Health, stop: Cancellat
                 continue;
             }
         };
-        let (health, stop) = (health.clone(), stop.clone());
+        let (about, stop) = (about.clone(), stop.clone());
         tokio::spawn(async move {
             let _slot = slot;
             let service = service_fn(|request: Request<Incoming>| {
-                let response = answer(&request, &health);
-                async move { Ok::<_, Infallible>(response) }
+                let about = about.clone();
+                async move {
+                    Ok::<_, Infallible>(match request.uri().path() {
+                        "/metrics" if request.method() == Method::GET => about.metrics().await,
+                        _ => answer(&request, &about.health),
+                    })
+                }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -61,6 +68,25 @@ pub(crate) async fn serve(listener: TcpListener, health: Health, stop: Cancellat
                 () = stop.cancelled() => {}
             }
         });
+    }
+}
+
+/// What there is to tell of.
+#[derive(Clone)]
+pub(crate) struct About {
+    pub(crate) health: Health,
+    pub(crate) telemetry: Arc<Telemetry>,
+    pub(crate) handle: Handle,
+}
+
+impl About {
+    async fn metrics(&self) -> Response<Full<Bytes>> {
+        let meters = &self.telemetry.meters;
+        meters.look_at(&self.handle).await;
+        match meters.text() {
+            Ok(metrics) => text(StatusCode::OK, metrics),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        }
     }
 }
 
@@ -85,7 +111,7 @@ fn answer<B>(request: &Request<B>, health: &Health) -> Response<Full<Bytes>> {
             }
             text(code, body + word + "\n")
         }
-        _ => text(StatusCode::NOT_FOUND, "there are /livez and /readyz\n".to_owned()),
+        _ => text(StatusCode::NOT_FOUND, "there are /livez, /readyz and /metrics\n".to_owned()),
     }
 }
 

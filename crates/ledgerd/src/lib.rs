@@ -17,6 +17,7 @@ mod server;
 
 use clock::Clock;
 use config::{Config, StoreAt};
+use ledger::observed::Observer;
 use ledger_core::store::{Reader, StoreError};
 use server::Health;
 use std::io;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use store::postgres::ConnectError;
 use store::{DynStore, OpenError, Wake};
+use telemetry::Telemetry;
 use tokio::net::TcpListener;
 use tokio::task::JoinError;
 use tokio::time::timeout;
@@ -33,6 +35,9 @@ use tokio_util::sync::CancellationToken;
 
 /// Streams end by themselves when the grace is over; this is for their last frames to leave.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How old gauges may be that are pushed.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Why the daemon could not start, or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -103,6 +108,7 @@ pub struct Listening {
 /// Why it could not start, or had to end without a drain.
 pub async fn run(
     config: Config,
+    telemetry: Arc<Telemetry>,
     shutdown: impl Future<Output = ()>,
     announce: impl FnOnce(Listening),
 ) -> Result<(), Fatal> {
@@ -116,8 +122,10 @@ pub async fn run(
     let (store, reader, wake) = open(&config.store, grpc).await?;
     let stop_ledger = CancellationToken::new();
     let shared = Arc::clone(&reader);
+    let (observer, told) = Observer::new(telemetry.is_traced());
+    let seen = Some(observer.clone());
     let (handle, mut ledger) =
-        ledger::start(store, shared, Clock::start(), wake, stop_ledger.clone()).await?;
+        ledger::start(store, shared, Clock::start(), wake, seen, stop_ledger.clone()).await?;
 
     let health = Health::started().await;
     let stop = CancellationToken::new();
@@ -125,12 +133,27 @@ pub async fn run(
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(health.clone().watch(handle.clone()));
     tasks.spawn(handle.clone().keep(config.retention));
+    let observed = CancellationToken::new();
+    let observing = tokio::spawn(telemetry::observe(
+        Arc::clone(&telemetry),
+        observer,
+        told,
+        Arc::clone(&reader),
+        config.store.backend(),
+        observed.clone(),
+    ));
+    if telemetry.pushes() {
+        tasks.spawn(look_for_gauges(Arc::clone(&telemetry), handle.clone()));
+    }
     if let Some(listener) = http_listener {
-        tasks.spawn(http::serve(listener, health.clone(), stop.clone()));
+        let about =
+            http::About { health: health.clone(), telemetry: Arc::clone(&telemetry), handle: handle.clone() };
+        tasks.spawn(http::serve(listener, about, stop.clone()));
     }
     let mut serving = {
         let (handle, health, stop) = (handle.clone(), health.clone(), stop.clone());
-        tokio::spawn(async move { server::serve(listener, &handle, &health, stop).await })
+        let telemetry = Arc::clone(&telemetry);
+        tokio::spawn(async move { server::serve(listener, &handle, &health, &telemetry, stop).await })
     };
     announce(Listening { grpc, http });
 
@@ -157,10 +180,22 @@ pub async fn run(
     }
     stop_ledger.cancel();
     ended_ledger(ledger.await)?;
+    observed.cancel();
+    let _ = timeout(LAST_WORDS, observing).await;
     // A look through a large store may still go on, and is not worth waiting for.
     let _ = timeout(LAST_WORDS, reader.close()).await;
     tracing::info!("drained");
     Ok(())
+}
+
+/// Looks at the ledger now and then, for gauges that nobody asks for.
+async fn look_for_gauges(telemetry: Arc<Telemetry>, handle: ledger::Handle) {
+    let mut tick = tokio::time::interval(LOOK_EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        telemetry.meters.look_at(&handle).await;
+    }
 }
 
 /// Opens the ledger where it is.

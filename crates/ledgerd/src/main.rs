@@ -6,10 +6,12 @@ mod store_commands;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
+use ledgerd::Listening;
 use ledgerd::config::{Flags, Loaded};
-use ledgerd::{Listening, telemetry};
+use ledgerd::telemetry::Telemetry;
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -92,7 +94,10 @@ async fn serve(flags: &Flags, then: impl FnOnce(Listening)) -> ExitCode {
         Ok(config) => config,
         Err(errors) => return failed(&errors, CONFIG),
     };
-    let _guard = telemetry::start(&config);
+    let telemetry = match Telemetry::start(&config) {
+        Ok(telemetry) => Arc::new(telemetry),
+        Err(error) => return failed(&error, CONFIG),
+    };
     let shutdown = CancellationToken::new();
     if let Err(error) = on_signals(shutdown.clone()) {
         return failed(&error, 1);
@@ -108,7 +113,9 @@ async fn serve(flags: &Flags, then: impl FnOnce(Listening)) -> ExitCode {
         drop(out);
         then(listening);
     };
-    match ledgerd::run(config, shutdown.cancelled_owned(), announce).await {
+    let ended = ledgerd::run(config, Arc::clone(&telemetry), shutdown.cancelled_owned(), announce).await;
+    telemetry.end();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(fatal) => failed(&fatal, fatal.exit_code()),
     }

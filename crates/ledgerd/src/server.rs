@@ -4,6 +4,7 @@
 //! are taken, streams have the grace to end, and then whatever is left is left. A stream that never ends (a health watch)
 //! holds nothing up: serving has a hard deadline.
 
+mod calls;
 mod gate;
 mod guard;
 mod health;
@@ -12,7 +13,10 @@ pub(crate) use health::Health;
 
 use crate::grpc;
 use crate::ledger::Handle;
+use crate::telemetry::Telemetry;
+use calls::CallsLayer;
 use gate::GateLayer;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -43,6 +47,7 @@ pub(crate) async fn serve(
     listener: TcpListener,
     handle: &Handle,
     health: &Health,
+    telemetry: &Arc<Telemetry>,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let routes = grpc::routes(handle, &stop)
@@ -61,6 +66,7 @@ pub(crate) async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEPALIVE_WITHIN))
         .accept_http1(false)
+        .layer(CallsLayer::new(telemetry))
         .layer(GateLayer)
         .serve_with_incoming_shutdown(routes.prepare(), guard::incoming(listener), stop.cancelled_owned())
         .await

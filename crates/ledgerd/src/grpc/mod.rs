@@ -31,6 +31,22 @@ pub(crate) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/
 pub(crate) const SERVICES: [&str; 3] =
     ["ledger.v1.TaskService", "ledger.v1.WorkerService", "ledger.v1.AdminService"];
 
+/// Names of the unary methods of `ledger.v1`, `package.Service/Method`.
+pub(crate) fn unary_methods() -> impl Iterator<Item = String> {
+    use prost::Message;
+    // Our build made them.
+    let set = prost_types::FileDescriptorSet::decode(DESCRIPTORS).unwrap_or_default();
+    let ours = set.file.into_iter().filter(|file| file.package() == "ledger.v1");
+    ours.flat_map(|file| file.service).flat_map(|service| {
+        let of = format!("ledger.v1.{}", service.name());
+        let unary = service
+            .method
+            .into_iter()
+            .filter(|method| !method.client_streaming() && !method.server_streaming());
+        unary.map(move |method| format!("{of}/{}", method.name()))
+    })
+}
+
 /// Calls that are no unary calls, or wait on purpose: bounded by their own rules, not by the deadline of a call.
 pub(crate) const WORK: &str = "/ledger.v1.WorkerService/Work";
 /// The long poll.

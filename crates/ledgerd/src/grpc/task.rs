@@ -8,6 +8,7 @@ use super::wire::{self, task_service_server::TaskService};
 use super::{ANSWER_BYTES, TimeLeft};
 use crate::ledger::Handle;
 use crate::ledger::command::{BatchMode, Enqueued, LedgerError};
+use crate::telemetry;
 use ledger_core::TaskId;
 use ledger_core::limits::{self, ITEMS, WAIT};
 use prost::Message;
@@ -44,10 +45,11 @@ impl Tasks {
     ) -> Result<wire::EnqueueTaskResponse, LedgerError> {
         let mut check = Check::default();
         let key = convert::request_key(&mut check, take(&mut said.request_id), &said);
-        let Some(task) = said.task else {
+        let Some(mut task) = said.task else {
             check.refuse(At::Root, "task", "send a task");
             return check.done(wire::EnqueueTaskResponse::default());
         };
+        originate(std::slice::from_mut(&mut task));
         let task = convert::new_task(&mut check, At::In("task"), task, self.handle.clock().now().wall());
         let task = check.done(task)?;
         let answers = self.handle.enqueue(vec![Ok(task)], BatchMode::Atomic, key).await?;
@@ -76,6 +78,7 @@ impl Tasks {
         };
         // Before the tasks are looked at: there may be far too many of them.
         call.done(())?;
+        originate(&mut said.tasks);
         let wall = self.handle.clock().now().wall();
         let mut all = Check::default();
         let items = said.tasks.into_iter().enumerate();
@@ -213,6 +216,18 @@ pub(super) fn small<T>(answer: T) -> Response<T> {
     let mut response = Response::new(answer);
     response.disable_compression();
     response
+}
+
+/// The call is where tasks come from whose producer names no trace.
+fn originate(tasks: &mut [wire::NewTask]) {
+    if tasks.iter().all(|task| !task.traceparent.is_empty()) {
+        return;
+    }
+    let Some(context) = telemetry::current() else { return };
+    for task in tasks.iter_mut().filter(|task| task.traceparent.is_empty()) {
+        task.traceparent = telemetry::traceparent(&context);
+        task.tracestate = context.trace_state().header();
+    }
 }
 
 #[tonic::async_trait]

@@ -5,17 +5,21 @@
 use super::command::{Answer, LeaseVerdict, LedgerError, Receipt, ToWorker, Verdict};
 use super::handle::Order;
 use super::memory::Memory;
+use super::observed::{Before, Observed, Told, Transition};
 use super::replicas::Heard;
 use super::{PIECE, decide, weight};
 use crate::store::{Committed, DynStore};
 use ledger_core::session::Session;
-use ledger_core::store::{BudgetRow, Changed, Changes, DeadLetter, Known, Notes, Reader, StoreError, Want};
+use ledger_core::store::{
+    BudgetRow, Changed, Changes, DeadLetter, Known, Notes, Reader, StoreError, TaskData, Want,
+};
 use ledger_core::{
     AgentId, Applied, ByTask, Context, Event, EventKind, LostWith, Now, Reason, Record, Refusal, SessionId,
     State, Task, TaskError, TaskId, TaskSet,
 };
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// A task that the batch has read.
@@ -85,6 +89,8 @@ pub(super) struct Said {
     pub(super) ended: Vec<TaskId>,
     pub(super) new_agents: Vec<(Arc<str>, AgentId)>,
     pub(super) closed: Vec<SessionId>,
+    /// For the observer, if there is one.
+    pub(super) observed: Vec<Observed>,
 }
 
 impl<'a> Batch<'a> {
@@ -208,6 +214,7 @@ impl<'a> Batch<'a> {
         let had = open.task.holder.clone();
         let from = open.task.state;
         let elsewhere = self.memory.is_elsewhere(&open.task);
+        let before = self.memory.is_observed.then(|| Before::of(&open.task, self.now));
         let agent = self.memory.agents.get_mut(&agent_id).ok_or(LedgerError::UnknownTask(id))?;
         let settings = Arc::clone(&agent.settings);
         let draw = retry_core::draw(
@@ -237,6 +244,8 @@ impl<'a> Batch<'a> {
             let runs = u64::from(to == State::Running && !elsewhere);
             guard.running = guard.running.saturating_add(runs).saturating_sub(u64::from(ran));
         }
+        let seen = before.and_then(|before| Transition::of(&record, &spec, &agent.name, before));
+        self.said.observed.extend(seen.map(Observed::Task));
         let effects = applied.effects;
         if effects.reserve > 0 {
             // Both were asked a moment ago, under the same `now`.
@@ -508,14 +517,28 @@ fn fingerprint(reason: Reason, error: Option<&TaskError>) -> u64 {
     hash
 }
 
+/// What producers said of assigned tasks.
+fn origins(assignments: &[(SessionId, ToWorker)]) -> Vec<(TaskId, Arc<TaskData>)> {
+    let items = assignments.iter().filter_map(|(_, frame)| match frame {
+        ToWorker::Assignments(items) => Some(items),
+        _ => None,
+    });
+    items.flatten().map(|item| (item.task, Arc::clone(&item.data))).collect()
+}
+
 /// Says everything, now that it is durable.
 pub(super) fn speak(
     said: Said,
     memory: &mut Memory,
     shared: &super::handle::Shared,
     assignments: Vec<(SessionId, ToWorker)>,
+    took: Duration,
     _proof: &Committed,
 ) {
+    if let Some(observer) = &shared.observer {
+        let origins = if observer.traces { origins(&assignments) } else { Vec::new() };
+        observer.tell(Told { seen: said.observed, origins, took });
+    }
     if !said.new_agents.is_empty() {
         let mut names = shared.names.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         names.extend(said.new_agents);

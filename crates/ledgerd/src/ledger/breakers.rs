@@ -4,6 +4,7 @@
 
 use super::batch::Batch;
 use super::command::{Answer, BreakerOrder, LedgerError};
+use super::observed::Observed;
 use breaker_core::{Permit, Sample, State, Tally, Transition};
 use ledger_core::store::{AgentEvent, AgentEventKind};
 use ledger_core::{AgentId, Effects, Timestamp, Violation};
@@ -70,6 +71,14 @@ impl Batch<'_> {
             actor = by.map_or("", |by| by.actor),
             "breaker"
         );
+        if self.memory.is_observed {
+            self.said.observed.push(Observed::Breaker {
+                agent: Arc::clone(&agent.name),
+                task_type: Arc::clone(key),
+                from: transition.from.as_str(),
+                to: transition.to.as_str(),
+            });
+        }
         let until = until.map(Timestamp::from_epoch);
         self.happened(id, key, AgentEventKind::Breaker(transition), by, until);
         if !matches!(transition.to, State::Open | State::HalfOpen | State::ForcedOpen) {

@@ -519,6 +519,8 @@ pub enum Command {
     Explain(TaskId),
     /// All agents.
     Agents,
+    /// How long the longest waiting due task of each agent has been waiting.
+    Oldest,
     /// Open sessions.
     Workers,
     /// Counts.
@@ -558,6 +560,8 @@ pub enum Answer {
     Facts(Box<Facts>),
     /// To Agents.
     Agents(Vec<AgentView>),
+    /// Agents with how long their longest waiting due task has been waiting.
+    Oldest(Vec<(Arc<str>, Duration)>),
     /// To Workers.
     Workers(Vec<WorkerView>),
     /// To Stats.

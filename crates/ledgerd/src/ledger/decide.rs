@@ -142,6 +142,14 @@ impl Batch<'_> {
             Command::Redrive { tasks, how, request } => self.redrive(tasks, how, request.as_ref()).await,
             Command::Discard { tasks, note, request } => self.discard(tasks, note, request.as_ref()).await,
             Command::Explain(task) => self.facts(*task).await,
+            Command::Oldest => {
+                let now = self.now.at;
+                let found = self.store.oldest(self.now).await.map_err(LedgerError::Store)?;
+                let named = found.into_iter().filter_map(|(id, since)| {
+                    Some((Arc::clone(&self.memory.agents.get(&id)?.name), now.since(since)))
+                });
+                Ok(Answer::Oldest(named.collect()))
+            }
             Command::Agents => Ok(Answer::Agents(self.memory.agent_views(self.now))),
             Command::Workers => Ok(Answer::Workers(self.memory.worker_views())),
             Command::Stats => Ok(Answer::Stats(Box::new(self.memory.stats(self.now)))),
@@ -248,6 +256,7 @@ pub(super) const fn asks_for_news(command: &Command) -> bool {
     matches!(
         command,
         Command::Agents
+            | Command::Oldest
             | Command::Stats
             | Command::Workers
             | Command::Explain(_)

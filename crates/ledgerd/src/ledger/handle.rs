@@ -6,6 +6,7 @@ use super::command::{
     AgentView, Answer, BatchMode, BreakerOrder, Command, Enqueued, FromWorker, LedgerError, NewTask, Opened,
     Receipt, Redriving, RequestKey, Settlement, Stats, WorkerView,
 };
+use super::observed::Observer;
 use super::replicas::Heard;
 use super::retention::Retention;
 use crate::clock::Clock;
@@ -46,6 +47,8 @@ pub(super) struct Shared {
     pub(super) names: RwLock<ByName<AgentId>>,
     /// Other daemons may serve the ledger too.
     pub(super) is_shared: bool,
+    /// Who hears of transitions.
+    pub(super) observer: Option<Observer>,
     /// Rings when other daemons have done something.
     pub(super) wake: Arc<Wake>,
     /// Who waits for the end of which task.
@@ -360,6 +363,17 @@ impl Handle {
     pub async fn agents(&self) -> Result<Vec<AgentView>, LedgerError> {
         match self.call(Command::Agents).await? {
             Answer::Agents(agents) => Ok(agents),
+            _ => Err(LedgerError::SessionEnded),
+        }
+    }
+
+    /// How long the longest waiting due task of each agent has been waiting; without agents that have none due.
+    ///
+    /// # Errors
+    /// Unavailable; that the store cannot be read.
+    pub async fn oldest(&self) -> Result<Vec<(Arc<str>, Duration)>, LedgerError> {
+        match self.call(Command::Oldest).await? {
+            Answer::Oldest(oldest) => Ok(oldest),
             _ => Err(LedgerError::SessionEnded),
         }
     }

@@ -50,6 +50,8 @@ pub(super) struct Memory {
     pub(super) replicas: Replicas,
     /// Others may see what is stored.
     pub(super) is_shared: bool,
+    /// Somebody wants to hear of transitions.
+    pub(super) is_observed: bool,
     /// Streams that were open at other daemons when somebody asked last.
     pub(super) elsewhere: Vec<Session>,
     /// Agents whose tasks are not handed out.
@@ -95,6 +97,7 @@ impl Memory {
             draining: false,
             replicas: Replicas::default(),
             is_shared: false,
+            is_observed: false,
             elsewhere: Vec::new(),
             paused: BTreeSet::new(),
             restless: BTreeSet::new(),

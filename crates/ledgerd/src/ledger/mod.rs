@@ -17,6 +17,7 @@ mod explain;
 mod handle;
 mod letters;
 mod memory;
+pub mod observed;
 mod produce;
 mod replicas;
 mod retention;
@@ -37,6 +38,7 @@ use ledger_core::limits::{BATCH_BYTES, BATCH_OPERATIONS};
 use ledger_core::store::{Reader, StoreError};
 use ledger_core::{Now, SessionId, TaskId};
 use memory::Memory;
+use observed::Observer;
 use replicas::{Heard, Undo};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::AtomicU64;
@@ -45,6 +47,7 @@ use std::time::Duration;
 use tokio::runtime::RuntimeFlavor;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Commands that may wait. One batch takes 3,000 operations, so a few batches' worth: beyond that waiting is only delay,
@@ -79,7 +82,7 @@ pub enum Fatal {
     Store(StoreError),
 }
 
-/// Starts the ledger on an open store. Returns when it has recovered and can commit.
+/// Starts the ledger on an open store. Returns when it has recovered and can commit. `observer` hears of what it does.
 ///
 /// It ends when `stop` is cancelled and every command told before is answered.
 ///
@@ -90,6 +93,7 @@ pub async fn start(
     reader: Arc<dyn Reader>,
     clock: Clock,
     wake: Arc<Wake>,
+    observer: Option<Observer>,
     stop: CancellationToken,
 ) -> Result<(Handle, JoinHandle<Result<(), Fatal>>), StoreError> {
     let now = clock.now();
@@ -99,6 +103,7 @@ pub async fn start(
         clock.follow(time);
     }
     memory.rebuild(recovered, clock.now());
+    memory.is_observed = observer.is_some();
     let names = memory.names.clone();
     let shared = Arc::new(Shared {
         clock,
@@ -106,6 +111,7 @@ pub async fn start(
         names: RwLock::new(names),
         waiters: Mutex::new(HashMap::new()),
         is_shared: memory.is_shared,
+        observer,
         wake: Arc::clone(&wake),
         retention: OnceLock::new(),
         removed: AtomicU64::new(0),
@@ -162,6 +168,8 @@ struct Underway {
     answers: Vec<Answered>,
     said: Said,
     now: Now,
+    /// When it was handed over.
+    since: Instant,
     /// What it did to memory.
     undo: Undo,
 }
@@ -477,7 +485,8 @@ impl Loop {
         match submitted {
             Ok(answers) => {
                 let orders = std::mem::take(orders);
-                self.underway.push_back(Underway { orders, answers, said, now, undo });
+                let since = Instant::now();
+                self.underway.push_back(Underway { orders, answers, said, now, since, undo });
                 Ok(())
             }
             Err(error) => {
@@ -518,7 +527,8 @@ impl Loop {
 
     /// A batch is durable.
     async fn say(&mut self, batch: Underway, proof: &Committed) {
-        let Underway { orders, answers, mut said, now, .. } = batch;
+        let Underway { orders, answers, mut said, now, since, .. } = batch;
+        let took = since.elapsed();
         self.memory.commits += 1;
         self.not_before = None;
         for (order, answer) in orders.into_iter().zip(answers) {
@@ -527,7 +537,7 @@ impl Loop {
             }
         }
         let assignments = Self::assignments(&self.shared, &self.memory, &mut said, now).await;
-        speak(said, &mut self.memory, &self.shared, assignments, proof);
+        speak(said, &mut self.memory, &self.shared, assignments, took, proof);
     }
 
     /// Tasks whose time has come, after a look at the clocks.

@@ -78,6 +78,9 @@ impl Store for GatedStore {
     fn live(&mut self, agent: AgentId) -> Fut<'_, Vec<Arc<Task>>> {
         self.inner.live(agent)
     }
+    fn oldest(&mut self, now: Now) -> Fut<'_, Vec<(AgentId, Timestamp)>> {
+        self.inner.oldest(now)
+    }
     fn write(&mut self, changes: Changes) -> Fut<'_, Vec<TaskId>> {
         let overtaken = |left: u32| left.checked_sub(1);
         if let Some(first) = changes.tasks.first().map(|changed| changed.task.id)
@@ -157,8 +160,9 @@ impl Fixture {
         let store =
             Box::new(GatedStore { inner: Box::new(store), gate: Arc::clone(&gate), submitted, let_through });
         let stop = CancellationToken::new();
-        let (handle, ended) =
-            start(store, reader, Clock::start(), Arc::default(), stop.clone()).await.expect("it starts");
+        let (handle, ended) = start(store, reader, Clock::start(), Arc::default(), None, stop.clone())
+            .await
+            .expect("it starts");
         Self { handle, ended, gate, stop, folder }
     }
 

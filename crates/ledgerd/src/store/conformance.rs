@@ -260,8 +260,17 @@ async fn calendar_tasks_go_by_the_wall_clock(mut rig: Rig) {
     assert_eq!(rig.offer(everything()).await, [plain]);
     let now = rig.now;
     assert_eq!(rig.store().next_due(now), Some(named.after(hour)));
+    let since = rig.get(plain).await.expect("it is stored").run_at;
+    let oldest = rig.store().oldest(now).await.expect("it is readable");
+    assert_eq!(oldest.iter().map(|(_, at)| *at).collect::<Vec<_>>(), [since]);
     rig.wait(hour);
     assert_eq!(rig.offer(everything()).await, [plain, id]);
+    rig.claim(plain).await;
+    rig.commit().await;
+    assert_eq!(rig.offer(everything()).await, [id]);
+    let now = rig.now;
+    let oldest = rig.store().oldest(now).await.expect("it is readable");
+    assert_eq!(oldest.iter().map(|(_, at)| *at).collect::<Vec<_>>(), [now.from_wall(named)], "on our clock");
 }
 
 async fn gated_tasks_are_offered_only_when_asked_for(mut rig: Rig) {

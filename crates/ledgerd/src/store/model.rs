@@ -239,6 +239,16 @@ impl Store for ModelStore {
         Box::pin(std::future::ready(Ok(live)))
     }
 
+    fn oldest(&mut self, now: Now) -> Fut<'_, Vec<(AgentId, Timestamp)>> {
+        let mut oldest = std::collections::BTreeMap::new();
+        let due = |task: &&Task| task.is_claimable_state() && task.due_at(now) <= now.at;
+        for task in self.open.tasks.values().filter(due) {
+            let since = oldest.entry(task.spec.agent).or_insert(now.at);
+            *since = task.due_at(now).min(*since);
+        }
+        Box::pin(std::future::ready(Ok(oldest.into_iter().collect())))
+    }
+
     fn ahead<'a>(
         &'a mut self,
         task: &'a Task,

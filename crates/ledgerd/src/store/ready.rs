@@ -206,6 +206,23 @@ impl Ready {
         self.tasks.values().map(|entry| &entry.task).filter(of).cloned().collect()
     }
 
+    /// Since when the longest waiting due task of each agent is due. Looks at one task for each type and priority.
+    pub(super) fn oldest(&mut self, now: Now) -> Vec<(AgentId, Timestamp)> {
+        self.advance(now);
+        let of = |sets: &AgentSets| {
+            let heads = |keys: &BTreeSet<Key>| {
+                let urgencies = 0..=9_u8;
+                let head = |urgency| {
+                    let from = (urgency, Timestamp::from_millis(i64::MIN), TaskId(0));
+                    keys.range(from..).next().filter(|key| key.0 == urgency).copied()
+                };
+                urgencies.filter_map(head).map(|(_, _, id)| self.tasks[&id].task.due_at(now)).min()
+            };
+            sets.types.values().filter_map(heads).min()
+        };
+        self.agents.iter().filter_map(|(id, sets)| Some((*id, of(sets)?))).collect()
+    }
+
     /// When the next waiting task becomes due, strictly after `now`.
     pub(super) fn next_due(&self, now: Now) -> Option<Timestamp> {
         let after = |set: &BTreeSet<(Timestamp, TaskId)>, at: Timestamp| {

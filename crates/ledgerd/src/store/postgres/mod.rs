@@ -511,6 +511,13 @@ impl Store for PgStore {
         })
     }
 
+    fn oldest(&mut self, now: Now) -> Fut<'_, Vec<(AgentId, Timestamp)>> {
+        Box::pin(async move {
+            let oldest = self.find_oldest(now).await;
+            self.or_end(oldest).await
+        })
+    }
+
     fn ahead<'a>(
         &'a mut self,
         task: &'a Task,

@@ -108,6 +108,12 @@ const GATED: &str = concat!(
      WHERE r.agent = $1 AND r.gated = 1 AND r.task_id <> ALL($2)"
 );
 /// As [`OFFER`], those before urgency $4, time $5 and number $6.
+/// Since when the longest waiting tasks are due, by agent: steady before $1, wall before $2. Of each clock so many at most.
+const OLDEST: &str = "SELECT agent, calendar::bigint, min(run_at) FROM ( \
+    (SELECT agent, calendar, run_at FROM ready WHERE gated = 0 AND calendar = 0 AND run_at <= $1 \
+        ORDER BY run_at LIMIT 10000) \
+    UNION ALL (SELECT agent, calendar, run_at FROM ready WHERE gated = 0 AND calendar = 1 AND run_at <= $2 \
+        ORDER BY run_at LIMIT 10000)) AS due GROUP BY agent, calendar";
 const AHEAD: &str = concat!(
     waiting_types!(),
     "SELECT COUNT(*) FROM ( \
@@ -131,9 +137,9 @@ pub(super) const NEXT_DUE: &str = "SELECT MIN(run_at) FILTER (WHERE calendar = 0
 
 /// Every statement here, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 17] = [
+pub(super) const STATEMENTS: [&str; 18] = [
     META, AGENTS, BUDGETS, SESSIONS, COUNTS, TIMED, TASKS, LIVE, KEYS, REQUESTS, LIVES, SETTLED, NUMBERS,
-    OFFER, GATED, AHEAD, NEXT_DUE,
+    OFFER, OLDEST, GATED, AHEAD, NEXT_DUE,
 ];
 
 /// A row of this database.
@@ -571,6 +577,22 @@ impl PgStore {
         found.extend(self.ready.gated(agent));
         found.sort_unstable_by_key(|task| (9_u8.saturating_sub(task.priority), task.run_at, task.id));
         Ok(found)
+    }
+
+    /// As the database has it: what is on its way is younger.
+    pub(super) async fn find_oldest(&mut self, now: Now) -> Result<Vec<(AgentId, Timestamp)>, StoreError> {
+        self.begin_once().await?;
+        let query = sqlx::query(OLDEST).bind(now.at.millis()).bind(now.wall().millis());
+        let rows = all(self.connection()?, query, |row| {
+            let (agent, calendar, at) = (row.agent()?, row.int()? != 0, row.time()?);
+            Ok((agent, if calendar { now.from_wall(at) } else { at }))
+        });
+        let mut oldest = std::collections::BTreeMap::new();
+        for (agent, since) in rows.await? {
+            let found = oldest.entry(agent).or_insert(since);
+            *found = since.min(*found);
+        }
+        Ok(oldest.into_iter().collect())
     }
 
     pub(super) async fn find_live(&mut self, agent: AgentId) -> Result<Vec<Arc<Task>>, StoreError> {

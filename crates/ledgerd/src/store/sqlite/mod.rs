@@ -442,6 +442,11 @@ impl Store for SqliteStore {
         Box::pin(std::future::ready(live))
     }
 
+    fn oldest(&mut self, now: Now) -> Fut<'_, Vec<(AgentId, Timestamp)>> {
+        let oldest = self.usable().map(|()| self.ready.oldest(now));
+        Box::pin(std::future::ready(oldest))
+    }
+
     fn ahead<'a>(
         &'a mut self,
         task: &'a Task,

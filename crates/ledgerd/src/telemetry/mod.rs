@@ -1,0 +1,226 @@
+//! Logs, metrics and traces: what the daemon tells its operators.
+//!
+//! Logs are lines on standard error, for people or for machines, with the trace they belong to. Metrics are always kept, for
+//! `/metrics`, and pushed where an OTLP endpoint is named; spans are made only then.
+
+mod meters;
+mod observe;
+mod otlp;
+mod traces;
+
+pub use meters::{METRICS, Meters, Metric, reference};
+
+pub(crate) use observe::observe;
+pub(crate) use traces::{context, traceparent};
+
+use crate::config::{Config, LogFormat};
+use meters::Dropped;
+use opentelemetry::trace::TracerProvider;
+use opentelemetry::trace::{SpanContext, TraceContextExt};
+use opentelemetry_sdk::metrics::SdkMeterProvider;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use otlp::Signal;
+use std::fmt;
+use std::io::{IsTerminal, Write};
+use std::sync::Arc;
+use std::time::Duration;
+use traces::Traces;
+use tracing::{Event, Subscriber};
+use tracing_subscriber::filter::{FilterExt, ParseError, filter_fn};
+use tracing_subscriber::fmt::FmtContext;
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
+
+/// Spans of this target are exported, and no others.
+pub(crate) const CALLS: &str = "ledgerd::calls";
+
+/// How long the last spans and metrics have to leave.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// A filter by level and module.
+///
+/// # Errors
+/// What is wrong with the text.
+pub fn filter(text: &str) -> Result<EnvFilter, ParseError> {
+    EnvFilter::builder().parse(text)
+}
+
+/// What is wrong with how telemetry was asked for.
+#[derive(Debug, thiserror::Error)]
+#[error("telemetry: {0}")]
+pub struct TelemetryError(String);
+
+/// What was set up. [`Telemetry::end`] comes last: then what waits is exported.
+#[derive(Debug)]
+pub struct Telemetry {
+    /// The instruments.
+    pub meters: Meters,
+    /// Spans of tasks, where they are exported.
+    traces: Option<Traces>,
+    /// Contexts of callers are taken up.
+    propagates: bool,
+    /// Metrics are pushed, so gauges have to be looked at without being asked.
+    pushes: bool,
+    level: reload::Handle<EnvFilter, Registry>,
+    meter_provider: SdkMeterProvider,
+    tracer_provider: Option<SdkTracerProvider>,
+}
+
+impl Telemetry {
+    /// Starts logging, and what the environment asks for. Once in a process: later calls leave the log as it is.
+    ///
+    /// # Errors
+    /// Endpoints or certificates that cannot be used.
+    pub fn start(config: &Config) -> Result<Self, TelemetryError> {
+        let dropped = Arc::new(Dropped::default());
+        let resource = otlp::resource(&instance());
+        let traced = Signal::Traces.is_exported(otlp::variable);
+        let pushes = Signal::Metrics.is_exported(otlp::variable);
+        let tracer_provider = traced
+            .then(|| otlp::tracer_provider(resource.clone(), Arc::clone(&dropped)))
+            .transpose()
+            .map_err(TelemetryError)?;
+        let (meter_provider, registry) = otlp::meter_provider(resource, pushes).map_err(TelemetryError)?;
+        let level = log(config, tracer_provider.as_ref());
+        Ok(Self {
+            meters: Meters::new(&meter_provider, registry, dropped),
+            traces: tracer_provider
+                .as_ref()
+                .map(|provider| Traces::new(provider.tracer("ledgerd"), config.trace_join_age)),
+            propagates: otlp::propagates(otlp::variable),
+            pushes,
+            level,
+            meter_provider,
+            tracer_provider,
+        })
+    }
+
+    /// Whether spans are exported.
+    #[must_use]
+    pub const fn is_traced(&self) -> bool {
+        self.traces.is_some()
+    }
+
+    /// Whether trace contexts of callers are taken up.
+    #[must_use]
+    pub(crate) const fn propagates(&self) -> bool {
+        self.propagates
+    }
+
+    /// Whether metrics are pushed.
+    #[must_use]
+    pub(crate) const fn pushes(&self) -> bool {
+        self.pushes
+    }
+
+    /// Logs by another filter from now on.
+    ///
+    /// # Errors
+    /// What is wrong with the text; the filter stays as it is.
+    pub fn set_log(&self, text: &str) -> Result<(), ParseError> {
+        let filter = filter(text)?;
+        if let Err(error) = self.level.reload(filter) {
+            tracing::warn!(%error, "the log goes on as before");
+        }
+        Ok(())
+    }
+}
+
+impl Telemetry {
+    /// Sends what waits to be exported, for so long at most, and nothing after it.
+    pub fn end(&self) {
+        let end = || {
+            // Both have threads of their own that send; an exporter that is away is not waited for longer than this.
+            if let Some(provider) = &self.tracer_provider {
+                let _ = provider.shutdown_with_timeout(LAST_WORDS);
+            }
+            let _ = self.meter_provider.shutdown_with_timeout(LAST_WORDS);
+        };
+        match tokio::runtime::Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+            // What they send passes through this runtime.
+            Ok(tokio::runtime::RuntimeFlavor::MultiThread) => tokio::task::block_in_place(end),
+            _ => end(),
+        }
+        let _ = std::io::stderr().flush();
+    }
+}
+
+/// The context of the span that this runs in, where it is exported.
+pub(crate) fn current() -> Option<SpanContext> {
+    use tracing_opentelemetry::OpenTelemetrySpanExt;
+    let context = tracing::Span::current().context();
+    let span = context.span();
+    Some(span.span_context().clone()).filter(|span| span.is_valid() && span.is_sampled())
+}
+
+/// Starts the log; what it goes by can be changed later.
+fn log(config: &Config, provider: Option<&SdkTracerProvider>) -> reload::Handle<EnvFilter, Registry> {
+    let filter = filter(&config.log).unwrap_or_else(|_| EnvFilter::new("info"));
+    let (filter, level) = reload::Layer::new(filter);
+    let spans = provider.map(|provider| {
+        let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("ledgerd"));
+        let layer =
+            layer.with_location(false).with_threads(false).with_tracked_inactivity(false).with_target(false);
+        layer.with_filter(filter_fn(|about| about.is_span() && about.target() == CALLS))
+    });
+    // Spans are there for the exporter; in the log they are the two numbers that name them.
+    let events =
+        filter.and(filter_fn(|about| about.is_event()).or(filter_fn(|about| about.target() == CALLS)));
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = match config.log_format {
+        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
+        LogFormat::Json => {
+            let json = tracing_subscriber::fmt::format().json().flatten_event(true);
+            let json = json.with_current_span(false).with_span_list(false);
+            lines
+                .fmt_fields(tracing_subscriber::fmt::format::JsonFields::new())
+                .event_format(WithTrace(json))
+                .boxed()
+        }
+    };
+    // Somebody else's subscriber, as in a test, is as good.
+    let _ = tracing_subscriber::registry().with(lines.with_filter(events)).with(spans).try_init();
+    level
+}
+
+/// A line of JSON with the trace and the span that it belongs to.
+struct WithTrace<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for WithTrace<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(&self, cx: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let span = cx.lookup_current().and_then(|span| {
+            let id = span.id();
+            let context = tracing::dispatcher::get_default(|dispatch| {
+                tracing_opentelemetry::get_otel_context(&id, dispatch)
+            })?;
+            Some(context.span().span_context().clone()).filter(SpanContext::is_valid)
+        });
+        let Some(span) = span else { return self.0.format_event(cx, out, event) };
+        let mut line = String::new();
+        self.0.format_event(cx, Writer::new(&mut line), event)?;
+        let rest = line.strip_prefix('{').unwrap_or(&line);
+        write!(out, "{{\"trace_id\":\"{}\",\"span_id\":\"{}\",{rest}", span.trace_id(), span.span_id())
+    }
+}
+
+/// Another one with each start.
+fn instance() -> String {
+    let bits: [u64; 2] = [crate::clock::dice(), crate::clock::dice()];
+    let (high, low) = (bits[0], bits[1]);
+    format!(
+        "{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}",
+        high >> 32,
+        high >> 16 & 0xffff,
+        high & 0xfff,
+        low >> 48 & 0x3fff | 0x8000,
+        low & 0xffff_ffff_ffff
+    )
+}

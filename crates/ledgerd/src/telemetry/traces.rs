@@ -1,0 +1,227 @@
+//! The spans of a task: how long it waited, and each attempt, with true times, in the trace of whoever enqueued it.
+//!
+//! The numbers of spans are made of task and fence, so an attempt can name the one before it although the daemon was
+//! restarted in between. A span is written when it is over and durable.
+
+use crate::ledger::observed::Transition;
+use ledger_core::store::TaskData;
+use ledger_core::{EventKind, State, TaskId, Timestamp};
+use opentelemetry::trace::{
+    Link, Span as _, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags,
+    TraceId, TraceState, Tracer,
+};
+use opentelemetry::{Context, KeyValue, Value};
+use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator, SdkTracer};
+use std::cell::Cell;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Writes the spans of tasks.
+#[derive(Debug)]
+pub(super) struct Traces {
+    tracer: SdkTracer,
+    /// A delivery that ends so long after its task was enqueued has a trace of its own, linked to the task's; none: never.
+    join_age: Option<Duration>,
+}
+
+impl Traces {
+    pub(super) const fn new(tracer: SdkTracer, join_age: Option<Duration>) -> Self {
+        Self { tracer, join_age }
+    }
+
+    /// A task was assigned: it waited until now.
+    pub(super) fn waited(&self, seen: &Transition, creation: &SpanContext) {
+        let mut span = self.begin("wait", WAIT, seen, creation);
+        span.end_with_timestamp(system(seen.at));
+    }
+
+    /// A delivery has ended.
+    pub(super) fn attempted(&self, seen: &Transition, creation: &SpanContext) {
+        let which = if seen.was_lost && seen.kind != EventKind::Lost { AGAIN } else { ATTEMPT };
+        let mut span = self.begin("attempt", which, seen, creation);
+        if let Some(kind) = error_type(seen) {
+            span.set_attribute(KeyValue::new("error.type", kind));
+            span.set_status(Status::error(""));
+        }
+        if seen.to == State::Retry
+            && let Some(until) = seen.until
+        {
+            let delay = until.since(seen.at).as_secs_f64();
+            span.set_attribute(KeyValue::new("ledgerd.retry.delay", delay));
+        }
+        span.end_with_timestamp(system(seen.at));
+    }
+
+    fn begin(
+        &self,
+        operation: &'static str,
+        which: u64,
+        seen: &Transition,
+        creation: &SpanContext,
+    ) -> opentelemetry_sdk::trace::Span {
+        let (mut parent, mut links) = (Context::new(), Vec::new());
+        let age = seen.at.since(seen.spec.created_at);
+        if self.join_age.is_none_or(|join_age| age <= join_age) {
+            if which != WAIT && seen.fence > 1 {
+                let before = span_id(seen.task, seen.fence - 1, ATTEMPT);
+                links.push(link(creation.trace_id(), before, creation.trace_flags(), "previous_attempt"));
+            }
+            parent = parent.with_remote_span_context(creation.clone());
+        } else {
+            // Of a trace of its own nobody knows the number afterwards, so nothing names the attempt before.
+            links.push(link(creation.trace_id(), creation.span_id(), creation.trace_flags(), "creation"));
+        }
+        let mut attributes = vec![
+            KeyValue::new("messaging.system", "ledgerd"),
+            KeyValue::new("messaging.operation.name", operation),
+            super::meters::label("messaging.destination.name", &seen.agent),
+            KeyValue::new("messaging.message.id", seen.task.to_string()),
+            super::meters::label("ledgerd.task.type", &seen.spec.task_type),
+            KeyValue::new("ledgerd.attempt.number", i64::from(attempt(seen))),
+        ];
+        if let Some(worker) = &seen.worker {
+            attributes.push(super::meters::label("messaging.client.id", worker));
+        }
+        let builder = SpanBuilder::from_name(format!("{operation} {}", seen.agent))
+            .with_kind(SpanKind::Internal)
+            .with_start_time(system(seen.since))
+            .with_attributes(attributes)
+            .with_links(links);
+        NEXT.set(Some(span_id(seen.task, seen.fence, which)));
+        let span = self.tracer.build_with_context(builder, &parent);
+        NEXT.set(None);
+        span
+    }
+}
+
+fn link(trace: TraceId, span: SpanId, flags: TraceFlags, to: &'static str) -> Link {
+    let context = SpanContext::new(trace, span, flags, true, TraceState::NONE);
+    Link::new(context, vec![KeyValue::new("ledgerd.link", to)], 0)
+}
+
+/// An assignment is the delivery of an attempt that has not begun.
+fn attempt(seen: &Transition) -> u32 {
+    let before_its_ack = matches!(seen.kind, EventKind::Assigned | EventKind::AckTimeout);
+    seen.attempt + u32::from(before_its_ack)
+}
+
+/// Why an attempt did not succeed, as spans say it.
+fn error_type(seen: &Transition) -> Option<Value> {
+    Some(match seen.kind {
+        EventKind::Failed => match seen.class {
+            Some(class) => class.as_str().to_ascii_lowercase().into(),
+            None => "_OTHER".into(),
+        },
+        EventKind::Lost => "lease_lost".into(),
+        EventKind::AckTimeout => "ack_timeout".into(),
+        EventKind::Abandoned => "abandoned".into(),
+        EventKind::Stopped => "stopped".into(),
+        _ => return None,
+    })
+}
+
+/// Where a task came from, as its producer said; none where that is no W3C trace context.
+pub(super) fn creation(data: &TaskData) -> Option<SpanContext> {
+    context(&data.traceparent, &data.tracestate)
+}
+
+/// A W3C trace context; none where it is no such thing.
+pub(crate) fn context(traceparent: &str, tracestate: &str) -> Option<SpanContext> {
+    let mut parts = traceparent.split('-');
+    let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    if version.len() != 2 || version == "ff" || (version == "00" && parts.next().is_some()) {
+        return None;
+    }
+    let trace = TraceId::from_hex(trace).ok()?;
+    let span = SpanId::from_hex(span).ok()?;
+    let flags = TraceFlags::new(u8::from_str_radix(flags, 16).ok()?) & TraceFlags::SAMPLED;
+    let state = TraceState::from_str(tracestate).unwrap_or_default();
+    Some(SpanContext::new(trace, span, flags, true, state)).filter(SpanContext::is_valid)
+}
+
+/// The context of a span as a task carries it.
+pub(crate) fn traceparent(span: &SpanContext) -> String {
+    format!("00-{}-{}-{:02x}", span.trace_id(), span.span_id(), span.trace_flags().to_u8())
+}
+
+/// What a span is of, besides its task and fence.
+const WAIT: u64 = 1;
+const ATTEMPT: u64 = 2;
+/// An attempt that was held to be lost and went on.
+const AGAIN: u64 = 3;
+
+/// The number of a span: the same whoever computes it, and never 0.
+fn span_id(task: TaskId, fence: u64, which: u64) -> SpanId {
+    // The finalizer of SplitMix64 (Steele, Lea, Flood 2014), over each part.
+    let mix = |mut bits: u64| {
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^ (bits >> 31)
+    };
+    let golden = 0x9e37_79b9_7f4a_7c15_u64;
+    let bits =
+        mix(mix(mix(task.0.wrapping_add(golden)) ^ fence.wrapping_add(golden)) ^ which.wrapping_add(golden));
+    SpanId::from(bits.max(1))
+}
+
+fn system(at: Timestamp) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(u64::try_from(at.millis()).unwrap_or(0))
+}
+
+thread_local! {
+    static NEXT: Cell<Option<SpanId>> = const { Cell::new(None) };
+}
+
+/// Random numbers, but for spans whose number is known.
+#[derive(Debug, Default)]
+pub(super) struct Ids(RandomIdGenerator);
+
+impl IdGenerator for Ids {
+    fn new_trace_id(&self) -> TraceId {
+        self.0.new_trace_id()
+    }
+
+    fn new_span_id(&self) -> SpanId {
+        NEXT.take().unwrap_or_else(|| self.0.new_span_id())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(traceparent: &str) -> Option<SpanContext> {
+        creation(&TaskData { traceparent: traceparent.to_owned(), ..TaskData::default() })
+    }
+
+    #[test]
+    fn a_trace_context_is_read_as_w3c_has_it_and_anything_else_is_none() {
+        let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let context = of(good).expect("it is one");
+        assert_eq!(traceparent(&context), good);
+        assert!(context.is_remote() && context.is_sampled());
+        assert!(of("cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00-later").is_some());
+        for bad in [
+            "",
+            "00",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",
+            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more",
+            "00-xyz-b7ad6b7169203331-01",
+        ] {
+            assert!(of(bad).is_none(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn numbers_of_spans_are_stable_and_differ() {
+        let id = |task, fence, which| span_id(TaskId(task), fence, which);
+        assert_eq!(id(7, 1, ATTEMPT), id(7, 1, ATTEMPT));
+        let all: std::collections::HashSet<_> =
+            (0..1_000).flat_map(|task| (0..10).map(move |fence| id(task, fence, WAIT))).collect();
+        assert_eq!(all.len(), 10_000);
+        assert_ne!(id(7, 1, WAIT), id(7, 1, ATTEMPT));
+    }
+}

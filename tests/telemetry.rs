@@ -1,0 +1,341 @@
+//! What operators are told: traces that hold a task's whole life, metrics, logs that name their trace.
+
+use crate::support::worker::{Stream, complete, hello, lease, outcome};
+use crate::support::*;
+use ledgerd_client::v1;
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
+    TraceService, TraceServiceServer,
+};
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
+use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::sync::{Arc, Mutex};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status};
+
+/// What an OTLP receiver got.
+#[derive(Clone, Debug, Default)]
+struct Received {
+    spans: Arc<Mutex<Vec<Span>>>,
+    resources: Arc<Mutex<Vec<BTreeMap<String, String>>>>,
+}
+
+#[tonic::async_trait]
+impl TraceService for Received {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        for of_resource in request.into_inner().resource_spans {
+            let resource = of_resource.resource.unwrap_or_default();
+            self.resources.lock().expect("not poisoned").push(texts(&resource.attributes));
+            let spans = of_resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
+            self.spans.lock().expect("not poisoned").extend(spans);
+        }
+        Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+impl Received {
+    /// A receiver that runs, and its address.
+    async fn start() -> (Self, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = format!("http://{}", listener.local_addr().expect("it is bound"));
+        let received = Self::default();
+        let service = TraceServiceServer::new(received.clone());
+        let serving = Server::builder().add_service(service);
+        tokio::spawn(serving.serve_with_incoming(TcpListenerStream::new(listener)));
+        (received, address)
+    }
+
+    /// Waits for so many spans of names that begin so, and returns them by their start.
+    async fn named(&self, prefix: &str, count: usize) -> Vec<Span> {
+        let what = format!("{count} spans {prefix}");
+        let mut found = eventually(&what, async || {
+            let spans = self.spans.lock().expect("not poisoned");
+            let named: Vec<_> = spans.iter().filter(|span| span.name.starts_with(prefix)).cloned().collect();
+            (named.len() >= count).then_some(named)
+        })
+        .await;
+        assert_eq!(found.len(), count, "{prefix}: {found:?}");
+        found.sort_by_key(|span| span.start_time_unix_nano);
+        found
+    }
+}
+
+fn text(value: Option<&AnyValue>) -> String {
+    match value.and_then(|value| value.value.as_ref()) {
+        Some(Value::StringValue(text)) => text.clone(),
+        Some(Value::IntValue(number)) => number.to_string(),
+        Some(Value::DoubleValue(number)) => number.to_string(),
+        other => format!("{other:?}"),
+    }
+}
+
+fn texts(attributes: &[KeyValue]) -> BTreeMap<String, String> {
+    attributes.iter().map(|pair| (pair.key.clone(), text(pair.value.as_ref()))).collect()
+}
+
+fn exporting(endpoint: &str) -> Vec<(&'static str, OsString)> {
+    vec![
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.into()),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc".into()),
+        ("OTEL_BSP_SCHEDULE_DELAY", "20".into()),
+    ]
+}
+
+fn launch(folder: Arc<Folder>, listen: &str, environment: &[(&str, OsString)]) -> Daemon {
+    Daemon::launch(folder, listen, &[], environment).unwrap_or_else(|fault| panic!("{fault}"))
+}
+
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+const CREATION: &str = "b7ad6b7169203331";
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[tokio::test]
+async fn a_tasks_whole_life_is_one_trace_over_a_restart() {
+    let (received, endpoint) = Received::start().await;
+    let environment = exporting(&endpoint);
+    let mut daemon = launch(Folder::new(), "127.0.0.1:0", &environment);
+    let client = daemon.client().await;
+    let quick = quick();
+    let policy = v1::TaskPolicy { lease_duration: ms(1_000), ..quick.policy.unwrap_or_default() };
+    configure(&client, "a", v1::AgentSettings { policy: Some(policy), ..quick }).await;
+    let traceparent = format!("00-{TRACE}-{CREATION}-01");
+    let id = enqueue(&client, v1::NewTask { traceparent: traceparent.clone(), ..task("a") }).await;
+    let mut worker = Stream::open(&daemon, hello("w", "a", 1)).await;
+    for _ in 0..2 {
+        let (assignment, _) = worker.fail_next("down").await;
+        assert_eq!(assignment.traceparent, traceparent, "every attempt gets the producer's context");
+    }
+    let lost = worker.assignment().await;
+    worker.ack(lease(&lost)).await;
+    worker.receipt().await;
+    received.named("attempt a", 2).await;
+    received.named("wait a", 3).await;
+    // What has left is not lost with the process, and the next one knows nothing of the third assignment.
+    daemon.kill();
+    let (folder, address) = (Arc::clone(&daemon.folder), daemon.address.clone());
+    drop(daemon);
+    let daemon = launch(folder, &address, &environment);
+    let client = daemon.client().await;
+    // No beats: its lease runs out.
+    received.named("attempt a", 3).await;
+    let mut worker = Stream::open(&daemon, v1::Hello { incarnation: 2, ..hello("w", "a", 1) }).await;
+    worker.complete_next("up").await;
+    in_state(&client, &id, v1::TaskState::Done).await;
+
+    let attempts = received.named("attempt a", 4).await;
+    let waits = received.named("wait a", 4).await;
+    for span in attempts.iter().chain(&waits) {
+        assert_eq!((hex(&span.trace_id).as_str(), hex(&span.parent_span_id).as_str()), (TRACE, CREATION));
+        assert_eq!(span.kind(), SpanKind::Internal);
+        let said = texts(&span.attributes);
+        let operation = span.name.split(' ').next().unwrap_or_default();
+        for (key, value) in [
+            ("messaging.system", "ledgerd"),
+            ("messaging.operation.name", operation),
+            ("messaging.destination.name", "a"),
+            ("messaging.message.id", &*id),
+            ("messaging.client.id", "w"),
+            ("ledgerd.task.type", "test"),
+        ] {
+            assert_eq!(said.get(key).map(String::as_str), Some(value), "{key} of {said:?}");
+        }
+    }
+    let number = |span: &Span| texts(&span.attributes)["ledgerd.attempt.number"].clone();
+    assert_eq!(attempts.iter().map(number).collect::<Vec<_>>(), ["1", "2", "3", "4"]);
+    assert_eq!(waits.iter().map(number).collect::<Vec<_>>(), ["1", "2", "3", "4"]);
+    let errors = attempts.iter().map(|span| texts(&span.attributes).get("error.type").cloned());
+    let transient = || Some("transient".to_owned());
+    assert_eq!(errors.collect::<Vec<_>>(), [transient(), transient(), Some("lease_lost".to_owned()), None]);
+    let links: Vec<Vec<String>> =
+        attempts.iter().map(|span| span.links.iter().map(|link| hex(&link.span_id)).collect()).collect();
+    let ids: Vec<_> = attempts.iter().map(|span| hex(&span.span_id)).collect();
+    assert_eq!(links, [vec![], vec![ids[0].clone()], vec![ids[1].clone()], vec![ids[2].clone()]]);
+    for (wait, attempt) in waits.iter().zip(&attempts) {
+        assert!(wait.start_time_unix_nano <= wait.end_time_unix_nano);
+        assert!(wait.end_time_unix_nano <= attempt.start_time_unix_nano);
+        assert!(attempt.start_time_unix_nano <= attempt.end_time_unix_nano);
+    }
+    let lasted = attempts[2].end_time_unix_nano - attempts[2].start_time_unix_nano;
+    assert!(lasted >= 1_000_000_000, "a lost attempt lasts as long as its lease: {lasted} ns");
+    let resources = received.resources.lock().expect("not poisoned");
+    assert!(resources.iter().all(|said| said["service.name"] == "ledgerd"), "{resources:?}");
+    let instances: std::collections::BTreeSet<_> =
+        resources.iter().map(|said| &said["service.instance.id"]).collect();
+    assert_eq!(instances.len(), 2, "one for each start");
+}
+
+#[tokio::test]
+async fn a_call_is_a_span_and_where_tasks_come_from_whose_producer_names_no_trace() {
+    let (received, endpoint) = Received::start().await;
+    let daemon = launch(Folder::new(), "127.0.0.1:0", &exporting(&endpoint));
+    let client = daemon.client().await;
+    let mut request =
+        Request::new(v1::EnqueueTaskRequest { task: Some(task("a")), request_id: String::new() });
+    let context = format!("00-{TRACE}-{CREATION}-01");
+    request.metadata_mut().insert("traceparent", context.parse().expect("it is ASCII"));
+    let id = client.tasks().enqueue_task(request).await.expect("it is stored").into_inner().task_id;
+    let call = received.named("ledger.v1.TaskService/EnqueueTask", 1).await.remove(0);
+    assert_eq!((hex(&call.trace_id).as_str(), hex(&call.parent_span_id).as_str()), (TRACE, CREATION));
+    assert_eq!(call.kind(), SpanKind::Server);
+    let said = texts(&call.attributes);
+    for (key, value) in [
+        ("rpc.system.name", "grpc"),
+        ("rpc.method", "ledger.v1.TaskService/EnqueueTask"),
+        ("rpc.status_code", "OK"),
+    ] {
+        assert_eq!(said.get(key).map(String::as_str), Some(value), "{key} of {said:?}");
+    }
+    let mut worker = Stream::open(&daemon, hello("w", "a", 1)).await;
+    let assignment = worker.assignment().await;
+    assert_eq!(assignment.task_id, id);
+    assert_eq!(assignment.traceparent, format!("00-{TRACE}-{}-01", hex(&call.span_id)));
+    worker.settle(vec![outcome(lease(&assignment), complete("up"))]).await;
+    let attempt = received.named("attempt a", 1).await.remove(0);
+    assert_eq!((attempt.trace_id, attempt.parent_span_id), (call.trace_id, call.span_id));
+    // The caller's mistakes are no errors of ours.
+    let missing = v1::GetTaskRequest { task_id: "t999".to_owned(), ..v1::GetTaskRequest::default() };
+    client.tasks().get_task(missing).await.expect_err("there is none");
+    let get = received.named("ledger.v1.TaskService/GetTask", 1).await.remove(0);
+    assert_eq!(texts(&get.attributes)["rpc.status_code"], "NOT_FOUND");
+    assert_eq!(get.status.unwrap_or_default().code, 0);
+}
+
+#[tokio::test]
+async fn an_old_task_has_a_trace_for_each_attempt_linked_to_its_own() {
+    let (received, endpoint) = Received::start().await;
+    let flags = ["--trace-join-age", "0s"];
+    let daemon = Daemon::launch(Folder::new(), "127.0.0.1:0", &flags, &exporting(&endpoint));
+    let daemon = daemon.unwrap_or_else(|fault| panic!("{fault}"));
+    let client = daemon.client().await;
+    configure(&client, "a", quick()).await;
+    let new = v1::NewTask { traceparent: format!("00-{TRACE}-{CREATION}-01"), ..task("a") };
+    enqueue(&client, new).await;
+    let mut worker = Stream::open(&daemon, hello("w", "a", 1)).await;
+    worker.fail_next("down").await;
+    worker.fail_next("down").await;
+    // The first may be over within the millisecond in which its task came.
+    let attempt = received.named("attempt a", 2).await.remove(1);
+    assert_ne!(hex(&attempt.trace_id), TRACE);
+    assert!(attempt.parent_span_id.is_empty());
+    let links: Vec<_> = attempt.links.iter().map(|link| (hex(&link.trace_id), hex(&link.span_id))).collect();
+    assert_eq!(links, [(TRACE.to_owned(), CREATION.to_owned())]);
+}
+
+#[tokio::test]
+async fn an_exporter_that_is_away_costs_spans_that_are_counted_and_nothing_else() {
+    let mut environment = exporting("http://127.0.0.1:9");
+    environment.push(("OTEL_BSP_MAX_QUEUE_SIZE", "16".into()));
+    environment.push(("OTEL_EXPORTER_OTLP_TIMEOUT", "200".into()));
+    let flags = ["--http-listen", "127.0.0.1:0"];
+    let mut daemon = Daemon::launch(Folder::new(), "127.0.0.1:0", &flags, &environment)
+        .unwrap_or_else(|fault| panic!("{fault}"));
+    let client = daemon.client().await;
+    for _ in 0..100 {
+        enqueue(&client, task("a")).await;
+    }
+    let http = daemon.http.clone().expect("it listens");
+    eventually("dropped spans are counted", async || {
+        let dropped = value(&metrics(&http).await, "ledgerd_telemetry_dropped_total{signal=\"spans\"}");
+        (dropped >= 50.0).then_some(())
+    })
+    .await;
+    daemon.signal("TERM");
+    assert!(daemon.ended().await.success(), "it does not wait for the exporter for long");
+}
+
+/// `/metrics` as it is now.
+async fn metrics(address: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect(address).await.expect("it listens");
+    let request = format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("it answers");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    answer
+}
+
+/// One value of them; 0 where it is not there.
+fn value(metrics: &str, series: &str) -> f64 {
+    let line = metrics.lines().find_map(|line| line.strip_prefix(series));
+    line.map_or(0.0, |rest| rest.trim().parse().expect("a number"))
+}
+
+#[tokio::test]
+async fn metrics_count_what_happened_and_show_what_is() {
+    let flags = ["--http-listen", "127.0.0.1:0"];
+    let daemon = Daemon::start_with(Folder::new(), "127.0.0.1:0", &flags);
+    let http = daemon.http.clone().expect("it listens");
+    let client = daemon.client().await;
+    let quick = quick();
+    let policy = v1::TaskPolicy { max_retries: Some(1), ..quick.policy.unwrap_or_default() };
+    configure(&client, "a", v1::AgentSettings { policy: Some(policy), ..quick }).await;
+    let id = enqueue(&client, task("a")).await;
+    let mut worker = Stream::open(&daemon, hello("w", "a", 2)).await;
+    worker.fail_next("down").await;
+    worker.fail_next("down").await;
+    in_state(&client, &id, v1::TaskState::Failed).await;
+    let other = enqueue(&client, task("a")).await;
+    let held = worker.assignment().await;
+    assert_eq!(held.task_id, other);
+    // The worker has two places, so one task more waits.
+    let third = enqueue(&client, task("a")).await;
+    assert_eq!(worker.assignment().await.task_id, third);
+    enqueue(&client, task("a")).await;
+    let seen = eventually("all of it is counted", async || {
+        let seen = metrics(&http).await;
+        (value(&seen, "ledgerd_task_wait_duration_seconds_count{agent=\"a\"}") >= 4.0).then_some(seen)
+    })
+    .await;
+    for (series, expected) in [
+        ("ledgerd_task_retries_total{agent=\"a\",reason=\"TRANSIENT\"}", 1.0),
+        ("ledgerd_task_dead_lettered_total{agent=\"a\",reason=\"RETRIES_EXHAUSTED\"}", 1.0),
+        ("ledgerd_attempt_duration_seconds_count{agent=\"a\",outcome=\"failed\"}", 2.0),
+        ("ledgerd_agent_depth{agent=\"a\",state=\"FAILED\"}", 1.0),
+        ("ledgerd_agent_depth{agent=\"a\",state=\"RUNNING\"}", 2.0),
+        ("ledgerd_agent_depth{agent=\"a\",state=\"QUEUED\"}", 1.0),
+        ("ledgerd_worker_sessions", 1.0),
+        ("ledgerd_worker_slots{state=\"used\"}", 2.0),
+        ("ledgerd_worker_slots{state=\"free\"}", 0.0),
+        ("ledgerd_breaker_state{agent=\"a\",state=\"CLOSED\",task_type=\"\"}", 1.0),
+    ] {
+        assert_eq!(value(&seen, series), expected, "{series} in\n{seen}");
+    }
+    let calls = "rpc_server_call_duration_seconds_count{rpc_method=\"ledger.v1.TaskService/EnqueueTask\",rpc_status_code=\"OK\"}";
+    assert_eq!(value(&seen, calls), 4.0);
+    eventually("the oldest gets older", async || {
+        let age = value(&metrics(&http).await, "ledgerd_agent_oldest_age_seconds{agent=\"a\"}");
+        (age > 0.05).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn json_lines_name_the_trace_they_belong_to() {
+    let (received, endpoint) = Received::start().await;
+    let flags = ["--log-format", "json", "--log", "info,ledgerd::server=debug"];
+    let daemon = Daemon::launch(Folder::new(), "127.0.0.1:0", &flags, &exporting(&endpoint));
+    let daemon = daemon.unwrap_or_else(|fault| panic!("{fault}"));
+    enqueue(&daemon.client().await, task("a")).await;
+    let call = received.named("ledger.v1.TaskService/EnqueueTask", 1).await.remove(0);
+    let lines: Vec<serde_json::Value> =
+        daemon.log().lines().map(|line| serde_json::from_str(line).expect("every line is JSON")).collect();
+    let of_call = lines.iter().find(|line| line["message"] == "answered").expect("it is logged");
+    assert_eq!(of_call["trace_id"], hex(&call.trace_id));
+    assert_eq!(of_call["span_id"], hex(&call.span_id));
+    let start = lines.iter().find(|line| line["message"] == "starting").expect("it is logged");
+    assert!(start.get("trace_id").is_none());
+}
