@@ -339,3 +339,78 @@ async fn json_lines_name_the_trace_they_belong_to() {
     let start = lines.iter().find(|line| line["message"] == "starting").expect("it is logged");
     assert!(start.get("trace_id").is_none());
 }
+
+#[tokio::test]
+async fn one_trace_joins_producer_daemon_and_worker() {
+    use ledgerd_client::{TaskError, Worker};
+    use opentelemetry::trace::SpanKind as Kind;
+    use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider};
+    // This program's own tracer, as an application would set one up.
+    let own = InMemorySpanExporter::default();
+    let provider = SdkTracerProvider::builder().with_simple_exporter(own.clone()).build();
+    opentelemetry::global::set_tracer_provider(provider);
+    let (received, endpoint) = Received::start().await;
+    let daemon = launch(Folder::new(), "127.0.0.1:0", &exporting(&endpoint));
+    let client = daemon.client().await;
+    configure(&client, "traced", quick()).await;
+    let worker = Worker::builder(client.clone())
+        .agents(["traced"])
+        .task("test", |_: serde_json::Value, context: ledgerd_client::Context| async move {
+            match context.attempt() {
+                1 => Err(TaskError::retryable("down")),
+                _ => Ok(serde_json::json!("up")),
+            }
+        })
+        .build()
+        .expect("it is set up well");
+    let stop = ledgerd_client::CancellationToken::new();
+    let working = tokio::spawn(worker.run_until(stop.clone()));
+    let task = client.enqueue("traced", "test", &1).await.expect("it is stored");
+    in_state(&client, task.id(), v1::TaskState::Done).await;
+    let of_task = |kind: Kind| {
+        let spans = own.get_finished_spans().expect("they are kept");
+        let id = opentelemetry::Value::from(task.id().to_owned());
+        let mine = spans.into_iter().filter(move |span| {
+            span.span_kind == kind
+                && span
+                    .attributes
+                    .iter()
+                    .any(|pair| pair.key.as_str() == "messaging.message.id" && pair.value == id)
+        });
+        mine.collect::<Vec<_>>()
+    };
+    let handled = eventually("both attempts were traced by the worker", async || {
+        let handled = of_task(Kind::Consumer);
+        (handled.len() == 2).then_some(handled)
+    })
+    .await;
+    let [sent] = &of_task(Kind::Producer)[..] else { panic!("it was sent once") };
+    assert_eq!(sent.name, "enqueue traced");
+    let (trace, creation) = (sent.span_context.trace_id(), sent.span_context.span_id());
+    for span in &handled {
+        assert_eq!((span.name.as_ref(), span.parent_span_id), ("process traced", creation));
+        assert_eq!(span.span_context.trace_id(), trace);
+        let links: Vec<_> = span.links.iter().map(|link| link.span_context.span_id()).collect();
+        assert_eq!(links, [creation]);
+    }
+    let failed = |span: &opentelemetry_sdk::trace::SpanData| {
+        span.attributes
+            .iter()
+            .find(|pair| pair.key.as_str() == "error.type")
+            .map(|pair| pair.value.to_string())
+    };
+    assert_eq!(handled.iter().map(failed).collect::<Vec<_>>(), [Some("transient".to_owned()), None]);
+    // The daemon's own spans stand in the same trace, under the same parent.
+    for (name, count) in [("wait traced", 2), ("attempt traced", 2), ("ledger.v1.TaskService/EnqueueTask", 1)]
+    {
+        for span in received.named(name, count).await {
+            assert_eq!(
+                (hex(&span.trace_id), hex(&span.parent_span_id)),
+                (trace.to_string(), creation.to_string()),
+                "{name}"
+            );
+        }
+    }
+    stop.cancel();
+    working.await.expect("it does not panic").expect("it ends well");
+}

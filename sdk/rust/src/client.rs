@@ -13,6 +13,7 @@ use crate::enqueue::{Enqueue, NewTask};
 use crate::error::Error;
 use crate::explain::Explanation;
 use crate::handle::{TaskHandle, TaskPages};
+use crate::spans::Sending;
 use crate::v1::admin_service_client::AdminServiceClient;
 use crate::v1::task_service_client::TaskServiceClient;
 use crate::v1::worker_service_client::WorkerServiceClient;
@@ -140,17 +141,17 @@ impl Client {
         let now = clock::now();
         let tasks = tasks.into_iter().enumerate();
         let tasks = tasks.map(|(index, task)| task.into_wire(now).map_err(|error| error.in_item(index)));
-        let request = v1::EnqueueTasksRequest {
-            tasks: tasks.collect::<Result<_, _>>()?,
-            mode: mode as i32,
-            request_id: clock::request_id(),
-        };
+        let mut tasks: Vec<_> = tasks.collect::<Result<_, _>>()?;
+        let sending = Sending::many(&mut tasks);
+        let request = v1::EnqueueTasksRequest { tasks, mode: mode as i32, request_id: clock::request_id() };
         limits::batch(&request, now)?;
         let response = retry::call(|| {
-            let (mut tasks, request) = (self.tasks(), timed(request.clone(), CALL_TIMEOUT));
+            let (mut tasks, mut request) = (self.tasks(), timed(request.clone(), CALL_TIMEOUT));
+            sending.inject(&mut request);
             async move { tasks.enqueue_tasks(request).await }
         })
-        .await?;
+        .await
+        .inspect_err(|error| sending.failed(error))?;
         let results = response.results.into_iter().map(|result| match result.error {
             Some(error) => Err(Error::from(error)),
             None => Ok(TaskHandle::new(self.clone(), result.task_id, result.created)),
@@ -173,12 +174,17 @@ impl Client {
         task: v1::NewTask,
         request_id: String,
     ) -> Result<TaskHandle, Error> {
+        let mut task = task;
+        let sending = Sending::one(&mut task);
         let request = v1::EnqueueTaskRequest { task: Some(task), request_id };
         let response = retry::call(|| {
-            let (mut tasks, request) = (self.tasks(), timed(request.clone(), CALL_TIMEOUT));
+            let (mut tasks, mut request) = (self.tasks(), timed(request.clone(), CALL_TIMEOUT));
+            sending.inject(&mut request);
             async move { tasks.enqueue_task(request).await }
         })
-        .await?;
+        .await
+        .inspect_err(|error| sending.failed(error))?;
+        sending.stored(&response.task_id);
         Ok(TaskHandle::new(self.clone(), response.task_id, response.created))
     }
 

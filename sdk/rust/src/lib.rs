@@ -45,6 +45,7 @@ mod explain;
 mod handle;
 pub mod limits;
 mod retry;
+mod spans;
 mod words;
 mod worker;
 

@@ -64,6 +64,10 @@ impl Context {
         }))
     }
 
+    pub(crate) fn assignment(&self) -> &v1::Assignment {
+        &self.0.assignment
+    }
+
     /// The task's id, for instance `t1k3`.
     pub fn task_id(&self) -> &str {
         &self.0.assignment.task_id

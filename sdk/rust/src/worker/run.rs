@@ -22,7 +22,7 @@ use crate::v1::outcome::Outcome;
 use crate::v1::work_request::Frame as Said;
 use crate::v1::work_response::Frame as Heard;
 use crate::words::span;
-use crate::{limits, v1};
+use crate::{limits, spans, v1};
 
 /// Time for the last receipts after the last handler has ended.
 const LEAVE: Duration = Duration::from_secs(5);
@@ -228,7 +228,11 @@ impl Loop {
         );
         let (handler, inner) = (handler.clone(), context.clone());
         // The handler is called within its own task: what it does before its first await, panics too, stays there.
-        let abort = self.jobs.spawn(async move { handler(payload, inner).await });
+        let worker = self.config.worker_id.clone();
+        let abort = self.jobs.spawn(async move {
+            let about = inner.clone();
+            spans::processed(about.assignment(), &worker, async move { handler(payload, inner).await }).await
+        });
         self.leases.insert(abort.id(), lease.clone());
         self.running.insert(lease, Job { abort, context, grace: None });
     }

@@ -107,6 +107,14 @@ impl TaskError {
         self
     }
 
+    /// The class of a failure in lower case; none where it is none.
+    pub(crate) fn failure(&self) -> Option<String> {
+        match &self.0 {
+            Kind::Fail { error, .. } => Some(error.class().word().to_ascii_lowercase()),
+            _ => None,
+        }
+    }
+
     /// The outcome for the ledger, given whether and why the task was asked to stop.
     pub(crate) fn into_outcome(self, stop: Option<v1::StopCause>) -> Outcome {
         match self.0 {
