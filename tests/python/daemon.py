@@ -1,5 +1,6 @@
 """The real daemon as a child process."""
 
+import os
 import queue
 import signal
 import subprocess
@@ -14,8 +15,8 @@ class Daemon:
     A restart listens on the same port, as a restarted daemon does, so that clients find it again.
     """
 
-    def __init__(self, binary, folder):
-        self.binary, self.folder = binary, folder
+    def __init__(self, binary, folder, environment=None):
+        self.binary, self.folder, self.environment = binary, folder, environment
         self.address, self.process = "127.0.0.1:0", None
 
     def __enter__(self):
@@ -33,7 +34,8 @@ class Daemon:
             self.process = subprocess.Popen(
                 [self.binary, "serve", "--listen", self.address, "--http-listen", "off",
                  "--data-dir", self.folder / "data"],
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True)
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True,
+                env={**os.environ, **(self.environment or {})})
         lines = queue.SimpleQueue()
         threading.Thread(target=self._read, args=(self.process.stdout, lines), daemon=True).start()
         try:
