@@ -7,6 +7,7 @@ pub mod clock;
 pub mod config;
 pub mod ledger;
 pub mod store;
+pub mod systemd;
 pub mod telemetry;
 pub mod upkeep;
 
@@ -124,6 +125,7 @@ pub async fn run(
     // Aborted when this function ends, however it does.
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(health.clone().watch(handle.clone()));
+    tasks.spawn(health.clone().live(handle.clone()));
     tasks.spawn(handle.clone().keep(config.retention));
     if let Some(listener) = http_listener {
         tasks.spawn(http::serve(listener, health.clone(), stop.clone()));
@@ -133,6 +135,7 @@ pub async fn run(
         tokio::spawn(async move { server::serve(listener, &handle, &health, stop).await })
     };
     announce(Listening { grpc, http });
+    systemd::ready();
 
     tokio::select! {
         () = shutdown => {}
@@ -142,6 +145,7 @@ pub async fn run(
         served = &mut serving => return ended_serving(served),
     }
     tracing::info!(grace = ?config.drain_grace, "draining");
+    systemd::stopping();
     health.drain().await;
     let drained = timeout(config.drain_grace, handle.drain(config.drain_grace)).await;
     if !matches!(drained, Ok(Ok(()))) {

@@ -18,6 +18,7 @@ mod handle;
 mod letters;
 mod memory;
 mod produce;
+mod pulse;
 mod replicas;
 mod retention;
 #[cfg(test)]
@@ -26,6 +27,7 @@ mod timers;
 mod work;
 
 pub use handle::Handle;
+pub use pulse::Beat;
 pub use retention::Retention;
 
 use crate::clock::Clock;
@@ -37,6 +39,7 @@ use ledger_core::limits::{BATCH_BYTES, BATCH_OPERATIONS};
 use ledger_core::store::{Reader, StoreError};
 use ledger_core::{Now, SessionId, TaskId};
 use memory::Memory;
+pub(crate) use pulse::Pulse;
 use replicas::{Heard, Undo};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::AtomicU64;
@@ -109,6 +112,7 @@ pub async fn start(
         wake: Arc::clone(&wake),
         retention: OnceLock::new(),
         removed: AtomicU64::new(0),
+        pulse: Pulse::default(),
     });
     let (calls, call_lane) = mpsc::channel(CALLS);
     let (frames, frame_lane) = mpsc::channel(FRAMES);
@@ -204,6 +208,7 @@ impl Loop {
             self.batch(Vec::new()).await?;
         }
         loop {
+            self.shared.pulse.beat(!self.underway.is_empty());
             let room = self.underway.len() < UNDERWAY;
             let enough = next.operations >= if self.underway.is_empty() { 1 } else { WORTH };
             if room && enough {
@@ -314,6 +319,7 @@ impl Loop {
 
     /// The oldest batch on its way is durable, or it is not.
     async fn landed(&mut self, durable: Result<Committed, StoreError>) -> Result<(), Fatal> {
+        self.shared.pulse.beat(true);
         let Some(batch) = self.underway.pop_front() else { return Ok(()) };
         match durable {
             Ok(proof) => {
@@ -436,6 +442,7 @@ impl Loop {
 
     /// After a failed commit: memory is rebuilt from the store, or the ledger ends.
     async fn begin_anew(&mut self, error: &StoreError) -> Result<(), Fatal> {
+        self.shared.pulse.beat(true);
         if matches!(error, StoreError::Unknown(_) | StoreError::Corrupt(_)) {
             // Whoever waits in the lanes was not written at all.
             self.calls.close();
@@ -461,6 +468,7 @@ impl Loop {
 
     /// Decides a batch and hands it over, its orders with it.
     async fn attempt(&mut self, orders: &mut Vec<Order>) -> Result<(), StoreError> {
+        self.shared.pulse.beat(true);
         let now = self.hear(orders).await?;
         self.decided = now;
         let due = self.due(now);

@@ -25,7 +25,7 @@ const FIRST: Duration = Duration::from_millis(2);
 
 /// Puts a [`Gate`] before a service.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct GateLayer;
+pub(crate) struct GateLayer;
 
 impl<S> Layer<S> for GateLayer {
     type Service = Gate<S>;
@@ -37,7 +37,7 @@ impl<S> Layer<S> for GateLayer {
 
 /// Passes on what is gRPC.
 #[derive(Clone, Debug)]
-pub(super) struct Gate<S> {
+pub(crate) struct Gate<S> {
     inner: S,
 }
 
