@@ -4,7 +4,7 @@
 //! are answered as the protocol says.
 
 use crate::grpc::status::Refused;
-use crate::grpc::{TimeLeft, WAIT_TASK, WORK};
+use crate::grpc::{SCALER_STREAMS, TimeLeft, WAIT_TASK, WORK};
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use std::future::Future;
@@ -116,7 +116,7 @@ fn longest(path: &str) -> Option<Duration> {
     match path {
         WAIT_TASK => Some(LONG_CALL),
         WORK | "/grpc.health.v1.Health/Watch" => None,
-        path if path.starts_with("/grpc.reflection.") => None,
+        path if path.starts_with("/grpc.reflection.") || SCALER_STREAMS.contains(&path) => None,
         _ => Some(CALL),
     }
 }
