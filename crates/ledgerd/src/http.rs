@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use std::convert::Infallible;
 use std::fmt::Write as _;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -27,6 +28,8 @@ const CONNECTIONS: usize = 256;
 const HEAD_WITHIN: Duration = Duration::from_secs(5);
 /// Connections are closed at this age, so that nobody keeps a slot for ever; whoever watches comes back.
 const AGE: Duration = Duration::from_secs(15 * 60);
+/// How long a connection has to end when it is told to.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Streams of one connection of HTTP/2.
 const STREAMS: u32 = 16;
 /// A peer that does not answer pings is gone after both.
@@ -39,15 +42,18 @@ const RESETS: usize = 20;
 /// Pause after an accept that failed.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Serves until `stop` is cancelled.
+/// Serves until `stop` is cancelled, and connections have ended with it.
 pub(crate) async fn serve(listener: TcpListener, health: Health, stop: CancellationToken) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        let accepted = tokio::select! {
+        let next = async {
+            let slot = Arc::clone(&slots).acquire_owned().await;
+            (slot, listener.accept().await)
+        };
+        let (slot, accepted) = tokio::select! {
             biased;
-            () = stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => break,
+            next = next => next,
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
@@ -63,6 +69,8 @@ pub(crate) async fn serve(listener: TcpListener, health: Health, stop: Cancellat
             connection(stream, &health, &stop).await;
         });
     }
+    drop(listener);
+    let _ = slots.acquire_many(CONNECTIONS as u32).await;
 }
 
 /// Serves one connection to its end.
@@ -88,7 +96,7 @@ async fn connection(stream: TcpStream, health: &Health, stop: &CancellationToken
         .max_local_error_reset_streams(RESETS)
         .keep_alive_interval(KEEPALIVE_EVERY)
         .keep_alive_timeout(KEEPALIVE_WITHIN);
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     // The builder waits for the first bytes, to see what is spoken, without a limit of its own.
     let silent = async {
         if tokio::time::timeout(HEAD_WITHIN, asked.notified()).await.is_ok() {
@@ -96,11 +104,14 @@ async fn connection(stream: TcpStream, health: &Health, stop: &CancellationToken
         }
     };
     tokio::select! {
-        _ = connection => {}
-        () = silent => {}
+        _ = connection.as_mut() => return,
+        () = silent => return,
         () = tokio::time::sleep(AGE) => {}
         () = stop.cancelled() => {}
     }
+    // What was answered leaves: whoever watches hears of the drain.
+    connection.as_mut().graceful_shutdown();
+    let _ = tokio::time::timeout(LAST_WORDS, connection).await;
 }
 
 /// Everything that is served here.

@@ -127,9 +127,10 @@ pub async fn run(
     tasks.spawn(health.clone().watch(handle.clone()));
     tasks.spawn(health.clone().live(handle.clone()));
     tasks.spawn(handle.clone().keep(config.retention));
-    if let Some(listener) = http_listener {
-        tasks.spawn(http::serve(listener, health.clone(), stop.clone()));
-    }
+    // Probes are answered to the end, and hear of the drain.
+    let stop_probes = CancellationToken::new();
+    let probes = http_listener
+        .map(|listener| tokio::spawn(http::serve(listener, health.clone(), stop_probes.clone())));
     let mut serving = {
         let (handle, health, stop) = (handle.clone(), health.clone(), stop.clone());
         tokio::spawn(async move { server::serve(listener, &handle, &health, stop).await })
@@ -161,6 +162,10 @@ pub async fn run(
     }
     stop_ledger.cancel();
     ended_ledger(ledger.await)?;
+    stop_probes.cancel();
+    if let Some(probes) = probes {
+        let _ = timeout(LAST_WORDS, probes).await;
+    }
     // A look through a large store may still go on, and is not worth waiting for.
     let _ = timeout(LAST_WORDS, reader.close()).await;
     tracing::info!("drained");
