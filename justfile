@@ -30,12 +30,13 @@ python-test *args: _tools
     cargo test {{ everything }} --no-run
     python -m pytest tests/python {{ args }}
 
-# Checks everything under deploy/, and rolls a daemon under load as a cluster would; LEDGERD_REHEARSALS says how often
+# Checks everything under deploy/, and rolls daemons under load as a cluster would; LEDGERD_REHEARSALS says how often
 deploy-check *args: _tools
     tests/deploy/tools
     target/deploy/venv/bin/python tests/deploy/check.py {{ args }}
     cargo build {{ everything }}
-    python tests/deploy/rehearse.py
+    python tests/deploy/rehearse.py sqlite
+    .ci/postgres python tests/deploy/rehearse.py postgres
 
 # Checks format, proto, clippy and docs; warnings are fatal
 lint: _tools

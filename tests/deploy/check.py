@@ -2,7 +2,7 @@
 """Holds everything under deploy/ against what it will be read by, without a cluster, a container engine or systemd running.
 
 Run by `just deploy-check`, with what tests/deploy/tools has installed. Tools of the distribution may be missing: what could
-not be checked is said at the end, and with LEDGERD_CHECK_ALL, as in CI, it is a fault. --pod prints the pod of overlays/sqlite instead.
+not be checked is said at the end, and with LEDGERD_CHECK_ALL, as in CI, it is a fault. --pod OVERLAY prints its pod instead.
 """
 
 import json
@@ -157,6 +157,15 @@ def metrics():
     for panel in board["panels"]:
         for target in panel.get("targets", []):
             used[panel["title"]] = used.get(panel["title"], "") + "\n" + target["expr"]
+    if shutil.which("promtool"):
+        # Grafana's variables stand for something that is there.
+        plain = [text.replace("$__rate_interval", "5m").replace("$agent", ".*")
+                 for panel in board["panels"] for target in panel.get("targets", []) for text in [target["expr"]]]
+        rules = [{"record": f"panel:{number}", "expr": text} for number, text in enumerate(plain)]
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}, file)
+            file.flush()
+            must("queries of the dashboard", ["promtool", "check", "rules", file.name])
     for where, expression in used.items():
         for found in name.findall(expression):
             if found not in listed and re.sub(r"_(bucket|sum|count)$", "", found) not in listed:
@@ -181,7 +190,7 @@ def runbooks():
 
 def prometheus():
     if not shutil.which("promtool"):
-        skipped.append("alert rules: no promtool (Debian: apt-get install prometheus)")
+        skipped.append("alert rules and queries of the dashboard: no promtool (Debian: apt-get install prometheus)")
         return
     must("promtool check rules", ["promtool", "check", "rules", DEPLOY / "prometheus/rules.yaml"])
     must("promtool check config", ["promtool", "check", "config", DEPLOY / "prometheus/prometheus.yaml"])
@@ -229,8 +238,8 @@ def texts():
 
 
 def main():
-    if "--pod" in sys.argv[1:]:
-        resources = [one for one in yaml.safe_load_all(render("sqlite", [])) if one]
+    if sys.argv[1:2] == ["--pod"]:
+        resources = [one for one in yaml.safe_load_all(render(sys.argv[2], [])) if one]
         print(json.dumps(workload(resources)["spec"]["template"]["spec"]))
         return 0
     must("hadolint", [BIN / "hadolint", DEPLOY / "docker/Dockerfile"])

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Rolls a daemon over and over as a cluster would, with a load on it, and counts afterwards. No cluster is needed.
+"""Rolls daemons over and over as a cluster would, with a load on them, and counts afterwards. No cluster is needed.
 
-The daemon is started as the manifest of overlays/sqlite says: its arguments and environment, its user and group, a root that
-cannot be written, nothing of a capability. It is probed as a kubelet does, over gRPC in plaintext on the HTTP port. Each round
-ends with SIGTERM while producers enqueue and workers work, and the next daemon gets the same volume. At the end every task
-whose enqueue was acknowledged is DONE, once, and no lease was lost on the way.
+They are started as the manifest of an overlay says: its arguments and environment, its user and group, a root that cannot be
+written, nothing of a capability; and probed as a kubelet does, over gRPC in plaintext on the HTTP port. Each round ends one with
+SIGTERM while producers enqueue and workers work. On `sqlite` (the default) the next gets the same volume; on `postgres`, inside
+of `.ci/postgres`, there are two, and a third is ready before the oldest goes. At the end every task whose enqueue was
+acknowledged is DONE, once, and no lease was lost on the way.
 
-Differs from a pod: addresses are loopback, so TLS and callers are left out. LEDGERD_REHEARSALS says how many rounds, 3 unless
+Differs from pods: addresses are loopback, so TLS and callers are left out. LEDGERD_REHEARSALS says how many rounds, 3 unless
 said. Where this runs without root, user and root file system are its own, and it says so.
 """
 
@@ -38,10 +39,10 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-def manifest():
-    """The pod of overlays/sqlite."""
+def manifest(overlay):
+    """The pod of an overlay."""
     python = ROOT / "target/deploy/venv/bin/python"
-    told = subprocess.run([python, ROOT / "tests/deploy/check.py", "--pod"], check=True, capture_output=True, text=True)
+    told = subprocess.run([python, ROOT / "tests/deploy/check.py", "--pod", overlay], check=True, capture_output=True, text=True)
     return json.loads(told.stdout)
 
 
@@ -54,32 +55,40 @@ def free_ports(count):
 
 
 class Pod:
-    """The daemon, one process after the other on the same volume and ports."""
+    """A daemon, one process after the other with the same volume and ports."""
 
-    def __init__(self, folder):
-        self.folder, pod = folder, manifest()
+    def __init__(self, overlay, pod, folder):
+        self.folder, self.overlay = folder, overlay
         [self.spec] = pod["containers"]
         self.user, self.group = pod["securityContext"]["runAsUser"], pod["securityContext"]["runAsGroup"]
         self.grace = pod["terminationGracePeriodSeconds"]
         grpc_port, http_port = free_ports(2)
         self.address, self.http = f"127.0.0.1:{grpc_port}", f"127.0.0.1:{http_port}"
         self.volume = folder / "volume"
-        self.volume.mkdir()
         self.binary = folder / "ledgerd"
-        shutil.copy(os.environ.get("LEDGERD_BIN", ROOT / "target/debug/ledgerd"), self.binary)
         self.confined = os.geteuid() == 0 and all(map(shutil.which, ("setpriv", "unshare")))
-        if self.confined:
-            # As fsGroup does.
-            os.chown(self.volume, 0, self.group)
-            self.volume.chmod(0o2770)
         self.process = None
+
+    @staticmethod
+    def prepare(folder, group):
+        """The image and the volume."""
+        shutil.copy(os.environ.get("LEDGERD_BIN", ROOT / "target/debug/ledgerd"), folder / "ledgerd")
+        (folder / "volume").mkdir()
+        if os.geteuid() == 0:
+            # As fsGroup does.
+            os.chown(folder / "volume", 0, group)
+            (folder / "volume").chmod(0o2770)
 
     def environment(self):
         """The manifest's variables, with what a rehearsal has in other places."""
         said = {one["name"]: one.get("value", "") for one in self.spec["env"]}
         said = {name: value for name, value in said.items() if not name.startswith(("LEDGERD_TLS_", "LEDGERD_CALLERS"))}
-        mount = next(one["mountPath"] for one in self.spec["volumeMounts"] if one["name"] == "data")
-        said["LEDGERD_DATA_DIR"] = said["LEDGERD_DATA_DIR"].replace(mount, str(self.volume), 1)
+        if self.overlay == "sqlite":
+            mount = next(one["mountPath"] for one in self.spec["volumeMounts"] if one["name"] == "data")
+            said["LEDGERD_DATA_DIR"] = said["LEDGERD_DATA_DIR"].replace(mount, str(self.volume), 1)
+        else:
+            # From a Secret.
+            said["LEDGERD_STORE"] = os.environ["LEDGERD_TEST_POSTGRES_URL"]
         return said | {"LEDGERD_LISTEN": self.address, "LEDGERD_HTTP_LISTEN": self.http, "PATH": "/usr/bin:/bin"}
 
     def command(self):
@@ -111,6 +120,10 @@ class Pod:
         except grpc.RpcError:
             return False
 
+    @property
+    def runs(self):
+        return self.process is not None and self.process.poll() is None
+
     def stop(self):
         """SIGTERM; how long the end took, and whether who watches readiness heard of it."""
         watch = self.health.Watch(health_pb2.HealthCheckRequest(service="readiness"), timeout=60)
@@ -130,10 +143,10 @@ class Pod:
 class Producer(threading.Thread):
     """Enqueues until it is told to stop; a batch that got no answer is repeated under its request id until it does."""
 
-    def __init__(self, address):
+    def __init__(self, addresses):
         super().__init__(daemon=True)
-        self.stub = task_pb2_grpc.TaskServiceStub(grpc.insecure_channel(
-            address, [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]))
+        options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
+        self.stubs = [task_pb2_grpc.TaskServiceStub(grpc.insecure_channel(one, options)) for one in addresses]
         self.enough, self.ids, self.repeats, self.fault = threading.Event(), [], 0, None
 
     def run(self):
@@ -144,7 +157,8 @@ class Producer(threading.Thread):
             request = task_pb2.EnqueueTasksRequest(tasks=tasks, request_id=f"rehearsal-{number}")
             while True:
                 try:
-                    answer = self.stub.EnqueueTasks(request, timeout=5)
+                    # Another daemon each time, also for a repetition.
+                    answer = self.stubs[(number + self.repeats) % len(self.stubs)].EnqueueTasks(request, timeout=5)
                     break
                 except grpc.RpcError as error:
                     if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN,
@@ -157,54 +171,77 @@ class Producer(threading.Thread):
             time.sleep(0.05)
 
 
-def worker(pod, number):
+def worker(folder, addresses, number):
     return subprocess.Popen(
-        [ROOT / "target/debug/ledgerd", "--address", pod.address, "worker", "exec", "--agent", AGENT,
+        [ROOT / "target/debug/ledgerd", "--address", ",".join(addresses), "worker", "exec", "--agent", AGENT,
          "--worker-id", f"rehearsal-{number}", "--capacity", str(SLOTS), "--", "sh", "-c", "sleep 0.1; cat"],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=open(pod.folder / "workers", "ab"))
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=open(folder / "workers", "ab"))
+
+
+def roll(pods):
+    """One goes and one comes; in which order is the overlay's. How the end of the one went."""
+    if len(pods) == 1:
+        [pod] = pods
+        ended = pod.stop()
+        pod.start()
+        return ended
+    # The oldest first.
+    idle = next(pod for pod in pods if not pod.runs)
+    idle.start()
+    oldest = next(pod for pod in pods if pod is not idle)
+    ended = oldest.stop()
+    pods.sort(key=lambda pod: (pod is oldest, pod is idle))
+    return ended
 
 
 def main():
+    overlay = sys.argv[1] if len(sys.argv) > 1 else "sqlite"
+    if overlay == "postgres" and "LEDGERD_TEST_POSTGRES_URL" not in os.environ:
+        sys.exit("rehearsal: run it inside of .ci/postgres")
     folder = pathlib.Path(tempfile.mkdtemp(prefix="ledgerd-rehearsal-"))
     folder.chmod(0o755)
-    pod = Pod(folder)
-    print(f"rehearsal: {ROUNDS} rounds;", "as user 65532 on a read-only root" if pod.confined else
+    spec = manifest(overlay)
+    Pod.prepare(folder, spec["securityContext"]["fsGroup"])
+    pods = [Pod(overlay, spec, folder) for _ in range(1 if overlay == "sqlite" else 3)]
+    addresses = [pod.address for pod in pods]
+    print(f"rehearsal on {overlay}: {ROUNDS} rounds;", "as user 65532 on a read-only root" if pods[0].confined else
           "NOT CONFINED: without root, setpriv and unshare, user and root file system are ours")
-    pod.start()
-    producer, workers = Producer(pod.address), [worker(pod, number) for number in range(WORKERS)]
+    for pod in pods[:2]:
+        pod.start()
+    producer, workers = Producer(addresses), [worker(folder, addresses, number) for number in range(WORKERS)]
     producer.start()
     ends, unheard, dead = [], 0, 0
     try:
-        for round_ in range(ROUNDS):
-            if round_:
-                pod.start()
+        for _ in range(ROUNDS):
             end = time.monotonic() + 2
             while time.monotonic() < end:
-                dead += not pod.probe("liveness")
+                dead += sum(not pod.probe("liveness") for pod in pods if pod.runs)
                 time.sleep(0.2)
-            took, heard = pod.stop()
+            took, heard = roll(pods)
             ends.append(took)
             unheard += not heard
-        pod.start()
         producer.enough.set()
         producer.join(30)
         assert producer.fault is None, producer.fault
-        count(pod, producer, ends, unheard, dead)
+        running = next(number for number, address in enumerate(addresses)
+                       if any(pod.runs and pod.address == address for pod in pods))
+        count(pods[0], producer.stubs[running], producer, ends, unheard, dead)
     finally:
         for process in workers:
             process.terminate()
         for process in workers:
             process.wait(timeout=60)
-        if pod.process.poll() is None:
-            pod.process.terminate()
-            pod.process.wait(timeout=60)
+        for pod in pods:
+            if pod.runs:
+                pod.process.terminate()
+                pod.process.wait(timeout=60)
         shutil.rmtree(folder, ignore_errors=True)
         conftest.pytest_unconfigure(None)
 
 
-def count(pod, producer, ends, unheard, dead):
+def count(pod, stub, producer, ends, unheard, dead):
     """What was acknowledged against what is there."""
-    stub, acknowledged = producer.stub, set(producer.ids)
+    acknowledged = set(producer.ids)
     assert len(acknowledged) == len(producer.ids), "a task was acknowledged twice"
     end = time.monotonic() + 60
     for task in acknowledged:
