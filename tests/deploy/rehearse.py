@@ -168,7 +168,7 @@ class Producer(threading.Thread):
                     self.repeats += 1
                     time.sleep(0.02)
             self.ids += [result.task_id for result in answer.results]
-            time.sleep(0.05)
+            time.sleep(0.1)
 
 
 def worker(folder, addresses, number):
@@ -243,11 +243,12 @@ def count(pod, stub, producer, ends, unheard, dead):
     """What was acknowledged against what is there."""
     acknowledged = set(producer.ids)
     assert len(acknowledged) == len(producer.ids), "a task was acknowledged twice"
-    end = time.monotonic() + 60
-    for task in acknowledged:
-        request = task_pb2.WaitTaskRequest(task_id=task)
+    # In the order they came; each has a minute after the one before.
+    for task in producer.ids:
+        end, request = time.monotonic() + 60, task_pb2.WaitTaskRequest(task_id=task)
         while stub.WaitTask(request, timeout=70).task.state != task_pb2.TASK_STATE_DONE:
-            assert time.monotonic() < end, f"{task} does not end\n{pod.log()}"
+            why = stub.ExplainTask(task_pb2.ExplainTaskRequest(task_id=task), timeout=10)
+            assert time.monotonic() < end, f"{task} does not end: {why}\n{pod.log()}"
     stored, token = {}, ""
     while True:
         page = stub.ListTasks(task_pb2.ListTasksRequest(agent=AGENT, page_size=500, page_token=token), timeout=10)

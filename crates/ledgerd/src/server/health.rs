@@ -114,25 +114,23 @@ impl Health {
     /// Looks now and then whether the loop goes on, for ever, and tells the service manager while it does.
     pub(crate) async fn live(self, handle: Handle) {
         let watchdog = Watchdog::start();
-        let every = watchdog.interval().map_or(LOOK_EVERY, |interval| interval.min(LOOK_EVERY));
-        let mut tick = interval(every);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut still = Still::new(handle.beat());
-        let mut looks = 0;
-        let a_look = u32::try_from(LOOK_EVERY.as_nanos() / every.as_nanos().max(1)).unwrap_or(1);
+        let (mut look, mut ping) =
+            (interval(LOOK_EVERY), interval(watchdog.interval().unwrap_or(LOOK_EVERY)));
+        for tick in [&mut look, &mut ping] {
+            tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
         loop {
-            tick.tick().await;
-            looks += 1;
-            if looks >= a_look {
-                looks = 0;
-                self.alive(!still.is_stuck(handle.beat())).await;
-            }
-            if self.is_alive() {
-                watchdog.ping();
+            tokio::select! {
+                _ = look.tick() => self.alive(!still.is_stuck(handle.beat())).await,
+                _ = ping.tick() => if self.is_alive() {
+                    watchdog.ping();
+                },
             }
         }
     }
 
+    /// Takes note whether the loop goes on, and tells when that changes.
     pub(crate) async fn alive(&self, alive: bool) {
         if self.state.stuck.swap(!alive, Ordering::SeqCst) == alive {
             if alive {
