@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 import kubernetes_validate
@@ -217,6 +218,15 @@ def unit():
     checked.extend(["systemd-analyze verify", "systemd-analyze security"])
 
 
+def package():
+    """What the Debian package is made of is there."""
+    manifest = tomllib.loads((ROOT / "Cargo.toml").read_text())
+    for source, _, _ in manifest["package"]["metadata"]["deb"]["assets"]:
+        if not source.startswith("target/") and not (ROOT / source).is_file():
+            faults.append(f"Cargo.toml: the package has {source}, which is not there")
+        checked.append(source)
+
+
 def texts():
     """Files that only have to be well formed here: their readers are images."""
     for path in sorted(DEPLOY.rglob("*.yaml")):
@@ -244,7 +254,7 @@ def main():
         print(json.dumps(workload(resources)["spec"]["template"]["spec"]))
         return 0
     must("hadolint", [BIN / "hadolint", DEPLOY / "docker/Dockerfile"])
-    for check in (texts, unit, prometheus, metrics, runbooks, kubernetes):
+    for check in (texts, package, unit, prometheus, metrics, runbooks, kubernetes):
         check()
     for one in faults:
         print(f"deploy-check: {one}", file=sys.stderr)
