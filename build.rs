@@ -8,7 +8,13 @@ use std::{env, fs};
 
 use prost::Message as _;
 
-const FILES: [&str; 3] = ["ledger/v1/admin.proto", "ledger/v1/task.proto", "ledger/v1/worker.proto"];
+const FILES: [&str; 4] = [
+    "ledger/v1/admin.proto",
+    "ledger/v1/task.proto",
+    "ledger/v1/worker.proto",
+    // KEDA's, for whom we are a scaler.
+    "externalscaler/externalscaler.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");

@@ -30,6 +30,14 @@ python-test *args: _tools
     cargo test {{ everything }} --no-run
     python -m pytest tests/python {{ args }}
 
+# Checks everything under deploy/, and rolls daemons under load as a cluster would; LEDGERD_REHEARSALS says how often
+deploy-check *args: _tools
+    tests/deploy/tools
+    target/deploy/venv/bin/python tests/deploy/check.py {{ args }}
+    cargo build {{ everything }}
+    python tests/deploy/rehearse.py sqlite
+    .ci/postgres python tests/deploy/rehearse.py postgres
+
 # Checks format, proto, clippy and docs; warnings are fatal
 lint: _tools
     cargo fmt --all --check
@@ -93,7 +101,7 @@ outage *args:
     cargo run --quiet --release --locked --package ledger-core --example outage -- --daemon target/outage.json
 
 # All of CI, cheap checks first; `.ci/run` does this on a bare machine
-ci: tree-check lint gen-check counts loom test
+ci: tree-check lint gen-check counts loom test deploy-check
 
 _tools:
     @.ci/venv

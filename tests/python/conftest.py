@@ -20,7 +20,7 @@ _names = itertools.count(1)
 
 
 def pytest_configure(config):
-    protos = sorted(path.relative_to(ROOT / "proto") for path in (ROOT / "proto/ledger/v1").glob("*.proto"))
+    protos = sorted(path.relative_to(ROOT / "proto") for path in (ROOT / "proto").rglob("*.proto"))
     subprocess.run(
         [sys.executable, "-m", "grpc_tools.protoc", "-I.", f"--python_out={STUBS}", f"--grpc_python_out={STUBS}"]
         + [str(path) for path in protos],

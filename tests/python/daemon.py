@@ -15,8 +15,9 @@ class Daemon:
     A restart listens on the same port, as a restarted daemon does, so that clients find it again.
     """
 
-    def __init__(self, binary, folder, environment=None):
-        self.binary, self.folder, self.environment = binary, folder, environment
+    def __init__(self, binary, folder, http="off", environment=None):
+        self.binary, self.folder, self.http = binary, folder, http
+        self.environment = {**os.environ, **(environment or {})}
         self.address, self.process = "127.0.0.1:0", None
 
     def __enter__(self):
@@ -32,10 +33,9 @@ class Daemon:
     def start(self, timeout=20):
         with open(self.folder / "stderr", "ab") as stderr:
             self.process = subprocess.Popen(
-                [self.binary, "serve", "--listen", self.address, "--http-listen", "off",
+                [self.binary, "serve", "--listen", self.address, "--http-listen", self.http,
                  "--data-dir", self.folder / "data"],
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True,
-                env={**os.environ, **(self.environment or {})})
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, env=self.environment)
         lines = queue.SimpleQueue()
         threading.Thread(target=self._read, args=(self.process.stdout, lines), daemon=True).start()
         try:
@@ -46,6 +46,8 @@ class Daemon:
             self.kill()
             raise AssertionError(f"first line of stdout was {line!r}\n{self.log()}")
         self.address = line.removeprefix(FIRST_LINE).strip()
+        if self.http != "off":
+            self.http = lines.get(timeout=timeout).removeprefix("http listening on ").strip()
 
     @staticmethod
     def _read(stdout, lines):

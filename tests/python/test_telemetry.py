@@ -62,7 +62,7 @@ def test_spans_and_metrics_arrive(binary, tmp_path, receiver):
         "OTEL_BSP_SCHEDULE_DELAY": "50",
         "OTEL_METRIC_EXPORT_INTERVAL": "100",
     }
-    with Daemon(binary, tmp_path, environment) as daemon, grpc.insecure_channel(daemon.address) as channel:
+    with Daemon(binary, tmp_path, environment=environment) as daemon, grpc.insecure_channel(daemon.address) as channel:
         task = task_pb2.NewTask(agent="a", task_type="test", payload=b"{}")
         stub = task_pb2_grpc.TaskServiceStub(channel)
         context = [("traceparent", f"00-{TRACE}-b7ad6b7169203331-01")]

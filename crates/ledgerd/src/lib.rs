@@ -7,6 +7,7 @@ pub mod clock;
 pub mod config;
 pub mod ledger;
 pub mod store;
+pub mod systemd;
 pub mod telemetry;
 pub mod upkeep;
 
@@ -132,6 +133,7 @@ pub async fn run(
     // Aborted when this function ends, however it does.
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(health.clone().watch(handle.clone()));
+    tasks.spawn(health.clone().live(handle.clone()));
     tasks.spawn(handle.clone().keep(config.retention));
     let observed = CancellationToken::new();
     let observing = tokio::spawn(telemetry::observe(
@@ -145,17 +147,19 @@ pub async fn run(
     if telemetry.pushes() {
         tasks.spawn(look_for_gauges(Arc::clone(&telemetry), handle.clone()));
     }
-    if let Some(listener) = http_listener {
-        let about =
-            http::About { health: health.clone(), telemetry: Arc::clone(&telemetry), handle: handle.clone() };
-        tasks.spawn(http::serve(listener, about, stop.clone()));
-    }
+    // Probes are answered to the end, and hear of the drain.
+    let stop_probes = CancellationToken::new();
+    let about =
+        http::About { health: health.clone(), metrics: Some((Arc::clone(&telemetry), handle.clone())) };
+    let probes =
+        http_listener.map(|listener| tokio::spawn(http::serve(listener, about, stop_probes.clone())));
     let mut serving = {
         let (handle, health, stop) = (handle.clone(), health.clone(), stop.clone());
         let telemetry = Arc::clone(&telemetry);
         tokio::spawn(async move { server::serve(listener, &handle, &health, &telemetry, stop).await })
     };
     announce(Listening { grpc, http });
+    systemd::ready();
 
     tokio::select! {
         () = shutdown => {}
@@ -165,6 +169,7 @@ pub async fn run(
         served = &mut serving => return ended_serving(served),
     }
     tracing::info!(grace = ?config.drain_grace, "draining");
+    systemd::stopping();
     health.drain().await;
     let drained = timeout(config.drain_grace, handle.drain(config.drain_grace)).await;
     if !matches!(drained, Ok(Ok(()))) {
@@ -182,6 +187,10 @@ pub async fn run(
     ended_ledger(ledger.await)?;
     observed.cancel();
     let _ = timeout(LAST_WORDS, observing).await;
+    stop_probes.cancel();
+    if let Some(probes) = probes {
+        let _ = timeout(LAST_WORDS, probes).await;
+    }
     // A look through a large store may still go on, and is not worth waiting for.
     let _ = timeout(LAST_WORDS, reader.close()).await;
     tracing::info!("drained");

@@ -16,7 +16,7 @@ pub(crate) struct Healthcheck {
     /// The health service to ask about
     #[arg(long, default_value = "readiness")]
     service: String,
-    /// Ask /readyz at this address instead of gRPC
+    /// Ask /readyz (or /livez, for the service `liveness`) at this address instead of gRPC
     #[arg(long, value_name = "HOST:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:7421")]
     http: Option<String>,
     /// Seconds to wait for an answer
@@ -28,7 +28,7 @@ impl Healthcheck {
     pub(crate) async fn run(self, address: &str) -> ExitCode {
         let asked = async {
             match &self.http {
-                Some(address) => over_http(address).await,
+                Some(address) => over_http(address, &self.service).await,
                 None => over_grpc(address, &self.service).await,
             }
         };
@@ -59,10 +59,11 @@ async fn over_grpc(address: &str, service: &str) -> Result<(), String> {
 }
 
 /// One request by hand: no client of HTTP is needed for it.
-async fn over_http(address: &str) -> Result<(), String> {
+async fn over_http(address: &str, service: &str) -> Result<(), String> {
+    let path = if service == "liveness" { "/livez" } else { "/readyz?verbose" };
     let failed = |error: std::io::Error| error.to_string();
     let mut stream = TcpStream::connect(address).await.map_err(failed)?;
-    let request = format!("GET /readyz?verbose HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.map_err(failed)?;
     let mut answer = Vec::new();
     stream.take(16 << 10).read_to_end(&mut answer).await.map_err(failed)?;

@@ -5,6 +5,7 @@
 
 mod admin;
 mod convert;
+mod scaler;
 pub(crate) mod status;
 mod task;
 mod worker;
@@ -24,7 +25,7 @@ mod wire {
     tonic::include_proto!("ledger.v1");
 }
 
-/// Descriptors of every file of `ledger.v1`, for reflection.
+/// Descriptors of every file that is served, for reflection.
 pub(crate) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptor.bin"));
 
 /// Full names of the services, as health and clients spell them.
@@ -49,6 +50,9 @@ pub(crate) fn unary_methods() -> impl Iterator<Item = String> {
 
 /// Calls that are no unary calls, or wait on purpose: bounded by their own rules, not by the deadline of a call.
 pub(crate) const WORK: &str = "/ledger.v1.WorkerService/Work";
+/// What autoscalers hold open.
+pub(crate) const SCALER_STREAMS: [&str; 2] =
+    ["/externalscaler.ExternalScaler/StreamIsActive", "/externalscaler.ExternalScaler/StreamMetricSpec"];
 /// The long poll.
 pub(crate) const WAIT_TASK: &str = "/ledger.v1.TaskService/WaitTask";
 
@@ -56,7 +60,7 @@ pub(crate) const WAIT_TASK: &str = "/ledger.v1.TaskService/WaitTask";
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TimeLeft(pub(crate) std::time::Duration);
 
-/// The three services. Long polls end when `drain` is cancelled.
+/// The three services, and the one for autoscalers. Long polls and watches end when `drain` is cancelled.
 ///
 /// Answers are compressed where the client offers it and they can be large; the worker stream never is: it lives by
 /// latency, and its payloads are opaque. A message is bounded after decompression as well.
@@ -81,7 +85,7 @@ pub(crate) fn routes(handle: &Handle, drain: &CancellationToken) -> Routes {
         .accept_compressed(Zstd)
         .send_compressed(Gzip)
         .send_compressed(Zstd);
-    Routes::new(task).add_service(worker).add_service(admin)
+    Routes::new(task).add_service(worker).add_service(admin).add_service(scaler::service(handle, drain))
 }
 
 /// Largest message we send: what every client takes unless told otherwise. Lists are cut before they reach it.

@@ -7,6 +7,7 @@ use super::command::{
     Receipt, Redriving, RequestKey, Settlement, Stats, WorkerView,
 };
 use super::observed::Observer;
+use super::pulse::{Beat, Pulse};
 use super::replicas::Heard;
 use super::retention::Retention;
 use crate::clock::Clock;
@@ -57,6 +58,8 @@ pub(super) struct Shared {
     pub(super) retention: OnceLock<Retention>,
     /// Tasks that retention removed since the start.
     pub(super) removed: AtomicU64,
+    /// Signs of life of the loop.
+    pub(super) pulse: Pulse,
 }
 
 impl Shared {
@@ -414,6 +417,12 @@ impl Handle {
     /// Draining when the ledger has ended.
     pub async fn flush(&self) -> Result<(), LedgerError> {
         self.frame_call(Command::Flush).await.map(drop)
+    }
+
+    /// What can be seen of the loop, without asking it. One that is left alone turns when [`Handle::flush`] wakes it.
+    #[must_use]
+    pub fn beat(&self) -> Beat {
+        self.shared.pulse.seen()
     }
 
     async fn call(&self, command: Command) -> Result<Answer, LedgerError> {

@@ -19,6 +19,7 @@ mod letters;
 mod memory;
 pub mod observed;
 mod produce;
+mod pulse;
 mod replicas;
 mod retention;
 #[cfg(test)]
@@ -27,6 +28,7 @@ mod timers;
 mod work;
 
 pub use handle::Handle;
+pub use pulse::Beat;
 pub use retention::Retention;
 
 use crate::clock::Clock;
@@ -39,6 +41,7 @@ use ledger_core::store::{Reader, StoreError};
 use ledger_core::{Now, SessionId, TaskId};
 use memory::Memory;
 use observed::Observer;
+pub(crate) use pulse::Pulse;
 use replicas::{Heard, Undo};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::AtomicU64;
@@ -115,6 +118,7 @@ pub async fn start(
         wake: Arc::clone(&wake),
         retention: OnceLock::new(),
         removed: AtomicU64::new(0),
+        pulse: Pulse::default(),
     });
     let (calls, call_lane) = mpsc::channel(CALLS);
     let (frames, frame_lane) = mpsc::channel(FRAMES);
@@ -212,6 +216,7 @@ impl Loop {
             self.batch(Vec::new()).await?;
         }
         loop {
+            self.shared.pulse.beat(!self.underway.is_empty());
             let room = self.underway.len() < UNDERWAY;
             let enough = next.operations >= if self.underway.is_empty() { 1 } else { WORTH };
             if room && enough {
@@ -322,6 +327,7 @@ impl Loop {
 
     /// The oldest batch on its way is durable, or it is not.
     async fn landed(&mut self, durable: Result<Committed, StoreError>) -> Result<(), Fatal> {
+        self.shared.pulse.beat(true);
         let Some(batch) = self.underway.pop_front() else { return Ok(()) };
         match durable {
             Ok(proof) => {
@@ -444,6 +450,7 @@ impl Loop {
 
     /// After a failed commit: memory is rebuilt from the store, or the ledger ends.
     async fn begin_anew(&mut self, error: &StoreError) -> Result<(), Fatal> {
+        self.shared.pulse.beat(true);
         if matches!(error, StoreError::Unknown(_) | StoreError::Corrupt(_)) {
             // Whoever waits in the lanes was not written at all.
             self.calls.close();
@@ -469,6 +476,7 @@ impl Loop {
 
     /// Decides a batch and hands it over, its orders with it.
     async fn attempt(&mut self, orders: &mut Vec<Order>) -> Result<(), StoreError> {
+        self.shared.pulse.beat(true);
         let now = self.hear(orders).await?;
         self.decided = now;
         let due = self.due(now);

@@ -590,3 +590,36 @@ async fn workers_that_are_long_gone_are_forgotten_and_no_others() {
     assert!(matches!(handle.hello(lower("holds")).await, Err(LedgerError::WorkerSuperseded(_))));
     assert!(handle.hello(lower("gone")).await.is_ok());
 }
+
+#[tokio::test]
+async fn a_loop_that_waits_for_its_store_shows_it_and_one_that_rests_turns_when_it_is_woken() {
+    for (name, gate) in [
+        ("pulse-handing", Gate { pass: Some(Semaphore::new(0)), ..Gate::default() }),
+        ("pulse-hearing", Gate { heard: Some(Semaphore::new(0)), ..Gate::default() }),
+    ] {
+        let fixture = Fixture::behind(name, gate).await;
+        let handle = fixture.handle.clone();
+        let first = handle.beat();
+        assert!(!first.may_wait_for_the_store(), "{name}: it has nothing to do");
+        let flushing = {
+            let handle = handle.clone();
+            tokio::spawn(async move { handle.flush().await })
+        };
+        within(fixture.gate.reached.notified()).await;
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        let waits = handle.beat();
+        assert!(waits.may_wait_for_the_store() && !flushing.is_finished(), "{name}: the store has it");
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(handle.beat(), waits, "{name}: it does not turn meanwhile");
+        for held in [&fixture.gate.pass, &fixture.gate.heard].into_iter().flatten() {
+            held.add_permits(1);
+        }
+        within(flushing).await.expect("no panic").expect("committed");
+        let rests = handle.beat();
+        assert!(rests != waits && !rests.may_wait_for_the_store(), "{name}: it has turned, and rests");
+    }
+}

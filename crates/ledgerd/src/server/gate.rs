@@ -4,7 +4,7 @@
 //! are answered as the protocol says.
 
 use crate::grpc::status::Refused;
-use crate::grpc::{TimeLeft, WAIT_TASK, WORK};
+use crate::grpc::{SCALER_STREAMS, TimeLeft, WAIT_TASK, WORK};
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use std::future::Future;
@@ -25,7 +25,7 @@ const FIRST: Duration = Duration::from_millis(2);
 
 /// Puts a [`Gate`] before a service.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct GateLayer;
+pub(crate) struct GateLayer;
 
 impl<S> Layer<S> for GateLayer {
     type Service = Gate<S>;
@@ -37,7 +37,7 @@ impl<S> Layer<S> for GateLayer {
 
 /// Passes on what is gRPC.
 #[derive(Clone, Debug)]
-pub(super) struct Gate<S> {
+pub(crate) struct Gate<S> {
     inner: S,
 }
 
@@ -116,7 +116,7 @@ fn longest(path: &str) -> Option<Duration> {
     match path {
         WAIT_TASK => Some(LONG_CALL),
         WORK | "/grpc.health.v1.Health/Watch" => None,
-        path if path.starts_with("/grpc.reflection.") => None,
+        path if path.starts_with("/grpc.reflection.") || SCALER_STREAMS.contains(&path) => None,
         _ => Some(CALL),
     }
 }

@@ -1,7 +1,9 @@
 //! Whether the daemon lives, has started, and takes work: over gRPC and over HTTP from one source.
 
+use super::gate::{Gate, GateLayer};
 use crate::grpc::SERVICES;
-use crate::ledger::Handle;
+use crate::ledger::{Beat, Handle};
+use crate::systemd::Watchdog;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,12 +17,25 @@ use tonic_health::pb::health_check_response::ServingStatus as Wire;
 use tonic_health::pb::health_server::{Health as Protocol, HealthServer};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use tonic_health::server::{HealthReporter, HealthService};
+use tower::Layer;
 
 /// How often the ledger is asked whether it can commit, and how long it may take.
 const ASK_EVERY: Duration = Duration::from_secs(2);
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
-/// Names of what says no while no work is taken. `liveness` never does: it says that the process answers.
+/// How often the loop is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Looks at a loop that rests and does not turn, before it is taken for stuck. It is woken every [`ASK_EVERY`], so this is
+/// fifteen times what it needs; a process that stood still as a whole has not looked either, and is not killed for it.
+const STUCK_AFTER: u32 = 30;
+/// The same for one that may wait for its store. A restart mends no disk and no database, and readiness has said no all the
+/// while; this ends what would otherwise never end.
+const STUCK_IN_THE_STORE_AFTER: u32 = 600;
+
+/// A request of this protocol is a name.
+const REQUEST_BYTES: usize = 4 << 10;
+
+/// Names of what says no while no work is taken. `liveness` is another thing: that this process must be replaced.
 const READINESS: [&str; 2] = ["", "readiness"];
 
 /// The state of health, as its reporters and probes share it.
@@ -32,6 +47,7 @@ pub(crate) struct Health {
 
 #[derive(Debug, Default)]
 struct State {
+    stuck: AtomicBool,
     commits: AtomicBool,
     draining: AtomicBool,
 }
@@ -66,6 +82,12 @@ impl Health {
         self.checks().iter().all(|(_, good)| *good)
     }
 
+    /// Whether threads and ledger loop go on. Asks nobody.
+    #[must_use]
+    pub(crate) fn is_alive(&self) -> bool {
+        !self.state.stuck.load(Ordering::SeqCst)
+    }
+
     /// What readiness consists of.
     #[must_use]
     pub(crate) fn checks(&self) -> [(&'static str, bool); 2] {
@@ -89,6 +111,38 @@ impl Health {
         }
     }
 
+    /// Looks now and then whether the loop goes on, for ever, and tells the service manager while it does.
+    pub(crate) async fn live(self, handle: Handle) {
+        let watchdog = Watchdog::start();
+        let mut still = Still::new(handle.beat());
+        let (mut look, mut ping) =
+            (interval(LOOK_EVERY), interval(watchdog.interval().unwrap_or(LOOK_EVERY)));
+        for tick in [&mut look, &mut ping] {
+            tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
+        loop {
+            tokio::select! {
+                _ = look.tick() => self.alive(!still.is_stuck(handle.beat())).await,
+                _ = ping.tick() => if self.is_alive() {
+                    watchdog.ping();
+                },
+            }
+        }
+    }
+
+    /// Takes note whether the loop goes on, and tells when that changes.
+    pub(crate) async fn alive(&self, alive: bool) {
+        if self.state.stuck.swap(!alive, Ordering::SeqCst) == alive {
+            if alive {
+                tracing::warn!("the ledger loop goes on");
+            } else {
+                tracing::error!("the ledger loop is stuck; this process should be replaced");
+            }
+            let status = if alive { ServingStatus::Serving } else { ServingStatus::NotServing };
+            self.reporter.set_service_status("liveness", status).await;
+        }
+    }
+
     async fn report(&self) {
         let status = if self.is_ready() { ServingStatus::Serving } else { ServingStatus::NotServing };
         for name in READINESS.into_iter().chain(SERVICES) {
@@ -97,11 +151,40 @@ impl Health {
     }
 
     /// The service. Watches end with `stop`: a client's load balancer holds one for as long as it lives.
-    pub(super) fn service(&self, stop: &CancellationToken) -> HealthServer<impl Protocol> {
+    pub(super) fn service(&self, stop: &CancellationToken) -> HealthServer<impl Protocol + use<>> {
         HealthServer::new(Ending {
             inner: HealthService::from_health_reporter(self.reporter.clone()),
             stop: stop.clone(),
         })
+        .max_decoding_message_size(REQUEST_BYTES)
+    }
+
+    /// The same behind a gate of its own, for ports that serve nothing else of gRPC.
+    pub(crate) fn gated_service(
+        &self,
+        stop: &CancellationToken,
+    ) -> Gate<HealthServer<impl Protocol + use<>>> {
+        GateLayer.layer(self.service(stop))
+    }
+}
+
+/// How long a loop has not turned, in looks at it.
+#[derive(Debug)]
+struct Still {
+    last: Beat,
+    looks: u32,
+}
+
+impl Still {
+    const fn new(last: Beat) -> Self {
+        Self { last, looks: 0 }
+    }
+
+    fn is_stuck(&mut self, seen: Beat) -> bool {
+        self.looks = if seen == self.last { self.looks.saturating_add(1) } else { 0 };
+        self.last = seen;
+        let limit = if seen.may_wait_for_the_store() { STUCK_IN_THE_STORE_AFTER } else { STUCK_AFTER };
+        self.looks >= limit
     }
 }
 
@@ -140,6 +223,24 @@ mod tests {
     use super::*;
     use futures_util::StreamExt;
 
+    #[test]
+    fn a_loop_that_rests_is_stuck_soon_and_one_that_writes_is_given_time() {
+        for (waits, limit) in [(false, STUCK_AFTER), (true, STUCK_IN_THE_STORE_AFTER)] {
+            let pulse = crate::ledger::Pulse::default();
+            let mut still = Still::new(pulse.seen());
+            for _ in 0..3 {
+                pulse.beat(waits);
+                assert!(!still.is_stuck(pulse.seen()), "it has turned");
+                for look in 1..limit {
+                    assert!(!still.is_stuck(pulse.seen()), "{look}");
+                }
+            }
+            assert!(still.is_stuck(pulse.seen()) && still.is_stuck(pulse.seen()));
+            pulse.beat(waits);
+            assert!(!still.is_stuck(pulse.seen()), "it goes on");
+        }
+    }
+
     #[tokio::test]
     async fn readiness_follows_the_drain_and_liveness_does_not() {
         let health = Health::started().await;
@@ -164,6 +265,10 @@ mod tests {
         stop.cancel();
         assert_eq!(watch.next().await.expect("one").expect("one").status(), Wire::NotServing);
         assert!(watch.next().await.is_none(), "a watch holds nothing up");
+        assert_eq!(ask("liveness").await.expect("known"), Wire::Serving);
+        health.alive(false).await;
+        assert_eq!(ask("liveness").await.expect("known"), Wire::NotServing);
+        health.alive(true).await;
         assert_eq!(ask("liveness").await.expect("known"), Wire::Serving);
         assert_eq!(ask("ledger.v1.TaskService").await.expect("known"), Wire::NotServing);
     }

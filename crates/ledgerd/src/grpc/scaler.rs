@@ -1,0 +1,297 @@
+//! KEDA's ExternalScaler: how many workers an agent's tasks are worth.
+//!
+//! A trigger's metadata names the agent. One metric, `tasks`: what waits for a worker and what one has in hand. The second
+//! matters: were it left out, a queue that is drained into busy workers would look empty, and they would be scaled away
+//! with their tasks in hand. Figures come from the ledger's memory, at most twice a second however many ask.
+
+use super::status::status;
+use super::{Handle, convert};
+use crate::ledger::command::{AgentView, LedgerError};
+use futures_util::{Stream, StreamExt, stream};
+use ledger_core::settings::Violation;
+use ledger_core::{State, Timestamp};
+use std::collections::{BTreeMap, HashMap};
+use std::pin::Pin;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Mutex;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+use wire::external_scaler_server::{ExternalScaler, ExternalScalerServer};
+
+/// Generated from `proto/externalscaler`.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+mod wire {
+    tonic::include_proto!("externalscaler");
+}
+
+/// Name of the only metric.
+const METRIC: &str = "tasks";
+/// Figures are as old as this at most.
+const FRESH: Duration = Duration::from_millis(500);
+/// How often a stream looks whether something has changed.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A request is a name and a few short texts.
+const REQUEST_BYTES: usize = 64 << 10;
+
+/// The service. Streams end when `stop` is cancelled.
+pub(super) fn service(
+    handle: &Handle,
+    stop: &CancellationToken,
+) -> ExternalScalerServer<impl ExternalScaler + use<>> {
+    let depths = Arc::new(Depths { handle: handle.clone(), last: Mutex::new(None) });
+    ExternalScalerServer::new(Scaler { depths, stop: stop.clone() }).max_decoding_message_size(REQUEST_BYTES)
+}
+
+struct Scaler {
+    depths: Arc<Depths>,
+    stop: CancellationToken,
+}
+
+/// Tasks of one agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Depth {
+    waiting: u64,
+    running: u64,
+}
+
+impl Depth {
+    /// What is BLOCKED waits for a breaker or a person, and no worker more would help; the same holds for a paused agent.
+    fn of(agent: &AgentView) -> Self {
+        let count = |state: State| agent.counts[usize::from(state.code())];
+        let waiting = count(State::Queued) + count(State::Retry);
+        Self { waiting: if agent.pause.is_some() { 0 } else { waiting }, running: count(State::Running) }
+    }
+}
+
+/// Figures of all agents, asked for once for all who want them.
+struct Depths {
+    handle: Handle,
+    last: Mutex<Option<Sample>>,
+}
+
+struct Sample {
+    at: Timestamp,
+    agents: HashMap<Arc<str>, Depth>,
+}
+
+impl Depths {
+    /// Of one agent. One that is not known has no tasks yet.
+    async fn of(&self, agent: &str) -> Result<Depth, LedgerError> {
+        let mut last = self.last.lock().await;
+        let now = self.handle.clock().now().at;
+        let fresh = last.as_ref().filter(|sample| now.since(sample.at) < FRESH && now >= sample.at);
+        if let Some(sample) = fresh {
+            return Ok(sample.agents.get(agent).copied().unwrap_or_default());
+        }
+        let views = self.handle.agents().await?;
+        let agents: HashMap<_, _> =
+            views.iter().map(|view| (Arc::clone(&view.name), Depth::of(view))).collect();
+        let depth = agents.get(agent).copied().unwrap_or_default();
+        *last = Some(Sample { at: now, agents });
+        Ok(depth)
+    }
+}
+
+/// What a trigger wants.
+#[derive(Clone, Debug, PartialEq)]
+struct Trigger {
+    agent: String,
+    target: f64,
+    activation: f64,
+    counts_running: bool,
+}
+
+impl Trigger {
+    /// Keys that are not ours are left alone: KEDA sends its own along.
+    fn read(said: &BTreeMap<String, String>) -> Result<Self, LedgerError> {
+        let mut violations = Vec::new();
+        let agent = said.get("agent").cloned().unwrap_or_default();
+        if let Err(LedgerError::Invalid(found)) = convert::agent_name(&agent) {
+            let rule = |violation: Violation| Violation::new(key("agent"), violation.rule);
+            violations.extend(found.into_iter().map(rule));
+        }
+        let target = number(said, "targetPerReplica", 1.0, &mut violations);
+        if target <= 0.0 {
+            violations.push(Violation::new(key("targetPerReplica"), "write a number above 0"));
+        }
+        let activation = number(said, "activation", 0.0, &mut violations);
+        let counts_running = match said.get("count").map(String::as_str) {
+            None | Some("waiting+running") => true,
+            Some("waiting") => false,
+            Some(_) => {
+                violations.push(Violation::new(key("count"), "write waiting or waiting+running"));
+                true
+            }
+        };
+        let trigger = Self { agent, target, activation, counts_running };
+        if violations.is_empty() { Ok(trigger) } else { Err(LedgerError::Invalid(violations)) }
+    }
+
+    const fn tasks(&self, depth: Depth) -> u64 {
+        if self.counts_running { depth.waiting + depth.running } else { depth.waiting }
+    }
+
+    fn is_active(&self, depth: Depth) -> bool {
+        self.tasks(depth) as f64 > self.activation
+    }
+
+    fn spec(&self) -> wire::GetMetricSpecResponse {
+        let spec = wire::MetricSpec {
+            metric_name: METRIC.to_owned(),
+            // Rounded up, as 0 would mean none to those who read no fractions.
+            target_size: self.target.ceil() as i64,
+            target_size_float: self.target,
+        };
+        wire::GetMetricSpecResponse { metric_specs: vec![spec] }
+    }
+}
+
+/// Where a key stands in a request.
+fn key(name: &str) -> String {
+    format!("scalerMetadata.{name}")
+}
+
+/// A number that is at least 0.
+fn number(said: &BTreeMap<String, String>, name: &str, default: f64, violations: &mut Vec<Violation>) -> f64 {
+    let Some(text) = said.get(name) else { return default };
+    match f64::from_str(text) {
+        Ok(number) if number.is_finite() && number >= 0.0 => number,
+        _ => {
+            violations.push(Violation::new(key(name), "write a number that is not below 0"));
+            default
+        }
+    }
+}
+
+fn trigger(of: &wire::ScaledObjectRef) -> Result<Trigger, Status> {
+    Trigger::read(&of.scaler_metadata).map_err(|error| status(&error))
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl ExternalScaler for Scaler {
+    type StreamIsActiveStream = Answers<wire::IsActiveResponse>;
+    type StreamMetricSpecStream = Answers<wire::GetMetricSpecResponse>;
+
+    async fn is_active(
+        &self,
+        request: Request<wire::ScaledObjectRef>,
+    ) -> Result<Response<wire::IsActiveResponse>, Status> {
+        let trigger = trigger(request.get_ref())?;
+        let depth = self.depths.of(&trigger.agent).await.map_err(|error| status(&error))?;
+        Ok(Response::new(wire::IsActiveResponse { result: trigger.is_active(depth) }))
+    }
+
+    async fn stream_is_active(
+        &self,
+        request: Request<wire::ScaledObjectRef>,
+    ) -> Result<Response<Self::StreamIsActiveStream>, Status> {
+        let trigger = trigger(request.get_ref())?;
+        let depths = Arc::clone(&self.depths);
+        let mut tick = interval(LOOK_EVERY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let changes = stream::unfold((tick, None), move |(mut tick, last)| {
+            let (depths, trigger) = (Arc::clone(&depths), trigger.clone());
+            async move {
+                loop {
+                    tick.tick().await;
+                    let active = match depths.of(&trigger.agent).await {
+                        Ok(depth) => trigger.is_active(depth),
+                        // A full lane has room again soon.
+                        Err(LedgerError::Exhausted { .. }) => continue,
+                        Err(_) => return None,
+                    };
+                    if last != Some(active) {
+                        let answer = wire::IsActiveResponse { result: active };
+                        return Some((Ok(answer), (tick, Some(active))));
+                    }
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(changes.take_until(self.stop.clone().cancelled_owned()))))
+    }
+
+    async fn get_metric_spec(
+        &self,
+        request: Request<wire::ScaledObjectRef>,
+    ) -> Result<Response<wire::GetMetricSpecResponse>, Status> {
+        Ok(Response::new(trigger(request.get_ref())?.spec()))
+    }
+
+    async fn get_metrics(
+        &self,
+        request: Request<wire::GetMetricsRequest>,
+    ) -> Result<Response<wire::GetMetricsResponse>, Status> {
+        let of = request.into_inner().scaled_object_ref.unwrap_or_default();
+        let trigger = trigger(&of)?;
+        let depth = self.depths.of(&trigger.agent).await.map_err(|error| status(&error))?;
+        let tasks = trigger.tasks(depth);
+        let value = wire::MetricValue {
+            metric_name: METRIC.to_owned(),
+            metric_value: i64::try_from(tasks).unwrap_or(i64::MAX),
+            metric_value_float: tasks as f64,
+        };
+        Ok(Response::new(wire::GetMetricsResponse { metric_values: vec![value] }))
+    }
+
+    /// What is wanted for one replica stands in the trigger, so it is said once, and the stream stays open: KEDA opens a
+    /// new one when it ends.
+    async fn stream_metric_spec(
+        &self,
+        request: Request<wire::ScaledObjectRef>,
+    ) -> Result<Response<Self::StreamMetricSpecStream>, Status> {
+        let spec = trigger(request.get_ref())?.spec();
+        let said = stream::iter([Ok(spec)]).chain(stream::pending());
+        Ok(Response::new(Box::pin(said.take_until(self.stop.clone().cancelled_owned()))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(said: &[(&str, &str)]) -> Result<Trigger, LedgerError> {
+        Trigger::read(&said.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
+    }
+
+    #[test]
+    fn a_trigger_needs_an_agent_and_keeps_busy_workers() {
+        let trigger = read(&[("agent", "claude"), ("scalerAddress", "ledgerd:7420")]).expect("enough");
+        let depth = |waiting, running| Depth { waiting, running };
+        assert!(!trigger.is_active(depth(0, 0)) && trigger.is_active(depth(0, 1)));
+        assert_eq!(trigger.tasks(depth(3, 2)), 5);
+        let given = [("agent", "a"), ("count", "waiting"), ("activation", "2"), ("targetPerReplica", "0.5")];
+        let trigger = read(&given).expect("all keys");
+        assert!(!trigger.is_active(depth(2, 9)) && trigger.is_active(depth(3, 0)));
+        let spec = &trigger.spec().metric_specs[0];
+        assert_eq!((spec.target_size, spec.target_size_float), (1, 0.5));
+    }
+
+    #[test]
+    fn bad_metadata_is_refused_by_key() {
+        for (name, value) in [
+            ("agent", "No Agent"),
+            ("targetPerReplica", "0"),
+            ("targetPerReplica", "-1"),
+            ("targetPerReplica", "many"),
+            ("activation", "NaN"),
+            ("activation", "inf"),
+            ("count", "leased"),
+        ] {
+            let mut said = vec![("agent", "a")];
+            said.retain(|(key, _)| *key != name);
+            said.push((name, value));
+            match read(&said) {
+                Err(LedgerError::Invalid(found)) => {
+                    assert!(found.iter().all(|one| one.field == key(name)), "{name}: {found:?}");
+                }
+                other => panic!("{name}={value}: {other:?}"),
+            }
+        }
+        assert!(matches!(read(&[]), Err(LedgerError::Invalid(_))));
+    }
+}
