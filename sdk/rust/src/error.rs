@@ -95,6 +95,12 @@ pub enum Error {
         /// One sentence.
         message: String,
     },
+    /// A certificate, key or token cannot be used.
+    #[error("{message}")]
+    Credentials {
+        /// One sentence.
+        message: String,
+    },
     /// The caller is not known, or may not do this.
     #[error("{message}")]
     Denied {
