@@ -3,11 +3,13 @@
 //! [`run`] is all of it. `grpc` calls `ledger`, which calls `store`; wire types stay in `grpc`, SQL in `store`, wall time
 //! in `clock`, and no arrow points back.
 
+pub mod callers;
 pub mod clock;
 pub mod config;
 pub mod ledger;
 pub mod store;
 pub mod telemetry;
+pub mod trust;
 pub mod upkeep;
 
 mod grpc;
@@ -27,9 +29,11 @@ use std::time::Duration;
 use store::postgres::ConnectError;
 use store::{DynStore, OpenError, Wake};
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::task::JoinError;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use trust::{Keeper, TrustError};
 
 /// Streams end by themselves when the grace is over; this is for their last frames to leave.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -37,6 +41,9 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Why the daemon could not start, or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum Fatal {
+    /// Certificates or callers cannot be used.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// A port cannot be had.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -78,7 +85,7 @@ impl Fatal {
             Self::Store(StoreError::Corrupt(_))
             | Self::Open(OpenError::Corrupt { .. })
             | Self::Ledger(ledger::Fatal::Store(StoreError::Corrupt(_))) => 65,
-            Self::Open(OpenError::Newer { .. }) => 78,
+            Self::Trust(_) | Self::Open(OpenError::Newer { .. }) => 78,
             Self::Connect(error) if error.is_configuration() => 78,
             Self::Store(_) | Self::Open(_) | Self::Connect(_) | Self::Ledger(_) | Self::Directory { .. } => {
                 74
@@ -97,16 +104,28 @@ pub struct Listening {
     pub http: Option<SocketAddr>,
 }
 
-/// Serves until `shutdown` is over, then drains. `announce` is called once calls are answered.
+/// Serves until `shutdown` is over, then drains. `announce` is called once calls are answered. `reload` asks for
+/// certificates and callers to be read again, which happens by itself when they change.
 ///
 /// # Errors
 /// Why it could not start, or had to end without a drain.
 pub async fn run(
     config: Config,
+    reload: Arc<Notify>,
     shutdown: impl Future<Output = ()>,
     announce: impl FnOnce(Listening),
 ) -> Result<(), Fatal> {
     tracing::info!(?config, version = env!("CARGO_PKG_VERSION"), "starting");
+    // Whom to trust before anybody can connect.
+    let keeper = Keeper::start(&config)?;
+    let trusted = keeper.trusted();
+    if config.is_open {
+        tracing::warn!(
+            listen = %config.listen,
+            "everybody who reaches this address over the network can do anything with this ledger, or overhear those who \
+             do: this was accepted with --i-accept-unauthenticated-network-access"
+        );
+    }
     // Ports first: one that is taken is told at once, and who connects early waits in its queue.
     let (listener, grpc) = listen(config.listen).await?;
     let (http_listener, http) = match config.http_listen {
@@ -125,12 +144,13 @@ pub async fn run(
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(health.clone().watch(handle.clone()));
     tasks.spawn(handle.clone().keep(config.retention));
+    tasks.spawn(keeper.keep(reload));
     if let Some(listener) = http_listener {
         tasks.spawn(http::serve(listener, health.clone(), stop.clone()));
     }
     let mut serving = {
         let (handle, health, stop) = (handle.clone(), health.clone(), stop.clone());
-        tokio::spawn(async move { server::serve(listener, &handle, &health, stop).await })
+        tokio::spawn(async move { server::serve(listener, &handle, &health, trusted, stop).await })
     };
     announce(Listening { grpc, http });
 

@@ -3,6 +3,7 @@
 mod loop_bench;
 mod probe;
 mod store_commands;
+mod token;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -10,7 +11,9 @@ use ledgerd::config::{Flags, Loaded};
 use ledgerd::{Listening, telemetry};
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 /// Batches allocate on one thread and free on another, which the C library's allocator is slow at.
@@ -49,6 +52,9 @@ enum Command {
     Import(store_commands::Import),
     /// Ask a daemon whether it takes work: exit 0 when it does, 1 when not
     Healthcheck(probe::Healthcheck),
+    /// Make tokens for callers
+    #[command(subcommand)]
+    Token(token::Token),
     /// Print the completion script of a shell
     Completion {
         /// Which
@@ -74,7 +80,8 @@ async fn main() -> ExitCode {
         Command::Migrate(command) => command.run(global.output).await,
         Command::Export(command) => command.run(global.output).await,
         Command::Import(command) => command.run(global.output).await,
-        Command::Healthcheck(probe) => probe.run(&global.address).await,
+        Command::Healthcheck(probe) => probe.run(&global).await,
+        Command::Token(command) => command.run(),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "ledgerd", &mut std::io::stdout());
             ExitCode::SUCCESS
@@ -94,7 +101,8 @@ async fn serve(flags: &Flags, then: impl FnOnce(Listening)) -> ExitCode {
     };
     let _guard = telemetry::start(&config);
     let shutdown = CancellationToken::new();
-    if let Err(error) = on_signals(shutdown.clone()) {
+    let reload = Arc::new(Notify::new());
+    if let Err(error) = on_signals(shutdown.clone(), Arc::clone(&reload)) {
         return failed(&error, 1);
     }
     let announce = |listening: Listening| {
@@ -108,7 +116,7 @@ async fn serve(flags: &Flags, then: impl FnOnce(Listening)) -> ExitCode {
         drop(out);
         then(listening);
     };
-    match ledgerd::run(config, shutdown.cancelled_owned(), announce).await {
+    match ledgerd::run(config, reload, shutdown.cancelled_owned(), announce).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(fatal) => failed(&fatal, fatal.exit_code()),
     }
@@ -153,9 +161,15 @@ fn read(flags: &Flags) -> Result<Loaded, ledgerd::config::ConfigErrors> {
     Loaded::read(flags, |name| std::env::var(name).ok())
 }
 
-/// The first signal asks for a drain, the second ends the process.
-fn on_signals(shutdown: CancellationToken) -> std::io::Result<()> {
+/// The first signal asks for a drain, the second ends the process. SIGHUP asks for files to be read again.
+fn on_signals(shutdown: CancellationToken, reload: Arc<Notify>) -> std::io::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            reload.notify_one();
+        }
+    });
     tokio::spawn(async move {
         for last in [false, true] {
             tokio::select! {

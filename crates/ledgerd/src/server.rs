@@ -4,14 +4,18 @@
 //! are taken, streams have the grace to end, and then whatever is left is left. A stream that never ends (a health watch)
 //! holds nothing up: serving has a hard deadline.
 
+mod authorize;
 mod gate;
 mod guard;
 mod health;
+mod tls;
 
 pub(crate) use health::Health;
 
 use crate::grpc;
 use crate::ledger::Handle;
+use crate::trust::Trusted;
+use authorize::AuthorizeLayer;
 use gate::GateLayer;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -43,6 +47,7 @@ pub(crate) async fn serve(
     listener: TcpListener,
     handle: &Handle,
     health: &Health,
+    trusted: Trusted,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let routes = grpc::routes(handle, &stop)
@@ -62,7 +67,12 @@ pub(crate) async fn serve(
         .http2_keepalive_timeout(Some(KEEPALIVE_WITHIN))
         .accept_http1(false)
         .layer(GateLayer)
-        .serve_with_incoming_shutdown(routes.prepare(), guard::incoming(listener), stop.cancelled_owned())
+        .layer(AuthorizeLayer { trusted: trusted.clone() })
+        .serve_with_incoming_shutdown(
+            routes.prepare(),
+            tls::incoming(listener, trusted),
+            stop.cancelled_owned(),
+        )
         .await
 }
 
