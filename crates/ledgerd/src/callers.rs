@@ -190,7 +190,10 @@ impl Callers {
             let text = error.to_string();
             let mut lines = text.lines().filter(|line| !line.trim_start().starts_with('|'));
             let first = lines.next().unwrap_or_default().to_owned();
-            lines.rfind(|line| !line.contains(" | ")).map_or(first.clone(), |why| format!("{first}: {why}"))
+            match lines.rfind(|line| !line.contains(" | ")) {
+                Some(why) => format!("{first}: {why}"),
+                None => first,
+            }
         })?;
         if file.caller.is_empty() {
             return Err("there is no [[caller]] in it".to_owned());

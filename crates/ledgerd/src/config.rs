@@ -340,7 +340,6 @@ impl Loaded {
 
     /// Files for TLS, the file of callers, and whether the network may do anything: whoever reaches an unprotected port
     /// may, so without a word about it only this machine reaches it.
-    #[expect(clippy::type_complexity, reason = "three values that are found together, taken apart at once")]
     fn protection(
         &self,
         listen: Option<SocketAddr>,

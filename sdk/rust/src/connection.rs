@@ -283,7 +283,8 @@ fn fault(message: &str) -> Error {
     Error::Credentials { message: message.to_owned() }
 }
 
-fn root_cause(error: &dyn std::error::Error) -> String {
+/// What is behind an error of the transport, whose own words say little.
+pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(next) = cause.source() {
         cause = next;

@@ -54,7 +54,7 @@ pub(super) fn incoming(
                 match timeout(SPEAKS_WITHIN, shake(TlsAcceptor::from(config), guarded)).await {
                     Ok(Ok(secured)) => drop(ready.send(Ok(Connection::Tls(Box::new(secured)))).await),
                     Ok(Err(error)) => {
-                        tracing::debug!(%error, "a connection did not get through its handshake")
+                        tracing::debug!(%error, "a connection did not get through its handshake");
                     }
                     Err(_) => tracing::debug!("a handshake took too long"),
                 }
