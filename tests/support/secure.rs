@@ -40,7 +40,7 @@ impl Authority {
 
     /// A certificate of a daemon on this machine.
     pub(crate) fn server(&self) -> Leaf {
-        self.sign(CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()]).expect("names"))
+        self.sign(&CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()]).expect("names"))
     }
 
     /// A certificate of a client with this URI.
@@ -54,10 +54,10 @@ impl Authority {
         params.subject_alt_names = vec![SanType::URI(uri.try_into().expect("a URI"))];
         params.not_before = date_time_ymd(from, 1, 1);
         params.not_after = date_time_ymd(until, 1, 1);
-        self.sign(params)
+        self.sign(&params)
     }
 
-    fn sign(&self, params: CertificateParams) -> Leaf {
+    fn sign(&self, params: &CertificateParams) -> Leaf {
         let key = KeyPair::generate().expect("a key");
         let cert = params.signed_by(&key, &self.0).expect("a certificate");
         Leaf { cert: cert.pem(), key: key.serialize_pem() }
