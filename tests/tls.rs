@@ -213,3 +213,19 @@ async fn the_command_line_speaks_tls_and_sends_its_token() {
     let wrong = Client::builder(format!("https://{}", daemon.address)).connect().await;
     assert!(wrong.is_err(), "an authority that nobody trusts");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_reaches_workers_under_tls_as_well() {
+    let (files, _) = files(&admin());
+    let mut daemon = files.serve_tls(&[]);
+    let log = daemon.log();
+    assert!(log.contains("every user of this machine can read this key"), "{log}");
+    let client = files.connect_tls(&daemon, Some(ADMIN), None).await.expect("it serves");
+    let hello = Some(work_request::Frame::Hello(hello("w", "a", 1)));
+    let mut stream = Stream::open_over(&client, hello).await.expect("a stream");
+    daemon.signal("TERM");
+    assert!(matches!(stream.other().await, Frame::Drain(_)));
+    stream.send(work_request::Frame::Goodbye(v1::Goodbye {})).await;
+    drop((stream, client));
+    assert!(daemon.ended().await.success());
+}

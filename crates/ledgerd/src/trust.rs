@@ -69,6 +69,11 @@ impl Keeper {
         keeper.seen = keeper.look()?;
         let first = keeper.understand(&keeper.seen)?;
         keeper.trust.send_replace(Arc::new(first));
+        if let Some(tls) = &keeper.tls
+            && is_open(&tls.key)
+        {
+            tracing::warn!(path = %tls.key.display(), "every user of this machine can read this key; take that away");
+        }
         Ok(keeper)
     }
 
@@ -96,7 +101,7 @@ impl Keeper {
             // It may be gone for a moment only, while it is replaced.
             Err(error) => return tracing::warn!(%error, "a file cannot be read; what it said stays in force"),
         };
-        if found == self.seen && !asked {
+        if found.is_empty() || (found == self.seen && !asked) {
             return;
         }
         match self.understand(&found) {
@@ -139,6 +144,12 @@ impl Keeper {
         });
         Ok(Trust { tls, callers: callers.transpose()? })
     }
+}
+
+/// Whether every user of the machine can read a file.
+fn is_open(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::metadata(path).is_ok_and(|file| file.permissions().mode() & 0o004 != 0)
 }
 
 /// A file and what is in it.
