@@ -10,6 +10,7 @@ use ledgerd_client::{Client, v1};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -207,6 +208,18 @@ async fn the_command_line_speaks_tls_and_sends_its_token() {
     // Health asks nobody who they are, but it is not in the clear either.
     assert!(run(&["--tls-ca", &ca], &["healthcheck"]).status.success());
     assert!(!run(&[], &["healthcheck"]).status.success());
+    // What a worker runs does not get its token.
+    let mut worker = command();
+    worker.args(["--address", &daemon.address, "--tls-ca", &ca]).env("LEDGERD_TOKEN", ADMIN);
+    worker.args(["worker", "exec", "--agent", "a", "--capacity", "1", "--", "sh", "-c", "env"]);
+    let mut worker = worker.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it runs");
+    let client = files.connect_tls(&daemon, Some(ADMIN), None).await.expect("it serves");
+    let id = enqueue(&client, task("a")).await;
+    let done = in_state(&client, &id, v1::TaskState::Done).await;
+    let seen = String::from_utf8_lossy(&done.result).into_owned();
+    let _ = worker.kill();
+    let _ = worker.wait();
+    assert!(seen.contains("LEDGERD_TASK_ID=") && !seen.contains("LEDGERD_TOKEN"), "{seen}");
     let unknown = run(&["--tls-ca", &ca], &["stats"]);
     let said = String::from_utf8_lossy(&unknown.stderr);
     assert!(!unknown.status.success() && said.contains("say who you are"), "{said}");

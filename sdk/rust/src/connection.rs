@@ -67,7 +67,7 @@ impl ClientBuilder {
     }
 
     /// As the environment says: `LEDGERD_ADDRESS`, `LEDGERD_TLS_CA`, `LEDGERD_CLIENT_CERT` with `LEDGERD_CLIENT_KEY`, and
-    /// `LEDGERD_TOKEN` or `LEDGERD_TOKEN_FILE`. What is not set or empty is left out.
+    /// `LEDGERD_TOKEN_FILE` or `LEDGERD_TOKEN`. What is not set or empty is left out.
     ///
     /// # Errors
     ///
@@ -87,16 +87,16 @@ impl ClientBuilder {
         builder.token_from_env()
     }
 
-    /// The token in `LEDGERD_TOKEN`, or in the file that `LEDGERD_TOKEN_FILE` names; none when neither is set.
+    /// The token in the file that `LEDGERD_TOKEN_FILE` names, else the one in `LEDGERD_TOKEN`; none when neither is set.
     ///
     /// # Errors
     ///
     /// [`Error::Credentials`] when the file cannot be read or what is there cannot be a token.
     pub fn token_from_env(self) -> Result<Self, Error> {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        match (variable("LEDGERD_TOKEN"), variable("LEDGERD_TOKEN_FILE")) {
-            (Some(token), _) => self.token(&token),
-            (None, Some(file)) => self.token_file(file),
+        match (variable("LEDGERD_TOKEN_FILE"), variable("LEDGERD_TOKEN")) {
+            (Some(file), _) => self.token_file(file),
+            (None, Some(token)) => self.token(&token),
             (None, None) => Ok(self),
         }
     }
