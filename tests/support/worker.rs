@@ -74,9 +74,17 @@ impl Stream {
         address: &str,
         first: Option<work_request::Frame>,
     ) -> Result<Self, tonic::Status> {
+        let client = ledgerd_client::Client::connect(address).await.expect("the daemon listens");
+        Self::open_over(&client, first).await
+    }
+
+    /// The same over a connection that there is.
+    pub(crate) async fn open_over(
+        client: &ledgerd_client::Client,
+        first: Option<work_request::Frame>,
+    ) -> Result<Self, tonic::Status> {
         let (sender, frames) = mpsc::channel(64);
         let _ = sender.send(v1::WorkRequest { frame: first }).await;
-        let client = ledgerd_client::Client::connect(address).await.expect("the daemon listens");
         let mut workers = client.workers();
         let opened = workers.work(ReceiverStream::new(frames));
         let opened = tokio::time::timeout(PATIENCE, opened).await.expect("the daemon answers");

@@ -211,6 +211,9 @@ impl Attempt {
             ("LEDGERD_ANSWER", given(&self.answer)),
             ("TRACEPARENT", given(&self.traceparent)),
             ("TRACESTATE", given(&self.tracestate)),
+            // The worker's, and not the task's: what a task runs may be anybody's text.
+            ("LEDGERD_TOKEN", None),
+            ("LEDGERD_TOKEN_FILE", None),
         ]
     }
 }

@@ -240,7 +240,7 @@ impl Args {
                 let client = connect(&target).await?;
                 refuse_leftovers(&client, &self.agent, "--agent names another for the run").await?;
                 let addresses = self.target.clone();
-                self.load(&client, &addresses, None).await
+                self.load(&target, &client, &addresses, None).await
             };
             return loaded.await.map_err(|failure| failure.at(&address))?.say();
         }
@@ -256,10 +256,11 @@ impl Args {
         }
         let (address, id) = (daemon.address.clone(), daemon.process.id());
         let loaded = async {
-            let own = Global { address: address.clone(), ..global.clone() };
+            // It asks nobody who they are, whatever the flags say about other daemons.
+            let own = Global { address: address.clone(), output: global.output, ..Global::default() };
             let client = connect(&own).await?;
             refuse_leftovers(&client, &self.agent, "--agent names another for the run").await?;
-            self.load(&client, std::slice::from_ref(&address), Some(id)).await
+            self.load(&own, &client, std::slice::from_ref(&address), Some(id)).await
         };
         let loaded = tokio::select! {
             loaded = loaded => loaded,
@@ -270,9 +271,11 @@ impl Args {
         loaded?.say()
     }
 
-    /// Loads the daemons at `addresses`, in turn; counts are the first one's, which `client` speaks to.
+    /// Loads the daemons at `addresses`, in turn; counts are the first one's, which `client` speaks to. `global` says how to
+    /// connect to all of them.
     async fn load(
         self,
+        global: &Global,
         client: &Client,
         addresses: &[String],
         process: Option<u32>,
@@ -282,15 +285,16 @@ impl Args {
         let run = Arc::new(Run::new(self));
         let before = stats(client).await?;
         let (spent_before, own_before) = (Spent::of(process, &before), Spent::read(std::process::id()));
+        let at = |address: &String| Global { address: address.clone(), ..global.clone() };
         let mut workers = JoinSet::new();
         for (index, address) in (0..args.workers).zip(workers_at.iter().cycle()) {
-            let stream = worker::Stream::open(Client::connect(address).await?, &run, index).await?;
+            let stream = worker::Stream::open(at(address).connect().await?, &run, index).await?;
             workers.spawn(stream.serve(Arc::clone(&run)));
         }
         let mut connections = Vec::new();
         let share = addresses.len() as u32;
         for (_, address) in (0..args.connections.max(share).min(args.callers)).zip(addresses.iter().cycle()) {
-            connections.push(Client::connect(address).await?);
+            connections.push(at(address).connect().await?);
         }
 
         let (began, end) = (run.clock(), Instant::now() + args.duration.0);

@@ -12,7 +12,7 @@ use crate::failure::{Exit, Failure, exit_of};
 /// [`Failure::Unreachable`], or a usage error for an address that is none.
 pub(crate) async fn connect(global: &Global) -> Result<Client, Failure> {
     let address = global.address();
-    Client::connect(address).await.map_err(|error| match error {
+    global.connect().await.map_err(|error| match error {
         Error::Unavailable { message, .. } => {
             // The SDK's sentence names the address as ours will; only the cause is wanted.
             let prefix = format!("cannot connect to {address}: ");
@@ -30,9 +30,10 @@ impl From<Error> for Failure {
             }
             Error::Unavailable { .. } => Exit::Unreachable,
             Error::NotFound { .. } => Exit::NotFound,
-            Error::InvalidArgument { .. } | Error::Address { .. } | Error::PayloadTooLarge { .. } => {
-                Exit::Usage
-            }
+            Error::InvalidArgument { .. }
+            | Error::Address { .. }
+            | Error::Credentials { .. }
+            | Error::PayloadTooLarge { .. } => Exit::Usage,
             Error::Timeout { .. } => Exit::Timeout,
             Error::TaskFailed { .. } | Error::TaskCancelled { .. } => Exit::TaskFailed,
             Error::Rpc { code, .. } => exit_of(*code),
@@ -51,7 +52,7 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_listening_is_told_with_the_address() {
-        let global = Global { address: "127.0.0.1:1".into(), output: crate::Format::Table };
+        let global = Global { address: "127.0.0.1:1".into(), ..Global::default() };
         let Err(failure) = connect(&global).await else { panic!("somebody listens on port 1") };
         let sentence = failure.sentence(&global.address).expect("a sentence");
         assert!(

@@ -203,7 +203,8 @@ impl Args {
         address: &str,
         guard: &Guard,
     ) -> Result<(Summary, Verdict), Failure> {
-        let client = connect(&Global { address: address.into(), ..global.clone() }).await?;
+        let client =
+            connect(&Global { address: address.into(), output: global.output, ..Global::default() }).await?;
         settings::configure(&client).await?;
         let screen = Screen::new(Program::ALL.len());
         let scene = Scene::new(plan, &client, address, &screen, guard);

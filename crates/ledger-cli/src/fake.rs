@@ -82,7 +82,7 @@ impl Fake {
     }
 
     pub(crate) fn global(&self, output: Format) -> Global {
-        Global { address: self.address.to_string(), output }
+        Global { address: self.address.to_string(), output, ..Global::default() }
     }
 
     /// The requests that came to a method, in order.

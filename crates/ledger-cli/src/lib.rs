@@ -47,6 +47,7 @@ mod time;
 mod wait;
 mod worker;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 pub use agent::AgentCommand;
@@ -61,9 +62,10 @@ pub use worker::WorkerCommand;
 const HEADING: &str = "Connection and output";
 
 /// Flags of every client command.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 pub struct Global {
-    /// Where ledgerd listens; of several daemons that serve one ledger, with commas between them, one that answers
+    /// Where ledgerd listens, https://HOST:PORT for TLS; of several daemons that serve one ledger, with commas between them,
+    /// one that answers
     #[arg(
         long,
         global = true,
@@ -73,6 +75,32 @@ pub struct Global {
         default_value = "127.0.0.1:7420"
     )]
     pub address: String,
+    /// PEM file with the authority of the daemon's certificate; turns TLS on
+    #[arg(long, global = true, help_heading = HEADING, env = "LEDGERD_TLS_CA", value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// PEM file with the certificate to show the daemon; turns TLS on
+    #[arg(
+        long,
+        global = true,
+        help_heading = HEADING,
+        env = "LEDGERD_CLIENT_CERT",
+        value_name = "FILE",
+        requires = "client_key"
+    )]
+    pub client_cert: Option<PathBuf>,
+    /// PEM file with its key
+    #[arg(
+        long,
+        global = true,
+        help_heading = HEADING,
+        env = "LEDGERD_CLIENT_KEY",
+        value_name = "FILE",
+        requires = "client_cert"
+    )]
+    pub client_key: Option<PathBuf>,
+    /// File with the token to send; else the token in LEDGERD_TOKEN
+    #[arg(long, global = true, help_heading = HEADING, env = "LEDGERD_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
     /// How to print answers
     #[arg(short, long, global = true, help_heading = HEADING, value_enum, default_value_t)]
     pub output: Format,
@@ -82,6 +110,26 @@ impl Global {
     /// A variable that is set to nothing counts as not set, as in the SDKs.
     fn address(&self) -> &str {
         if self.address.is_empty() { ledgerd_client::DEFAULT_ADDRESS } else { &self.address }
+    }
+
+    /// Connects with what the flags say. A token has no flag of its own: other users of a machine see command lines.
+    ///
+    /// # Errors
+    /// As [`ledgerd_client::ClientBuilder::connect`].
+    pub async fn connect(&self) -> Result<ledgerd_client::Client, ledgerd_client::Error> {
+        let mut builder = ledgerd_client::Client::builder(self.address());
+        let given = |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
+        if let Some(ca) = given(&self.tls_ca) {
+            builder = builder.ca_file(ca)?;
+        }
+        if let (Some(cert), Some(key)) = (given(&self.client_cert), given(&self.client_key)) {
+            builder = builder.certificate_files(cert, key)?;
+        }
+        let builder = match given(&self.token_file) {
+            Some(file) => builder.token_file(file)?,
+            None => builder.token_from_env()?,
+        };
+        builder.connect().await
     }
 }
 
@@ -173,7 +221,7 @@ mod tests {
 
     #[test]
     fn an_empty_address_is_the_default() {
-        let global = |address: &str| Global { address: address.into(), output: Format::Table };
+        let global = |address: &str| Global { address: address.into(), ..Global::default() };
         assert_eq!((global("").address(), global("h:1").address()), ("127.0.0.1:7420", "h:1"));
     }
 

@@ -5,25 +5,47 @@
 use crate::ledger::Retention;
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
-use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Keys with their defaults, in the order they are shown. Flags and variables are named after them.
-const KEYS: [(&str, &str); 10] = [
-    ("listen", "127.0.0.1:7420"),
-    ("http_listen", "127.0.0.1:7421"),
-    ("data_dir", "ledgerd-data"),
-    ("store", "sqlite"),
-    ("log", "info"),
-    ("log_format", "text"),
-    ("trace_join_age", "15m"),
-    ("drain_grace", "25s"),
-    ("retention_done", "7d"),
-    ("retention_failed", "90d"),
+/// A key, which a variable and a flag are named after.
+struct Key {
+    name: &'static str,
+    default: &'static str,
+    /// What the command line says.
+    flag: fn(&Flags) -> Option<&String>,
+}
+
+impl Key {
+    const fn new(name: &'static str, default: &'static str, flag: fn(&Flags) -> Option<&String>) -> Self {
+        Self { name, default, flag }
+    }
+}
+
+/// Every key, in the order they are shown.
+const KEYS: [Key; 14] = [
+    Key::new("listen", "127.0.0.1:7420", |flags| flags.listen.as_ref()),
+    Key::new("http_listen", "127.0.0.1:7421", |flags| flags.http_listen.as_ref()),
+    Key::new("tls_cert", "off", |flags| flags.tls_cert.as_ref()),
+    Key::new("tls_key", "off", |flags| flags.tls_key.as_ref()),
+    Key::new("tls_client_ca", "off", |flags| flags.tls_client_ca.as_ref()),
+    Key::new("callers", "off", |flags| flags.callers.as_ref()),
+    Key::new("data_dir", "ledgerd-data", |flags| flags.data_dir.as_ref()),
+    Key::new("store", "sqlite", |flags| flags.store.as_ref()),
+    Key::new("log", "info", |flags| flags.log.as_ref()),
+    Key::new("log_format", "text", |flags| flags.log_format.as_ref()),
+    Key::new("trace_join_age", "15m", |flags| flags.trace_join_age.as_ref()),
+    Key::new("drain_grace", "25s", |flags| flags.drain_grace.as_ref()),
+    Key::new("retention_done", "7d", |flags| flags.retention_done.as_ref()),
+    Key::new("retention_failed", "90d", |flags| flags.retention_failed.as_ref()),
 ];
+
+/// Why an address of the network is refused.
+const UNPROTECTED: &str = "beyond this machine gRPC needs TLS and callers it knows: set tls_cert, tls_key and callers, or \
+     listen on 127.0.0.1; --i-accept-unauthenticated-network-access lets everybody in";
 
 /// The longest drain: whoever stops a daemon does not wait longer.
 const LONGEST_DRAIN: Duration = Duration::from_secs(3_600);
@@ -39,12 +61,27 @@ pub struct Flags {
     /// TOML file with any of the keys below, spelled with underscores [env: LEDGERD_CONFIG]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Where gRPC listens, a loopback address [default: 127.0.0.1:7420] [env: LEDGERD_LISTEN]
+    /// Where gRPC listens; beyond this machine only with TLS and callers [default: 127.0.0.1:7420] [env: LEDGERD_LISTEN]
     #[arg(long, value_name = "IP:PORT")]
     pub listen: Option<String>,
     /// Where /livez and /readyz listen, or `off` [default: 127.0.0.1:7421] [env: LEDGERD_HTTP_LISTEN]
     #[arg(long, value_name = "IP:PORT|off")]
     pub http_listen: Option<String>,
+    /// PEM file with the certificate that clients are shown, and those above it, or `off` [default: off] [env: LEDGERD_TLS_CERT]
+    #[arg(long, value_name = "FILE|off")]
+    pub tls_cert: Option<String>,
+    /// PEM file with its key [default: off] [env: LEDGERD_TLS_KEY]
+    #[arg(long, value_name = "FILE|off")]
+    pub tls_key: Option<String>,
+    /// PEM file with the authorities whose certificates every client must have [default: off] [env: LEDGERD_TLS_CLIENT_CA]
+    #[arg(long, value_name = "FILE|off")]
+    pub tls_client_ca: Option<String>,
+    /// TOML file that says who may do what; without it everybody may do everything [default: off] [env: LEDGERD_CALLERS]
+    #[arg(long, value_name = "FILE|off")]
+    pub callers: Option<String>,
+    /// Let everybody who reaches this machine over the network do anything with the ledger
+    #[arg(long)]
+    pub i_accept_unauthenticated_network_access: bool,
     /// Directory of the ledger, made when it is missing [default: ledgerd-data] [env: LEDGERD_DATA_DIR]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<String>,
@@ -69,24 +106,6 @@ pub struct Flags {
     /// How long FAILED tasks are kept, or `off` [default: 90d] [env: LEDGERD_RETENTION_FAILED]
     #[arg(long, value_name = "TIME|off")]
     pub retention_failed: Option<String>,
-}
-
-impl Flags {
-    fn value(&self, key: &str) -> Option<&String> {
-        match key {
-            "listen" => self.listen.as_ref(),
-            "http_listen" => self.http_listen.as_ref(),
-            "data_dir" => self.data_dir.as_ref(),
-            "store" => self.store.as_ref(),
-            "log" => self.log.as_ref(),
-            "log_format" => self.log_format.as_ref(),
-            "trace_join_age" => self.trace_join_age.as_ref(),
-            "drain_grace" => self.drain_grace.as_ref(),
-            "retention_done" => self.retention_done.as_ref(),
-            "retention_failed" => self.retention_failed.as_ref(),
-            _ => None,
-        }
-    }
 }
 
 /// How log lines look.
@@ -136,11 +155,28 @@ impl fmt::Debug for Url {
     }
 }
 
+/// Where the daemon's certificate is, and whose it trusts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate, and those above it.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// The authorities of clients' certificates; none: clients have none.
+    pub client_ca: Option<PathBuf>,
+}
+
 /// What the daemon goes by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Where gRPC listens. Loopback.
+    /// Where gRPC listens. Loopback, unless callers are known over TLS, or [`Config::is_open`].
     pub listen: SocketAddr,
+    /// Files for TLS; none: calls travel in the clear.
+    pub tls: Option<TlsFiles>,
+    /// The file that says who may do what; none: everybody may do everything.
+    pub callers: Option<PathBuf>,
+    /// Callers from the network are not known, or could be overheard, and that was accepted.
+    pub is_open: bool,
     /// Where the probes of HTTP listen.
     pub http_listen: Option<SocketAddr>,
     /// Where the ledger is.
@@ -186,39 +222,10 @@ impl Effective {
 
 /// Every value that counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Loaded(Vec<Effective>);
-
-/// As the file is read: text, checked later.
-#[derive(Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-struct Loose {
-    listen: String,
-    http_listen: String,
-    data_dir: String,
-    store: String,
-    log: String,
-    log_format: String,
-    trace_join_age: String,
-    drain_grace: String,
-    retention_done: String,
-    retention_failed: String,
-}
-
-impl Loose {
-    fn value(self, key: &str) -> String {
-        match key {
-            "listen" => self.listen,
-            "http_listen" => self.http_listen,
-            "data_dir" => self.data_dir,
-            "store" => self.store,
-            "log" => self.log,
-            "log_format" => self.log_format,
-            "trace_join_age" => self.trace_join_age,
-            "drain_grace" => self.drain_grace,
-            "retention_done" => self.retention_done,
-            _ => self.retention_failed,
-        }
-    }
+pub struct Loaded {
+    values: Vec<Effective>,
+    /// Only the command line can accept this: it is not to be inherited unseen.
+    accepts_anybody: bool,
 }
 
 /// Some values of one origin.
@@ -253,30 +260,37 @@ impl Loaded {
     /// A file that cannot be read, keys that do not exist, values of another type.
     pub fn read(flags: &Flags, env: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigErrors> {
         let mut figment = Figment::new();
-        for (key, value) in KEYS {
-            figment = figment.merge(Given::one("default".to_owned(), key, value));
+        for key in KEYS {
+            figment = figment.merge(Given::one("default".to_owned(), key.name, key.default));
         }
         if let Some(path) = flags.config.clone().or_else(|| env("LEDGERD_CONFIG").map(PathBuf::from)) {
             figment = figment.merge(file(&path)?);
         }
-        for (key, _) in KEYS {
-            let name = format!("LEDGERD_{}", key.to_ascii_uppercase());
+        for key in KEYS {
+            let name = format!("LEDGERD_{}", key.name.to_ascii_uppercase());
             if let Some(value) = env(&name) {
-                figment = figment.merge(Given::one(name, key, &value));
+                figment = figment.merge(Given::one(name, key.name, &value));
             }
         }
-        for (key, _) in KEYS {
-            if let Some(value) = flags.value(key) {
-                figment = figment.merge(Given::one(format!("--{}", key.replace('_', "-")), key, value));
+        for key in KEYS {
+            if let Some(value) = (key.flag)(flags) {
+                figment =
+                    figment.merge(Given::one(format!("--{}", key.name.replace('_', "-")), key.name, value));
             }
         }
-        figment.extract::<Loose>().map_err(spoken)?;
-        let effective = KEYS.iter().map(|(key, _)| {
-            let value = figment.extract::<Loose>().map(|loose| loose.value(key)).unwrap_or_default();
-            let origin = figment.find_metadata(key).map(|found| found.name.to_string()).unwrap_or_default();
-            Effective { key, value, origin }
+        let mut found: BTreeMap<String, String> = figment.extract().map_err(spoken)?;
+        let values = KEYS.iter().map(|key| {
+            let origin =
+                figment.find_metadata(key.name).map(|found| found.name.to_string()).unwrap_or_default();
+            Effective { key: key.name, value: found.remove(key.name).unwrap_or_default(), origin }
         });
-        Ok(Self(effective.collect()))
+        let values = values.collect();
+        let unknown: Vec<String> =
+            found.keys().map(|key| format!("{key} (from the file): there is no such key")).collect();
+        if !unknown.is_empty() {
+            return Err(ConfigErrors(unknown));
+        }
+        Ok(Self { values, accepts_anybody: flags.i_accept_unauthenticated_network_access })
     }
 
     /// The typed form.
@@ -285,11 +299,12 @@ impl Loaded {
     /// Every value that cannot be used, with its key and origin.
     pub fn config(&self) -> Result<Config, ConfigErrors> {
         let mut errors = Vec::new();
-        let listen = self.typed("listen", &mut errors, loopback);
+        let listen = self.typed("listen", &mut errors, address);
         let http_listen = self.typed("http_listen", &mut errors, |text| match text {
             "off" => Ok(None),
             text => address(text).map(Some),
         });
+        let protection = self.protection(listen, &mut errors);
         let data_dir = self.typed("data_dir", &mut errors, directory);
         let store = self.typed("store", &mut errors, store);
         let log = self.typed("log", &mut errors, |text| match crate::telemetry::filter(text) {
@@ -315,6 +330,7 @@ impl Loaded {
         match (
             listen,
             http_listen,
+            protection,
             data_dir,
             store,
             log,
@@ -327,6 +343,7 @@ impl Loaded {
             (
                 Some(listen),
                 Some(http_listen),
+                Some((tls, callers, is_open)),
                 Some(data_dir),
                 Some(store),
                 Some(log),
@@ -340,6 +357,9 @@ impl Loaded {
                 let retention = Retention { done, failed };
                 Ok(Config {
                     listen,
+                    tls,
+                    callers,
+                    is_open,
                     http_listen,
                     store,
                     log,
@@ -353,13 +373,58 @@ impl Loaded {
         }
     }
 
+    /// Files for TLS, the file of callers, and whether the network may do anything: whoever reaches an unprotected port
+    /// may, so without a word about it only this machine reaches it.
+    fn protection(
+        &self,
+        listen: Option<SocketAddr>,
+        errors: &mut Vec<String>,
+    ) -> Option<(Option<TlsFiles>, Option<PathBuf>, bool)> {
+        let mut file = |key| {
+            self.typed(key, errors, |text| match text {
+                "off" => Ok(None),
+                text => directory(text).map(Some).map_err(|_| "name a file, or write off".to_owned()),
+            })
+        };
+        let (cert, key, client_ca) = (file("tls_cert")?, file("tls_key")?, file("tls_client_ca")?);
+        let callers = file("callers")?;
+        let mut refuse = |key: &str, rule: &str| -> Option<_> {
+            let found = self.values.iter().find(|found| found.key == key)?;
+            errors.push(format!("{key} = {:?} (from {}): {rule}", found.shown(), found.origin));
+            None
+        };
+        let tls = match (cert, key) {
+            (Some(cert), Some(key)) => Some(TlsFiles { cert, key, client_ca: client_ca.clone() }),
+            (None, None) => None,
+            (Some(_), None) => return refuse("tls_key", "name the key of tls_cert"),
+            (None, Some(_)) => return refuse("tls_cert", "name the certificate of tls_key"),
+        };
+        if client_ca.is_some() && tls.is_none() {
+            return refuse("tls_client_ca", "set tls_cert and tls_key as well");
+        }
+        if client_ca.is_some() && callers.is_none() {
+            return refuse(
+                "tls_client_ca",
+                "set callers as well: the file that says what each client may do",
+            );
+        }
+        let is_known = tls.is_some() && callers.is_some();
+        if listen?.ip().is_loopback() || is_known {
+            return Some((tls, callers, false));
+        }
+        if !self.accepts_anybody {
+            return refuse("listen", UNPROTECTED);
+        }
+        Some((tls, callers, true))
+    }
+
     fn typed<T>(
         &self,
         key: &'static str,
         errors: &mut Vec<String>,
         read: impl FnOnce(&str) -> Result<T, String>,
     ) -> Option<T> {
-        let found = self.0.iter().find(|found| found.key == key)?;
+        let found = self.values.iter().find(|found| found.key == key)?;
         read(&found.value)
             .map_err(|rule| {
                 errors.push(format!("{key} = {:?} (from {}): {rule}", found.shown(), found.origin));
@@ -371,7 +436,7 @@ impl Loaded {
 /// One value a line, as a file would have it, with its origin.
 impl fmt::Display for Loaded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for found in &self.0 {
+        for found in &self.values {
             writeln!(f, "{:<40} # {}", format!("{} = {:?}", found.key, found.shown()), found.origin)?;
         }
         Ok(())
@@ -406,15 +471,6 @@ fn address(text: &str) -> Result<SocketAddr, String> {
             text.parse().map_err(|_| "write an address as IP:PORT, for instance 127.0.0.1:7420".to_owned())
         }
     }
-}
-
-/// Whoever reaches the port of gRPC may do anything there, so only this machine may.
-fn loopback(text: &str) -> Result<SocketAddr, String> {
-    let address = address(text)?;
-    if address.ip().is_loopback() {
-        return Ok(address);
-    }
-    Err("gRPC has neither TLS nor a way to know its callers yet, so it listens on loopback only; use 127.0.0.1".to_owned())
 }
 
 fn directory(text: &str) -> Result<PathBuf, String> {
@@ -590,6 +646,8 @@ mod tests {
             ("DATA_DIR", ""),
             ("LOG", "a=b=c"),
             ("LOG_FORMAT", "xml"),
+            ("TLS_CERT", ""),
+            ("TLS_CLIENT_CA", "ca.pem"),
             ("DRAIN_GRACE", "25"),
             ("DRAIN_GRACE", "-1s"),
             ("DRAIN_GRACE", "2h"),
@@ -610,6 +668,34 @@ mod tests {
         assert!(error(&flags, &[]).contains("ledgerd.toml"));
         let missing = Flags { config: Some("/nowhere/x.toml".into()), ..Flags::default() };
         assert!(error(&missing, &[]).starts_with("/nowhere/x.toml: "));
+    }
+
+    #[test]
+    fn the_network_needs_tls_and_callers_or_a_flag_that_says_so() {
+        let everywhere = ("LEDGERD_LISTEN", "0.0.0.0:7420");
+        let tls = [("LEDGERD_TLS_CERT", "c.pem"), ("LEDGERD_TLS_KEY", "k.pem")];
+        let callers = ("LEDGERD_CALLERS", "callers.toml");
+        let client_ca = ("LEDGERD_TLS_CLIENT_CA", "ca.pem");
+        for too_little in [vec![everywhere], vec![everywhere, callers], vec![everywhere, tls[0], tls[1]]] {
+            let error = error(&Flags::default(), &too_little);
+            assert!(error.contains("--i-accept-unauthenticated-network-access"), "{error}");
+            assert_eq!(error.lines().count(), 1, "{error}");
+            let flags = Flags { i_accept_unauthenticated_network_access: true, ..Flags::default() };
+            assert!(read(&flags, &too_little).expect("values").config().expect("accepted").is_open);
+        }
+        let enough = read(&Flags::default(), &[everywhere, tls[0], tls[1], callers]).expect("values");
+        let enough = enough.config().expect("enough");
+        assert!(!enough.is_open && enough.tls.is_some_and(|tls| tls.client_ca.is_none()));
+        assert_eq!(enough.callers, Some("callers.toml".into()));
+        for (incomplete, key) in [
+            (vec![tls[0]], "tls_key"),
+            (vec![tls[1]], "tls_cert"),
+            (vec![client_ca, callers], "tls_client_ca"),
+            (vec![tls[0], tls[1], client_ca], "tls_client_ca"),
+        ] {
+            let error = error(&Flags::default(), &incomplete);
+            assert!(error.starts_with(&format!("{key} = ")), "{error}");
+        }
     }
 
     #[test]

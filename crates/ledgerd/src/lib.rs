@@ -3,12 +3,14 @@
 //! [`run`] is all of it. `grpc` calls `ledger`, which calls `store`; wire types stay in `grpc`, SQL in `store`, wall time
 //! in `clock`, and no arrow points back.
 
+pub mod callers;
 pub mod clock;
 pub mod config;
 pub mod ledger;
 pub mod store;
 pub mod systemd;
 pub mod telemetry;
+pub mod trust;
 pub mod upkeep;
 
 mod grpc;
@@ -30,9 +32,11 @@ use store::postgres::ConnectError;
 use store::{DynStore, OpenError, Wake};
 use telemetry::Telemetry;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::task::JoinError;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use trust::{Keeper, TrustError};
 
 /// Streams end by themselves when the grace is over; this is for their last frames to leave.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -43,6 +47,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Why the daemon could not start, or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum Fatal {
+    /// Certificates or callers cannot be used.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// A port cannot be had.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -84,7 +91,7 @@ impl Fatal {
             Self::Store(StoreError::Corrupt(_))
             | Self::Open(OpenError::Corrupt { .. })
             | Self::Ledger(ledger::Fatal::Store(StoreError::Corrupt(_))) => 65,
-            Self::Open(OpenError::Newer { .. }) => 78,
+            Self::Trust(_) | Self::Open(OpenError::Newer { .. }) => 78,
             Self::Connect(error) if error.is_configuration() => 78,
             Self::Store(_) | Self::Open(_) | Self::Connect(_) | Self::Ledger(_) | Self::Directory { .. } => {
                 74
@@ -103,17 +110,29 @@ pub struct Listening {
     pub http: Option<SocketAddr>,
 }
 
-/// Serves until `shutdown` is over, then drains. `announce` is called once calls are answered.
+/// Serves until `shutdown` is over, then drains. `announce` is called once calls are answered. `reload` asks for
+/// certificates and callers to be read again, which happens by itself when they change.
 ///
 /// # Errors
 /// Why it could not start, or had to end without a drain.
 pub async fn run(
     config: Config,
     telemetry: Arc<Telemetry>,
+    reload: Arc<Notify>,
     shutdown: impl Future<Output = ()>,
     announce: impl FnOnce(Listening),
 ) -> Result<(), Fatal> {
     tracing::info!(?config, version = env!("CARGO_PKG_VERSION"), "starting");
+    // Whom to trust before anybody can connect.
+    let keeper = Keeper::start(&config)?;
+    let trusted = keeper.trusted();
+    if config.is_open {
+        tracing::warn!(
+            listen = %config.listen,
+            "everybody who reaches this address over the network can do anything with this ledger, or overhear those who \
+             do: this was accepted with --i-accept-unauthenticated-network-access"
+        );
+    }
     // Ports first: one that is taken is told at once, and who connects early waits in its queue.
     let (listener, grpc) = listen(config.listen).await?;
     let (http_listener, http) = match config.http_listen {
@@ -135,6 +154,7 @@ pub async fn run(
     tasks.spawn(health.clone().watch(handle.clone()));
     tasks.spawn(health.clone().live(handle.clone()));
     tasks.spawn(handle.clone().keep(config.retention));
+    tasks.spawn(keeper.keep(reload));
     let observed = CancellationToken::new();
     let observing = tokio::spawn(telemetry::observe(
         Arc::clone(&telemetry),
@@ -156,7 +176,9 @@ pub async fn run(
     let mut serving = {
         let (handle, health, stop) = (handle.clone(), health.clone(), stop.clone());
         let telemetry = Arc::clone(&telemetry);
-        tokio::spawn(async move { server::serve(listener, &handle, &health, &telemetry, stop).await })
+        tokio::spawn(
+            async move { server::serve(listener, &handle, &health, &telemetry, trusted, stop).await },
+        )
     };
     announce(Listening { grpc, http });
     systemd::ready();

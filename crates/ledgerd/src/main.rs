@@ -3,16 +3,18 @@
 mod loop_bench;
 mod probe;
 mod store_commands;
+mod token;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
-use ledgerd::Listening;
 use ledgerd::config::{Flags, Loaded};
 use ledgerd::telemetry::Telemetry;
+use ledgerd::{Listening, systemd};
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 /// Batches allocate on one thread and free on another, which the C library's allocator is slow at.
@@ -51,6 +53,9 @@ enum Command {
     Import(store_commands::Import),
     /// Ask a daemon whether it takes work: exit 0 when it does, 1 when not
     Healthcheck(probe::Healthcheck),
+    /// Make tokens for callers
+    #[command(subcommand)]
+    Token(token::Token),
     /// Print the completion script of a shell
     Completion {
         /// Which
@@ -76,7 +81,8 @@ async fn main() -> ExitCode {
         Command::Migrate(command) => command.run(global.output).await,
         Command::Export(command) => command.run(global.output).await,
         Command::Import(command) => command.run(global.output).await,
-        Command::Healthcheck(probe) => probe.run(&global.address).await,
+        Command::Healthcheck(probe) => probe.run(&global).await,
+        Command::Token(command) => command.run(),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "ledgerd", &mut std::io::stdout());
             ExitCode::SUCCESS
@@ -99,7 +105,23 @@ async fn serve(flags: &Flags, then: impl FnOnce(Listening)) -> ExitCode {
         Err(error) => return failed(&error, CONFIG),
     };
     let shutdown = CancellationToken::new();
-    if let Err(error) = on_signals(shutdown.clone()) {
+    let reload = Arc::new(Notify::new());
+    let again = {
+        let (flags, telemetry, reload) = (flags.clone(), Arc::clone(&telemetry), Arc::clone(&reload));
+        move || {
+            systemd::reloading();
+            match read(&flags).and_then(|loaded| loaded.config()) {
+                Ok(config) => match telemetry.set_log(&config.log) {
+                    Ok(()) => tracing::info!(log = config.log, "settings were read again"),
+                    Err(error) => tracing::warn!(%error, "the log goes on as before"),
+                },
+                Err(errors) => tracing::warn!(%errors, "settings cannot be used; those before stay in force"),
+            }
+            reload.notify_one();
+            systemd::ready();
+        }
+    };
+    if let Err(error) = on_signals(shutdown.clone(), again) {
         return failed(&error, 1);
     }
     let announce = |listening: Listening| {
@@ -113,7 +135,8 @@ async fn serve(flags: &Flags, then: impl FnOnce(Listening)) -> ExitCode {
         drop(out);
         then(listening);
     };
-    let ended = ledgerd::run(config, Arc::clone(&telemetry), shutdown.cancelled_owned(), announce).await;
+    let ended =
+        ledgerd::run(config, Arc::clone(&telemetry), reload, shutdown.cancelled_owned(), announce).await;
     telemetry.end();
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -160,9 +183,16 @@ fn read(flags: &Flags) -> Result<Loaded, ledgerd::config::ConfigErrors> {
     Loaded::read(flags, |name| std::env::var(name).ok())
 }
 
-/// The first signal asks for a drain, the second ends the process.
-fn on_signals(shutdown: CancellationToken) -> std::io::Result<()> {
+/// The first signal asks for a drain, the second ends the process. SIGHUP asks for the settings to be read again: the log,
+/// certificates and callers.
+fn on_signals(shutdown: CancellationToken, again: impl Fn() + Send + 'static) -> std::io::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            again();
+        }
+    });
     tokio::spawn(async move {
         for last in [false, true] {
             tokio::select! {

@@ -5,7 +5,6 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -25,11 +24,11 @@ pub(crate) struct Healthcheck {
 }
 
 impl Healthcheck {
-    pub(crate) async fn run(self, address: &str) -> ExitCode {
+    pub(crate) async fn run(self, global: &ledger_cli::Global) -> ExitCode {
         let asked = async {
             match &self.http {
                 Some(address) => over_http(address, &self.service).await,
-                None => over_grpc(address, &self.service).await,
+                None => over_grpc(global, &self.service).await,
             }
         };
         let answer = timeout(Duration::from_secs(self.timeout), asked).await;
@@ -38,20 +37,18 @@ impl Healthcheck {
             Ok(Err(why)) => why,
             Err(_) => "no answer in time".to_owned(),
         };
-        let at = self.http.as_deref().unwrap_or(address);
+        let at = self.http.as_deref().unwrap_or(&global.address);
         crate::failed(&format!("{at}: {why}"), 1)
     }
 }
 
-async fn over_grpc(address: &str, service: &str) -> Result<(), String> {
-    let channel = Endpoint::from_shared(format!("http://{address}"))
-        .map_err(|error| error.to_string())?
-        .connect()
-        .await
-        .map_err(|_| "nobody listens there".to_owned())?;
+async fn over_grpc(global: &ledger_cli::Global, service: &str) -> Result<(), String> {
+    let client = global.connect().await.map_err(|error| error.to_string())?;
     let request = HealthCheckRequest { service: service.to_owned() };
-    let answer =
-        HealthClient::new(channel).check(request).await.map_err(|status| status.message().to_owned())?;
+    let answer = HealthClient::new(client.connection())
+        .check(request)
+        .await
+        .map_err(|status| status.message().to_owned())?;
     match answer.into_inner().status() {
         ServingStatus::Serving => Ok(()),
         _ => Err(format!("{service:?} is not serving")),

@@ -4,16 +4,20 @@
 //! are taken, streams have the grace to end, and then whatever is left is left. A stream that never ends (a health watch)
 //! holds nothing up: serving has a hard deadline.
 
+mod authorize;
 mod calls;
 mod gate;
 mod guard;
 mod health;
+mod tls;
 
 pub(crate) use health::Health;
 
 use crate::grpc;
 use crate::ledger::Handle;
 use crate::telemetry::Telemetry;
+use crate::trust::Trusted;
+use authorize::AuthorizeLayer;
 use calls::CallsLayer;
 use gate::GateLayer;
 use std::sync::Arc;
@@ -48,6 +52,7 @@ pub(crate) async fn serve(
     handle: &Handle,
     health: &Health,
     telemetry: &Arc<Telemetry>,
+    trusted: Trusted,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let routes = grpc::routes(handle, &stop)
@@ -68,7 +73,12 @@ pub(crate) async fn serve(
         .accept_http1(false)
         .layer(CallsLayer::new(telemetry))
         .layer(GateLayer)
-        .serve_with_incoming_shutdown(routes.prepare(), guard::incoming(listener), stop.cancelled_owned())
+        .layer(AuthorizeLayer { trusted: trusted.clone() })
+        .serve_with_incoming_shutdown(
+            routes.prepare(),
+            tls::incoming(listener, trusted),
+            stop.cancelled_owned(),
+        )
         .await
 }
 

@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::Channel;
 use tonic::{Request, Status};
-use tower::service_fn;
 
-use crate::dial::Dialer;
+use crate::connection::{Bearer, ClientBuilder, Connection};
 use crate::enqueue::{Enqueue, NewTask};
 use crate::error::Error;
 use crate::explain::Explanation;
@@ -26,7 +25,6 @@ pub const ADDRESS_VARIABLE: &str = "LEDGERD_ADDRESS";
 
 /// What the daemon allows a call without a wait of its own, and a little more.
 const CALL_TIMEOUT: Duration = Duration::from_secs(11);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const NO_TASK: &str = "the daemon answered without a task";
 
 /// A connection to a daemon. Clones share it and cost next to nothing.
@@ -34,31 +32,19 @@ const NO_TASK: &str = "the daemon answered without a task";
 /// A lost connection is made anew by the next call.
 #[derive(Clone, Debug)]
 pub struct Client {
-    channel: Channel,
+    connection: Connection,
 }
 
 impl Client {
-    /// Connects to `host:port` or `http://host:port`, within 5 s. Of several with commas between them, which serve one
-    /// ledger, to one that answers; when that is gone, to the next.
+    /// Connects to `host:port`, `http://host:port` or `https://host:port`, within 5 s. Of several with commas between them,
+    /// which serve one ledger, to one that answers; when that is gone, to the next. With `https` the certificates of all
+    /// of them must have the name of the first.
     ///
     /// # Errors
     ///
     /// [`Error::Address`] when `address` is none, [`Error::Unavailable`] when nobody answers there.
     pub async fn connect(address: impl AsRef<str>) -> Result<Self, Error> {
-        let address = address.as_ref();
-        let (endpoint, dialer) = places(address)?;
-        let connected = match dialer {
-            Some(dialer) => {
-                endpoint.connect_with_connector(service_fn(move |_: Uri| dialer.clone().dial())).await
-            }
-            None => endpoint.connect().await,
-        };
-        let channel = connected.map_err(|error| Error::Unavailable {
-            reason: String::new(),
-            message: format!("cannot connect to {address}: {}", root_cause(&error)),
-            retry_after: None,
-        })?;
-        Ok(Self { channel })
+        Self::builder(address).connect().await
     }
 
     /// As [`Client::connect`], but the first call connects, and a daemon that is down is that call's trouble.
@@ -68,48 +54,55 @@ impl Client {
     ///
     /// [`Error::Address`] when `address` is none.
     pub fn lazy(address: impl AsRef<str>) -> Result<Self, Error> {
-        let (endpoint, dialer) = places(address.as_ref())?;
-        let channel = match dialer {
-            Some(dialer) => {
-                endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| dialer.clone().dial()))
-            }
-            None => endpoint.connect_lazy(),
-        };
-        Ok(Self { channel })
+        Self::builder(address).lazy()
     }
 
-    /// As [`Client::lazy`] with the address or addresses in `LEDGERD_ADDRESS`, or 127.0.0.1:7420 when that is not set or empty.
+    /// To connect with certificates or a token.
+    pub fn builder(address: impl AsRef<str>) -> ClientBuilder {
+        ClientBuilder::new(address.as_ref())
+    }
+
+    /// As [`Client::lazy`] with what the environment says: `LEDGERD_ADDRESS`, 127.0.0.1:7420 when that is not set or empty,
+    /// and credentials as in [`ClientBuilder::from_env`].
     ///
     /// # Errors
     ///
-    /// [`Error::Address`] when the variable holds no address.
+    /// [`Error::Address`] when the variable holds no address, [`Error::Credentials`] when a file cannot be used.
     pub fn from_env() -> Result<Self, Error> {
-        let address = std::env::var(ADDRESS_VARIABLE).unwrap_or_default();
-        Self::lazy(if address.is_empty() { DEFAULT_ADDRESS } else { &address })
+        ClientBuilder::from_env()?.lazy()
     }
 
-    /// A client over a channel that the caller has built, for instance with its own TLS settings.
+    /// A client over a channel that the caller has built, which sends no token.
     pub fn from_channel(channel: Channel) -> Self {
-        Self { channel }
+        Self::over(Connection::new(channel, Bearer::default()))
+    }
+
+    pub(crate) const fn over(connection: Connection) -> Self {
+        Self { connection }
+    }
+
+    /// The connection, for what else a daemon serves: health, reflection.
+    pub fn connection(&self) -> Connection {
+        self.connection.clone()
     }
 
     /// The generated client of producers, without retries and request ids.
-    pub fn tasks(&self) -> TaskServiceClient<Channel> {
-        TaskServiceClient::new(self.channel.clone())
+    pub fn tasks(&self) -> TaskServiceClient<Connection> {
+        TaskServiceClient::new(self.connection.clone())
             .max_decoding_message_size(limits::MAX_MESSAGE_BYTES)
             .max_encoding_message_size(limits::MAX_MESSAGE_BYTES)
     }
 
     /// The generated client of workers, without retries.
-    pub fn workers(&self) -> WorkerServiceClient<Channel> {
-        WorkerServiceClient::new(self.channel.clone())
+    pub fn workers(&self) -> WorkerServiceClient<Connection> {
+        WorkerServiceClient::new(self.connection.clone())
             .max_decoding_message_size(limits::MAX_MESSAGE_BYTES)
             .max_encoding_message_size(limits::MAX_MESSAGE_BYTES)
     }
 
     /// The generated client of operators, without retries and request ids.
-    pub fn admin(&self) -> AdminServiceClient<Channel> {
-        AdminServiceClient::new(self.channel.clone())
+    pub fn admin(&self) -> AdminServiceClient<Connection> {
+        AdminServiceClient::new(self.connection.clone())
             .max_decoding_message_size(limits::MAX_MESSAGE_BYTES)
             .max_encoding_message_size(limits::MAX_MESSAGE_BYTES)
     }
@@ -288,75 +281,9 @@ fn present(task: Option<v1::Task>) -> Result<v1::Task, Error> {
     task.ok_or_else(|| Status::internal(NO_TASK).into())
 }
 
-/// Where to connect, and who dials where there are several addresses.
-fn places(addresses: &str) -> Result<(Endpoint, Option<Dialer>), Error> {
-    let endpoints: Vec<Endpoint> =
-        addresses.split(',').map(|address| endpoint(address.trim())).collect::<Result<_, _>>()?;
-    let authorities = endpoints.iter().filter_map(|endpoint| Some(endpoint.uri().authority()?.to_string()));
-    let dialer = match endpoints.len() {
-        1 => None,
-        _ => Some(Dialer::new(authorities.collect(), clock::draw() as usize)),
-    };
-    let first = endpoints.into_iter().next().ok_or_else(|| Error::Address {
-        address: addresses.to_owned(),
-        message: "expected host:port".to_owned(),
-    })?;
-    Ok((first, dialer))
-}
-
-fn endpoint(address: &str) -> Result<Endpoint, Error> {
-    let fault = |message: &str| Error::Address { address: address.to_owned(), message: message.to_owned() };
-    if address.starts_with("https://") {
-        return Err(fault("for TLS build a channel and use Client::from_channel"));
-    }
-    let authority = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
-    let expected = "expected host:port or http://host:port";
-    let (host, port) = authority.rsplit_once(':').ok_or_else(|| fault(expected))?;
-    if host.is_empty() || port.parse::<u16>().is_err() || authority.contains('/') {
-        return Err(fault(expected));
-    }
-    let endpoint = Endpoint::from_shared(format!("http://{authority}")).map_err(|_| fault(expected))?;
-    let endpoint = endpoint
-        .user_agent(concat!("ledgerd-client/", env!("CARGO_PKG_VERSION")))
-        .map_err(|_| fault(expected))?;
-    Ok(endpoint
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(Duration::from_secs(20))
-        .keep_alive_timeout(Duration::from_secs(10))
-        .keep_alive_while_idle(true)
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(4 << 20))
-}
-
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses_are_host_and_port_with_or_without_scheme() {
-        for good in ["localhost:7420", "127.0.0.1:7420", "http://ledger.internal:80/", "[::1]:7420"] {
-            assert!(endpoint(good).is_ok(), "{good}");
-        }
-        for several in ["a:1,b:2", "a:1, http://b:2"] {
-            assert!(matches!(places(several), Ok((_, Some(_)))), "{several}");
-        }
-        assert!(matches!(places("a:1"), Ok((_, None))));
-        assert!(places("a:1,").is_err() && places("a:1,b").is_err());
-        for bad in
-            ["", "localhost", ":7420", "host:notaport", "https://host:7420", "http://host:1/path", "a b:1"]
-        {
-            assert!(matches!(endpoint(bad), Err(Error::Address { .. })), "{bad}");
-        }
-    }
 
     #[tokio::test]
     async fn nobody_listening_is_unavailable() {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use crate::connection::root_cause;
 use crate::v1;
 
 /// Who a reason comes from: the daemon, and not a proxy between.
@@ -92,6 +93,12 @@ pub enum Error {
     /// The daemon cannot say whether the call was carried out. Safe to repeat with the same request id.
     #[error("{message}")]
     OutcomeUnknown {
+        /// One sentence.
+        message: String,
+    },
+    /// A certificate, key or token cannot be used.
+    #[error("{message}")]
+    Credentials {
         /// One sentence.
         message: String,
     },
@@ -225,6 +232,9 @@ impl From<Status> for Error {
         let hint = details.retry_info().and_then(|info| info.retry_delay);
         let message = if status.message().is_empty() {
             format!("the call ended with {:?}", status.code())
+        } else if let Some(cause) = status.source() {
+            // The transport spoke, and says little itself: a certificate that the daemon misses, for instance.
+            format!("{}: {}", status.message(), root_cause(cause))
         } else {
             status.message().to_owned()
         };

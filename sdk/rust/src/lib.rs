@@ -32,12 +32,18 @@
 //! jitter. That is safe because every write carries a request id, which the daemon remembers for 24 h. What the generated
 //! clients in [`v1`] do is up to the caller: no retries, no request ids.
 //!
+//! # TLS and tokens
+//!
+//! [`Client::builder`] takes the authority to trust, a certificate of one's own, and a token. A token is shown to nobody, and
+//! not sent over a network in the clear.
+//!
 //! # What this crate is not
 //!
 //! It decides nothing about tasks: retries of tasks, timeouts and breakers live in the daemon.
 
 mod client;
 mod clock;
+mod connection;
 mod dial;
 mod enqueue;
 mod error;
@@ -65,6 +71,7 @@ pub mod v1 {
 }
 
 pub use client::{ADDRESS_VARIABLE, Client, DEFAULT_ADDRESS};
+pub use connection::{Bearer, ClientBuilder, Connection};
 pub use enqueue::{Enqueue, NewTask};
 pub use error::{Error, Violation};
 pub use explain::{Explanation, Gate};

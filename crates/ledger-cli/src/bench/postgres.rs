@@ -17,6 +17,7 @@ use super::Args as Load;
 use super::machine::Machine;
 use super::report::Report as Loaded;
 use super::suite::goal::{self, Goals, Row, rounded};
+use crate::Global;
 use crate::daemon::{self, Daemon, cannot};
 use crate::failure::{Exit, Failure};
 use crate::guard::Guard;
@@ -219,7 +220,7 @@ impl Ledger<'_> {
     async fn load(&self, load: Load) -> Result<Loaded, Failure> {
         let client = Client::connect(&self.daemons[0].address).await?;
         let process = (self.daemons.len() == 1).then(|| self.daemons[0].process.id());
-        let loaded = load.load(&client, &self.addresses(), process).await?;
+        let loaded = load.load(&Global::default(), &client, &self.addresses(), process).await?;
         match loaded.fault() {
             Some(fault) => Err(Failure::new(Exit::Failure, fault)),
             None => Ok(loaded),
@@ -323,7 +324,8 @@ impl Suite<'_> {
                 workers_at: vec![ledger.daemons[1].address.clone()],
                 ..self.bulk()
             };
-            let loaded = load.load(&client, &[ledger.daemons[0].address.clone()], None).await?;
+            let loaded =
+                load.load(&Global::default(), &client, &[ledger.daemons[0].address.clone()], None).await?;
             let figures = loaded.starts().0.zip(loaded.starts().1).zip(loaded.calls().0);
             let ((p50, p99), commit) =
                 figures.ok_or_else(|| Failure::new(Exit::Failure, "nothing was started elsewhere"))?;

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ledgerd_client::Client;
+use ledgerd_client::Connection;
 use ledgerd_client::v1::task_service_client::TaskServiceClient;
 use ledgerd_client::v1::{EnqueueTaskRequest, EnqueueTasksRequest, ItemError, NewTask};
 use tokio::time::{Instant, interval_at, sleep, timeout_at};
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -132,7 +132,7 @@ struct Answer {
 }
 
 async fn call(
-    tasks: &mut TaskServiceClient<Channel>,
+    tasks: &mut TaskServiceClient<Connection>,
     task: &NewTask,
     batch: u32,
     request_id: String,

@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use super::machine::Machine;
 use super::worker::Stream;
 use super::{Args as Load, Run};
+use crate::Global;
 use crate::daemon::{self, Daemon, cannot};
 use crate::failure::{Exit, Failure};
 use crate::guard::Guard;
@@ -210,7 +211,9 @@ impl Args {
     /// The healthy agent under load.
     async fn one(&self, daemon: &Daemon) -> Result<Times, Failure> {
         let client = Client::connect(&daemon.address).await?;
+        let global = Global::default();
         let load = self.load(HEALTHY).load(
+            &global,
             &client,
             std::slice::from_ref(&daemon.address),
             Some(daemon.process.id()),

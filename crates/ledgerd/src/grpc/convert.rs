@@ -10,13 +10,12 @@ mod worker;
 
 pub(super) use admin::{
     agent, agent_name, agent_settings, counts, dead_letter, dead_letter_filter, dead_letter_group,
-    dead_letter_results, listed, pause_time, redriving, task_ids, tokens, told_by, worker_view,
+    dead_letter_results, listed, pause_time, redriving, task_ids, tokens, worker_view,
 };
 pub(super) use breaker::{agent_event, breaker, breaker_named, forced, trip_time};
 pub(super) use check::{At, Check};
 pub(super) use page::Page;
 pub(super) use task::{
-    actor, enqueued, event, new_task, note, request_key, span, state, task, task_filter, task_id, time,
-    update,
+    enqueued, event, new_task, note, request_key, span, state, task, task_filter, task_id, time, update,
 };
-pub(super) use worker::{assignment, from_worker, hello, receipt, settlements, verdict, worker_id};
+pub(super) use worker::{FromWire, assignment, from_worker, hello, receipt, settlements, verdict, worker_id};

@@ -1,8 +1,11 @@
 //! The wire: `ledger.v1` in, commands of the ledger out.
 //!
+//! Whether a caller may make a call is asked before, by a layer; see [`access`].
+//!
 //! Handlers check what came, pass a command on, await the answer and say it. They decide nothing, and a handler that is
 //! dropped undoes nothing: the command is in the ledger's hands. Types of the wire do not leave this folder.
 
+pub(crate) mod access;
 mod admin;
 mod convert;
 mod scaler;
@@ -11,6 +14,7 @@ mod task;
 mod worker;
 
 use crate::ledger::Handle;
+pub(crate) use access::{Access, Method};
 use ledger_core::limits::MESSAGE_BYTES;
 use tokio_util::sync::CancellationToken;
 use tonic::codec::CompressionEncoding::{Gzip, Zstd};

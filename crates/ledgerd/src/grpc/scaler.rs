@@ -4,8 +4,10 @@
 //! matters: were it left out, a queue that is drained into busy workers would look empty, and they would be scaled away
 //! with their tasks in hand. Figures come from the ledger's memory, at most twice a second however many ask.
 
+use super::access::Access;
 use super::status::status;
 use super::{Handle, convert};
+use crate::callers::Permission;
 use crate::ledger::command::{AgentView, LedgerError};
 use futures_util::{Stream, StreamExt, stream};
 use ledger_core::settings::Violation;
@@ -166,8 +168,30 @@ fn number(said: &BTreeMap<String, String>, name: &str, default: f64, violations:
     }
 }
 
-fn trigger(of: &wire::ScaledObjectRef) -> Result<Trigger, Status> {
-    Trigger::read(&of.scaler_metadata).map_err(|error| status(&error))
+/// What the trigger of a call wants, of an agent within the caller's reach.
+fn trigger(access: &Access, of: &wire::ScaledObjectRef) -> Result<Trigger, Status> {
+    let trigger = Trigger::read(&of.scaler_metadata).map_err(|error| status(&error))?;
+    access.agent(&trigger.agent).map_err(|error| status(&error))?;
+    Ok(trigger)
+}
+
+impl Scaler {
+    /// A stream that ends with the daemon, or when its caller may not see the agent any more.
+    fn ending<T: Send + 'static>(
+        &self,
+        answers: impl Stream<Item = Result<T, Status>> + Send + 'static,
+        access: Access,
+        agent: String,
+    ) -> Answers<T> {
+        let lost = async move { Err(access.lost(Permission::SeeFleet, &[agent.into()]).await) };
+        // Whichever ends first ends it.
+        let end = || stream::iter([None]);
+        let answers = answers.map(Some).chain(end());
+        let lost = stream::once(lost).map(Some).chain(end());
+        let said = stream::select(answers, lost).take_while(|answer| std::future::ready(answer.is_some()));
+        let answers = said.filter_map(std::future::ready);
+        Box::pin(answers.take_until(self.stop.clone().cancelled_owned()))
+    }
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -181,7 +205,8 @@ impl ExternalScaler for Scaler {
         &self,
         request: Request<wire::ScaledObjectRef>,
     ) -> Result<Response<wire::IsActiveResponse>, Status> {
-        let trigger = trigger(request.get_ref())?;
+        let access = Access::of(request.extensions())?;
+        let trigger = trigger(&access, request.get_ref())?;
         let depth = self.depths.of(&trigger.agent).await.map_err(|error| status(&error))?;
         Ok(Response::new(wire::IsActiveResponse { result: trigger.is_active(depth) }))
     }
@@ -190,10 +215,12 @@ impl ExternalScaler for Scaler {
         &self,
         request: Request<wire::ScaledObjectRef>,
     ) -> Result<Response<Self::StreamIsActiveStream>, Status> {
-        let trigger = trigger(request.get_ref())?;
+        let access = Access::of(request.extensions())?;
+        let trigger = trigger(&access, request.get_ref())?;
         let depths = Arc::clone(&self.depths);
         let mut tick = interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let agent = trigger.agent.clone();
         let changes = stream::unfold((tick, None), move |(mut tick, last)| {
             let (depths, trigger) = (Arc::clone(&depths), trigger.clone());
             async move {
@@ -212,22 +239,23 @@ impl ExternalScaler for Scaler {
                 }
             }
         });
-        Ok(Response::new(Box::pin(changes.take_until(self.stop.clone().cancelled_owned()))))
+        Ok(Response::new(self.ending(changes, access, agent)))
     }
 
     async fn get_metric_spec(
         &self,
         request: Request<wire::ScaledObjectRef>,
     ) -> Result<Response<wire::GetMetricSpecResponse>, Status> {
-        Ok(Response::new(trigger(request.get_ref())?.spec()))
+        Ok(Response::new(trigger(&Access::of(request.extensions())?, request.get_ref())?.spec()))
     }
 
     async fn get_metrics(
         &self,
         request: Request<wire::GetMetricsRequest>,
     ) -> Result<Response<wire::GetMetricsResponse>, Status> {
+        let access = Access::of(request.extensions())?;
         let of = request.into_inner().scaled_object_ref.unwrap_or_default();
-        let trigger = trigger(&of)?;
+        let trigger = trigger(&access, &of)?;
         let depth = self.depths.of(&trigger.agent).await.map_err(|error| status(&error))?;
         let tasks = trigger.tasks(depth);
         let value = wire::MetricValue {
@@ -244,9 +272,10 @@ impl ExternalScaler for Scaler {
         &self,
         request: Request<wire::ScaledObjectRef>,
     ) -> Result<Response<Self::StreamMetricSpecStream>, Status> {
-        let spec = trigger(request.get_ref())?.spec();
-        let said = stream::iter([Ok(spec)]).chain(stream::pending());
-        Ok(Response::new(Box::pin(said.take_until(self.stop.clone().cancelled_owned()))))
+        let access = Access::of(request.extensions())?;
+        let trigger = trigger(&access, request.get_ref())?;
+        let said = stream::iter([Ok(trigger.spec())]).chain(stream::pending());
+        Ok(Response::new(self.ending(said, access, trigger.agent)))
     }
 }
 

@@ -4,6 +4,7 @@
 //! from here promises that nothing was written. What went wrong inside is for the log alone.
 
 use super::wire::ItemError;
+use crate::callers::{Permission, Role};
 use crate::ledger::command::LedgerError;
 use ledger_core::store::StoreError;
 use ledger_core::{Refusal, TaskId, Violation};
@@ -65,6 +66,10 @@ fn speak(error: &LedgerError) -> Spoken {
         LedgerError::UnknownAgent(agent) => Spoken::new(Code::NotFound, "AGENT_NOT_FOUND")
             .fact("agent", agent)
             .resource("ledger.v1.Agent", agent),
+        LedgerError::AgentForbidden(agent) => {
+            Spoken::new(Code::PermissionDenied, "AGENT_FORBIDDEN").fact("agent", agent)
+        }
+        LedgerError::AgentRequired => Spoken::new(Code::PermissionDenied, "AGENT_REQUIRED"),
         LedgerError::Refused(refusal) => match refusal {
             Refusal::UnknownFence => Spoken::new(Code::InvalidArgument, refusal.reason()),
             Refusal::WrongState(state) => {
@@ -169,6 +174,20 @@ pub(crate) enum Refused {
     NoDeadLetter(TaskId),
     /// A handler panicked.
     Panic,
+    /// A call without token and certificate.
+    CredentialsMissing,
+    /// An authorization header that is none, or several.
+    CredentialsMalformed,
+    /// A token or a certificate of nobody.
+    CallerUnknown,
+    /// Of nobody any more, while its stream was open.
+    CallerRevoked,
+    /// Agents of a stream are out of reach now.
+    AgentsRevoked,
+    /// The caller's roles do not allow it.
+    RoleMissing(Permission),
+    /// There is no such method.
+    UnknownMethod,
 }
 
 impl From<Refused> for Status {
@@ -211,6 +230,40 @@ impl From<Refused> for Status {
                 "MALFORMED_TIMEOUT",
                 "write grpc-timeout as up to 8 digits and one of H, M, S, m, u, n".to_owned(),
             ),
+            Refused::CredentialsMissing => (
+                Code::Unauthenticated,
+                "CREDENTIALS_MISSING",
+                "say who you are: send `authorization: Bearer TOKEN`, or connect with a certificate".to_owned(),
+            ),
+            Refused::CredentialsMalformed => (
+                Code::Unauthenticated,
+                "CREDENTIALS_MALFORMED",
+                "send one header `authorization: Bearer TOKEN`".to_owned(),
+            ),
+            Refused::CallerUnknown => (
+                Code::Unauthenticated,
+                "CALLER_UNKNOWN",
+                "this token or certificate belongs to no caller; ask whoever runs the daemon for one".to_owned(),
+            ),
+            Refused::CallerRevoked => (
+                Code::Unauthenticated,
+                "CALLER_REVOKED",
+                "this token or certificate was taken back; ask whoever runs the daemon for another".to_owned(),
+            ),
+            Refused::AgentsRevoked => (
+                Code::PermissionDenied,
+                "AGENT_FORBIDDEN",
+                "your rights do not reach every agent of this stream any more; open one for those they reach"
+                    .to_owned(),
+            ),
+            Refused::RoleMissing(permission) => (
+                Code::PermissionDenied,
+                "ROLE_MISSING",
+                format!("this takes the role {}", roles(permission)),
+            ),
+            Refused::UnknownMethod => {
+                (Code::Unimplemented, "UNKNOWN_METHOD", "there is no such method here".to_owned())
+            }
             Refused::NoDeadLetter(task) => (
                 Code::NotFound,
                 "DEAD_LETTER_NOT_FOUND",
@@ -226,6 +279,12 @@ impl From<Refused> for Status {
         };
         Self::with_error_details(code, message, details(reason, facts))
     }
+}
+
+/// The roles that allow something: `producer or operator`.
+fn roles(permission: Permission) -> String {
+    let all = Role::ALL.into_iter().filter(|role| role.may(permission)).map(Role::as_str);
+    all.collect::<Vec<_>>().join(" or ")
 }
 
 /// One violation as an error of the ledger.
@@ -254,6 +313,8 @@ mod tests {
             (invalid("task.agent", "say one"), InvalidArgument, "INVALID_FIELD"),
             (LedgerError::UnknownTask(TaskId(33)), NotFound, "TASK_NOT_FOUND"),
             (LedgerError::UnknownAgent("a".into()), NotFound, "AGENT_NOT_FOUND"),
+            (LedgerError::AgentForbidden("a".into()), PermissionDenied, "AGENT_FORBIDDEN"),
+            (LedgerError::AgentRequired, PermissionDenied, "AGENT_REQUIRED"),
             (refused(Refusal::LeaseLost), FailedPrecondition, "LEASE_LOST"),
             (refused(Refusal::TaskTerminal), FailedPrecondition, "TASK_TERMINAL"),
             (refused(Refusal::NotHolder), FailedPrecondition, "NOT_HOLDER"),

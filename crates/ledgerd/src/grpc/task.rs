@@ -2,12 +2,14 @@
 
 mod explain;
 
+use super::access::Access;
 use super::convert::{self, At, Check, Page};
 use super::status::status;
 use super::wire::{self, task_service_server::TaskService};
 use super::{ANSWER_BYTES, TimeLeft};
+use crate::callers::Permission;
 use crate::ledger::Handle;
-use crate::ledger::command::{BatchMode, Enqueued, LedgerError};
+use crate::ledger::command::{BatchMode, Enqueued, LedgerError, NewTask};
 use crate::telemetry;
 use ledger_core::TaskId;
 use ledger_core::limits::{self, ITEMS, WAIT};
@@ -33,14 +35,17 @@ impl Tasks {
         Self { handle, drain }
     }
 
-    /// A task as stored.
-    async fn read(&self, id: TaskId, with_data: bool) -> Result<wire::Task, LedgerError> {
+    /// A task as stored, when it is within reach; with its payload and result, when they may be read.
+    async fn read(&self, access: &Access, id: TaskId, with_data: bool) -> Result<wire::Task, LedgerError> {
+        let with_data = with_data && access.reads_payloads();
         let view = self.handle.reader().task(id, with_data).await.map_err(LedgerError::Store)?;
+        let view = view.filter(|view| access.sees(&view.agent));
         view.map(convert::task).ok_or(LedgerError::UnknownTask(id))
     }
 
     async fn one(
         &self,
+        access: &Access,
         mut said: wire::EnqueueTaskRequest,
     ) -> Result<wire::EnqueueTaskResponse, LedgerError> {
         let mut check = Check::default();
@@ -52,6 +57,7 @@ impl Tasks {
         originate(std::slice::from_mut(&mut task));
         let task = convert::new_task(&mut check, At::In("task"), task, self.handle.clock().now().wall());
         let task = check.done(task)?;
+        access.agent(&task.agent)?;
         let answers = self.handle.enqueue(vec![Ok(task)], BatchMode::Atomic, key).await?;
         match answers.into_iter().next() {
             Some(Enqueued::Created(id)) => {
@@ -67,6 +73,7 @@ impl Tasks {
 
     async fn many(
         &self,
+        access: &Access,
         mut said: wire::EnqueueTasksRequest,
     ) -> Result<wire::EnqueueTasksResponse, LedgerError> {
         let mut call = Check::default();
@@ -89,21 +96,31 @@ impl Tasks {
             }
             let mut check = Check::default();
             let task = convert::new_task(&mut check, at, task, wall);
-            check.done(task)
+            let task = check.done(task)?;
+            access.agent(&task.agent)?;
+            Ok(task)
         });
-        let tasks = tasks.collect();
+        let tasks: Vec<Result<NewTask, LedgerError>> = tasks.collect();
         all.done(())?;
+        if mode == BatchMode::Atomic {
+            tasks.iter().flatten().try_for_each(|task| access.agent(&task.agent))?;
+        }
         let answers = self.handle.enqueue(tasks, mode, key).await?;
         Ok(wire::EnqueueTasksResponse { results: answers.iter().map(convert::enqueued).collect() })
     }
 
-    async fn list(&self, mut said: wire::ListTasksRequest) -> Result<wire::ListTasksResponse, LedgerError> {
+    async fn list(
+        &self,
+        access: &Access,
+        mut said: wire::ListTasksRequest,
+    ) -> Result<wire::ListTasksResponse, LedgerError> {
         let mut check = Check::default();
         let (size, token) = (take(&mut said.page_size), take(&mut said.page_token));
         let page = Page::read(&mut check, (size, 50), &token, &said, "tasks");
         let agent = said.agent.clone();
         let mut filter = convert::task_filter(&mut check, said);
         check.done(())?;
+        access.filter(&agent)?;
         let before = page.before()?;
         if !agent.is_empty() {
             filter.agent = self.handle.agent_id(&agent).await;
@@ -129,7 +146,12 @@ impl Tasks {
         Ok(wire::ListTasksResponse { tasks, next_page_token: page.token_before(next) })
     }
 
-    async fn history(&self, id: TaskId) -> Result<wire::GetTaskHistoryResponse, LedgerError> {
+    async fn history(
+        &self,
+        access: &Access,
+        id: TaskId,
+    ) -> Result<wire::GetTaskHistoryResponse, LedgerError> {
+        access.task(&self.handle, id).await?;
         let rows = self.handle.reader().history(id).await.map_err(LedgerError::Store)?;
         let rows = rows.ok_or(LedgerError::UnknownTask(id))?;
         let mut answer =
@@ -151,6 +173,7 @@ impl Tasks {
 
     async fn wait(
         &self,
+        access: &Access,
         said: wire::WaitTaskRequest,
         left: Option<TimeLeft>,
     ) -> Result<wire::WaitTaskResponse, LedgerError> {
@@ -158,6 +181,7 @@ impl Tasks {
         let id = check.task(At::Root, "task_id", &said.task_id);
         let timeout = check.span(At::Root, "timeout", said.timeout).unwrap_or(WAIT).min(WAIT);
         let id = check.done(id)?;
+        access.task(&self.handle, id).await?;
         let timeout =
             left.map_or(timeout, |TimeLeft(left)| timeout.min(left.saturating_sub(BEFORE_DEADLINE)));
         tokio::select! {
@@ -166,48 +190,54 @@ impl Tasks {
             // The caller asks again, elsewhere or after the restart.
             () = self.drain.cancelled() => return Err(LedgerError::Draining),
         }
-        Ok(wire::WaitTaskResponse { task: Some(self.read(id, said.include_data).await?) })
+        Ok(wire::WaitTaskResponse { task: Some(self.read(access, id, said.include_data).await?) })
     }
 
     async fn cancel(
         &self,
+        access: &Access,
         mut said: wire::CancelTaskRequest,
     ) -> Result<wire::CancelTaskResponse, LedgerError> {
         let mut check = Check::default();
         let key = convert::request_key(&mut check, take(&mut said.request_id), &said);
         let id = check.task(At::Root, "task_id", &said.task_id);
-        let note = convert::note(&mut check, "reason", said.reason);
+        let note = access.told(&mut check, String::new(), said.reason);
         let id = check.done(id)?;
+        access.task(&self.handle, id).await?;
         self.handle.cancel(id, note, key).await?;
-        Ok(wire::CancelTaskResponse { task: Some(self.read(id, false).await?) })
+        Ok(wire::CancelTaskResponse { task: Some(self.read(access, id, false).await?) })
     }
 
     async fn update(
         &self,
+        access: &Access,
         mut said: wire::UpdateTaskRequest,
     ) -> Result<wire::UpdateTaskResponse, LedgerError> {
         let mut check = Check::default();
         let key = convert::request_key(&mut check, take(&mut said.request_id), &said);
         let id = check.task(At::Root, "task_id", &said.task_id);
         let (priority, run_at) = convert::update(&mut check, &said, self.handle.clock().now().wall());
-        let note = convert::note(&mut check, "reason", said.reason);
+        let note = access.told(&mut check, String::new(), said.reason);
         let id = check.done(id)?;
+        access.task(&self.handle, id).await?;
         self.handle.update(id, priority, run_at, note, key).await?;
-        Ok(wire::UpdateTaskResponse { task: Some(self.read(id, false).await?) })
+        Ok(wire::UpdateTaskResponse { task: Some(self.read(access, id, false).await?) })
     }
 
     async fn unblock(
         &self,
+        access: &Access,
         mut said: wire::UnblockTaskRequest,
     ) -> Result<wire::UnblockTaskResponse, LedgerError> {
         let mut check = Check::default();
         let key = convert::request_key(&mut check, take(&mut said.request_id), &said);
         let id = check.task(At::Root, "task_id", &said.task_id);
         let answer = check.free(At::Root, "answer", said.answer, limits::ANSWER_BYTES);
-        let actor = convert::actor(&mut check, said.actor);
+        let actor = access.actor(&mut check, said.actor);
         let id = check.done(id)?;
+        access.task(&self.handle, id).await?;
         self.handle.unblock(id, answer.into(), actor, key).await?;
-        Ok(wire::UnblockTaskResponse { task: Some(self.read(id, false).await?) })
+        Ok(wire::UnblockTaskResponse { task: Some(self.read(access, id, false).await?) })
     }
 }
 
@@ -236,23 +266,26 @@ impl TaskService for Tasks {
         &self,
         request: Request<wire::EnqueueTaskRequest>,
     ) -> Result<Response<wire::EnqueueTaskResponse>, Status> {
-        self.one(request.into_inner()).await.map(small).map_err(|error| status(&error))
+        let access = Access::of(request.extensions())?;
+        self.one(&access, request.into_inner()).await.map(small).map_err(|error| status(&error))
     }
 
     async fn enqueue_tasks(
         &self,
         request: Request<wire::EnqueueTasksRequest>,
     ) -> Result<Response<wire::EnqueueTasksResponse>, Status> {
-        self.many(request.into_inner()).await.map(small).map_err(|error| status(&error))
+        let access = Access::of(request.extensions())?;
+        self.many(&access, request.into_inner()).await.map(small).map_err(|error| status(&error))
     }
 
     async fn get_task(
         &self,
         request: Request<wire::GetTaskRequest>,
     ) -> Result<Response<wire::GetTaskResponse>, Status> {
+        let access = Access::of(request.extensions())?;
         let said = request.into_inner();
         let id = convert::task_id(&said.task_id).map_err(|error| status(&error))?;
-        let task = self.read(id, said.include_data).await.map_err(|error| status(&error))?;
+        let task = self.read(&access, id, said.include_data).await.map_err(|error| status(&error))?;
         Ok(Response::new(wire::GetTaskResponse { task: Some(task) }))
     }
 
@@ -260,44 +293,57 @@ impl TaskService for Tasks {
         &self,
         request: Request<wire::ListTasksRequest>,
     ) -> Result<Response<wire::ListTasksResponse>, Status> {
-        self.list(request.into_inner()).await.map(Response::new).map_err(|error| status(&error))
+        let access = Access::of(request.extensions())?;
+        self.list(&access, request.into_inner()).await.map(Response::new).map_err(|error| status(&error))
     }
 
     async fn get_task_history(
         &self,
         request: Request<wire::GetTaskHistoryRequest>,
     ) -> Result<Response<wire::GetTaskHistoryResponse>, Status> {
+        let access = Access::of(request.extensions())?;
         let id = convert::task_id(&request.get_ref().task_id).map_err(|error| status(&error))?;
-        self.history(id).await.map(Response::new).map_err(|error| status(&error))
+        self.history(&access, id).await.map(Response::new).map_err(|error| status(&error))
     }
 
     async fn wait_task(
         &self,
         request: Request<wire::WaitTaskRequest>,
     ) -> Result<Response<wire::WaitTaskResponse>, Status> {
+        let access = Access::of(request.extensions())?;
         let left = request.extensions().get::<TimeLeft>().copied();
-        self.wait(request.into_inner(), left).await.map(Response::new).map_err(|error| status(&error))
+        tokio::select! {
+            biased;
+            // What was taken back ends what waits, too.
+            status = access.lost(Permission::SeeTasks, &[]) => Err(status),
+            waited = self.wait(&access, request.into_inner(), left) => {
+                waited.map(Response::new).map_err(|error| status(&error))
+            }
+        }
     }
 
     async fn update_task(
         &self,
         request: Request<wire::UpdateTaskRequest>,
     ) -> Result<Response<wire::UpdateTaskResponse>, Status> {
-        self.update(request.into_inner()).await.map(small).map_err(|error| status(&error))
+        let access = Access::of(request.extensions())?;
+        self.update(&access, request.into_inner()).await.map(small).map_err(|error| status(&error))
     }
 
     async fn unblock_task(
         &self,
         request: Request<wire::UnblockTaskRequest>,
     ) -> Result<Response<wire::UnblockTaskResponse>, Status> {
-        self.unblock(request.into_inner()).await.map(small).map_err(|error| status(&error))
+        let access = Access::of(request.extensions())?;
+        self.unblock(&access, request.into_inner()).await.map(small).map_err(|error| status(&error))
     }
 
     async fn explain_task(
         &self,
         request: Request<wire::ExplainTaskRequest>,
     ) -> Result<Response<wire::ExplainTaskResponse>, Status> {
-        explain::explain(&self.handle, request.into_inner())
+        let access = Access::of(request.extensions())?;
+        explain::explain(&self.handle, &access, request.into_inner())
             .await
             .map(Response::new)
             .map_err(|error| status(&error))
@@ -307,6 +353,7 @@ impl TaskService for Tasks {
         &self,
         request: Request<wire::CancelTaskRequest>,
     ) -> Result<Response<wire::CancelTaskResponse>, Status> {
-        self.cancel(request.into_inner()).await.map(small).map_err(|error| status(&error))
+        let access = Access::of(request.extensions())?;
+        self.cancel(&access, request.into_inner()).await.map(small).map_err(|error| status(&error))
     }
 }

@@ -5,17 +5,21 @@
 //! the transport. The end of a stream means nothing; the ledger is told that it is gone, and leases go on.
 
 mod outbound;
+mod reach;
 
+use super::access::Access;
 use super::convert::{self, Check};
 use super::status::{Refused, status};
 use super::task::small;
 use super::wire::{self, work_request, worker_service_server::WorkerService};
+use crate::callers::Permission;
 use crate::ledger::Handle;
 use crate::ledger::command::{FromWorker, LedgerError};
 use ledger_core::SessionId;
 use ledger_core::limits::ITEMS;
 use ledger_core::session::Hello;
 use outbound::{Flow, Outbound, Side};
+use reach::Reach;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -41,21 +45,29 @@ impl Workers {
         Self { handle }
     }
 
-    async fn settle(&self, said: wire::SettleTasksRequest) -> Result<wire::SettleTasksResponse, LedgerError> {
+    async fn settle(
+        &self,
+        access: &Access,
+        said: wire::SettleTasksRequest,
+    ) -> Result<wire::SettleTasksResponse, LedgerError> {
         let mut check = Check::default();
-        let worker = convert::worker_id(&mut check, said.worker_id);
+        let worker = access.worker(convert::worker_id(&mut check, said.worker_id));
         let count = said.outcomes.len();
         check.must((1..=ITEMS).contains(&count), convert::At::Root, "outcomes", "send 1 to 1,000 outcomes");
         check.done(())?;
         // Receipts in the order of the outcomes: those refused here keep their places.
         let mut places = Vec::with_capacity(count);
         let mut items = Vec::with_capacity(count);
+        let mut reach = Reach::of(access);
         for settled in convert::settlements("outcomes", said.outcomes, self.handle.clock().now().wall()) {
             match settled {
-                Ok(settlement) => {
-                    items.push(settlement);
-                    places.push(None);
-                }
+                Ok(settlement) => match reach.refuses(&self.handle, &settlement).await? {
+                    None => {
+                        items.push(settlement);
+                        places.push(None);
+                    }
+                    refused => places.push(refused),
+                },
                 Err(refused) => places.push(Some(*refused)),
             }
         }
@@ -74,15 +86,20 @@ impl WorkerService for Workers {
         &self,
         request: Request<Streaming<wire::WorkRequest>>,
     ) -> Result<Response<Outbound>, Status> {
+        let access = Access::of(request.extensions())?;
         let mut inbound = request.into_inner();
         let first = timeout(HELLO_WITHIN, inbound.message()).await.map_err(|_| Refused::HelloMissing)??;
-        let hello = match first.and_then(|first| first.frame) {
+        let mut hello = match first.and_then(|first| first.frame) {
             Some(work_request::Frame::Hello(hello)) => convert::hello(hello)?,
             _ => return Err(Refused::HelloExpected.into()),
         };
+        for agent in &hello.agents {
+            access.agent(agent).map_err(|error| status(&error))?;
+        }
+        hello.worker = access.worker(hello.worker);
         // On a task of its own: this handler may be dropped at any moment, and a session must not be left open then.
         let (reply, opened) = oneshot::channel();
-        tokio::spawn(session(self.handle.clone(), hello, inbound, reply));
+        tokio::spawn(session(self.handle.clone(), access, hello, inbound, reply));
         opened.await.unwrap_or_else(|_| Err(Refused::Panic.into())).map(Response::new)
     }
 
@@ -90,17 +107,20 @@ impl WorkerService for Workers {
         &self,
         request: Request<wire::SettleTasksRequest>,
     ) -> Result<Response<wire::SettleTasksResponse>, Status> {
-        self.settle(request.into_inner()).await.map(small).map_err(|error| status(&error))
+        let access = Access::of(request.extensions())?;
+        self.settle(&access, request.into_inner()).await.map(small).map_err(|error| status(&error))
     }
 }
 
 /// Opens a session, reads its frames to the end, and tells the ledger that it is gone.
 async fn session(
     handle: Handle,
+    access: Access,
     hello: Hello,
     mut inbound: Streaming<wire::WorkRequest>,
     reply: oneshot::Sender<Result<Outbound, Status>>,
 ) {
+    let agents = hello.agents.clone();
     let opened = match handle.hello(hello).await {
         Ok(opened) => opened,
         Err(error) => {
@@ -115,7 +135,11 @@ async fn session(
     let outbound = Outbound::new(opened, Arc::clone(&flow), refusals, gone.clone().drop_guard());
     // A caller that left takes `outbound` with it, which is what `gone` is for.
     let _ = reply.send(Ok(outbound));
-    let end = read(&handle, id, &mut inbound, &flow, &side, &gone).await;
+    let end = tokio::select! {
+        biased;
+        status = access.lost(Permission::Work, &agents) => Some(status),
+        end = read(&handle, &access, id, &mut inbound, &flow, &side, &gone) => end,
+    };
     if let Some(status) = end {
         tracing::debug!(session = %id, %status, "a worker's stream was ended");
         let _ = side.send(Side::End(status));
@@ -127,6 +151,7 @@ async fn session(
 /// Passes frames on until the stream ends. Returns what it is to be ended with, when that is ours to say.
 async fn read(
     handle: &Handle,
+    access: &Access,
     session: SessionId,
     inbound: &mut Streaming<wire::WorkRequest>,
     flow: &Flow,
@@ -135,6 +160,7 @@ async fn read(
 ) -> Option<Status> {
     let mut look = interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut reach = Reach::of(access);
     let (mut seen, mut ahead) = (0, 0);
     loop {
         if flow.has_room_again() {
@@ -162,10 +188,16 @@ async fn read(
             }
         };
         let read = match said {
-            Ok(Some(said)) => match convert::from_worker(said, handle.clock().now().wall()) {
-                Ok(read) => read,
-                Err(status) => return Some(status),
-            },
+            Ok(Some(said)) => {
+                let mut read = match convert::from_worker(said, handle.clock().now().wall()) {
+                    Ok(read) => read,
+                    Err(status) => return Some(status),
+                };
+                if let Err(error) = reach.cut(handle, &mut read).await {
+                    return Some(status(&error));
+                }
+                read
+            }
             Ok(None) => return None,
             Err(status) => return Some(status),
         };

@@ -25,6 +25,12 @@ pub enum LedgerError {
     /// No such agent.
     #[error("there is no agent {0:?}; enqueue a task for it, connect a worker, or configure it")]
     UnknownAgent(Arc<str>),
+    /// The caller's rights do not reach this agent. Told at the rim, like the next.
+    #[error("your rights do not reach agent {0:?}")]
+    AgentForbidden(Arc<str>),
+    /// A filter means every agent, and the caller's rights do not reach all of them.
+    #[error("your rights do not reach every agent; name one that they reach")]
+    AgentRequired,
     /// The table of §3 does not have this.
     #[error("{0}")]
     Refused(Refusal),

@@ -5,7 +5,6 @@
 
 use futures_util::Stream;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -14,11 +13,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep};
-use tonic::transport::server::Connected;
 
 /// A connection says at least the preface of HTTP/2 within this time.
-const SPEAKS_WITHIN: Duration = Duration::from_secs(5);
-const PREFACE_BYTES: usize = 24;
+pub(super) const SPEAKS_WITHIN: Duration = Duration::from_secs(5);
+pub(super) const PREFACE_BYTES: usize = 24;
 /// The operating system tries a silent connection so often, and gives up on unconfirmed data after this.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 const USER_TIMEOUT_MS: u32 = 30_000;
@@ -79,14 +77,6 @@ pub(super) struct Guarded {
     /// Armed until the preface was heard.
     silence: Option<Pin<Box<Sleep>>>,
     _slot: OwnedSemaphorePermit,
-}
-
-impl Connected for Guarded {
-    type ConnectInfo = Option<SocketAddr>;
-
-    fn connect_info(&self) -> Self::ConnectInfo {
-        self.stream.peer_addr().ok()
-    }
 }
 
 impl AsyncRead for Guarded {

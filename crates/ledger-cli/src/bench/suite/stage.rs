@@ -17,6 +17,7 @@ use super::super::report::Report as Loaded;
 use super::super::{Args as Load, TASK_TYPE, count, stats};
 use super::echo;
 use super::yardstick::{Figure, Which};
+use crate::Global;
 use crate::daemon::{self, Daemon, cannot};
 use crate::failure::{Exit, Failure};
 use crate::guard::Guard;
@@ -79,7 +80,13 @@ impl Stage {
     pub(super) async fn load(&self, daemon: &mut Daemon, load: Load) -> Result<Loaded, Failure> {
         let loaded = async {
             let client = Client::connect(&daemon.address).await?;
-            load.load(&client, std::slice::from_ref(&daemon.address), Some(daemon.process.id())).await
+            load.load(
+                &Global::default(),
+                &client,
+                std::slice::from_ref(&daemon.address),
+                Some(daemon.process.id()),
+            )
+            .await
         };
         let loaded = match loaded.await {
             Ok(loaded) => loaded,

@@ -1,6 +1,7 @@
 //! Breakers: looked at and ordered about.
 
 use super::Admin;
+use crate::grpc::access::Access;
 use crate::grpc::convert::{self, At, Check, Page};
 use crate::grpc::wire;
 use crate::ledger::command::{AgentView, BreakerOrder, LedgerError};
@@ -15,6 +16,7 @@ struct Listed {
 impl Admin {
     pub(super) async fn breakers(
         &self,
+        access: &Access,
         said: wire::ListBreakersRequest,
     ) -> Result<wire::ListBreakersResponse, LedgerError> {
         let mut check = Check::default();
@@ -24,6 +26,7 @@ impl Admin {
         let agents = self.handle.agents().await?;
         let mut all: Vec<Listed> = agents
             .iter()
+            .filter(|agent| access.sees(&agent.name))
             .flat_map(|agent| agent.breakers.iter().map(move |breaker| (agent, breaker)))
             .map(|(agent, breaker)| Listed {
                 place: format!("{}/{}", agent.name, breaker.task_type).into(),
@@ -37,51 +40,65 @@ impl Admin {
     }
 
     /// A breaker as it is now. A type that has none yet goes by one that is as new.
-    pub(super) async fn breaker(&self, agent: &str, task_type: &str) -> Result<wire::Breaker, LedgerError> {
+    pub(super) async fn breaker(
+        &self,
+        access: &Access,
+        agent: &str,
+        task_type: &str,
+    ) -> Result<wire::Breaker, LedgerError> {
         let mut check = Check::default();
         convert::breaker_named(&mut check, agent, task_type);
         check.done(())?;
+        access.agent(agent)?;
         let view = self.view(agent).await?;
         found(&view, task_type)
     }
 
     pub(super) async fn reset(
         &self,
+        access: &Access,
         said: wire::ResetBreakerRequest,
     ) -> Result<wire::ResetBreakerResponse, LedgerError> {
         let mut check = Check::default();
         let reason = convert::note(&mut check, "reason", said.reason);
-        let breaker =
-            self.order(check, said.agent, said.task_type, BreakerOrder::Reset, said.actor, reason).await?;
+        let breaker = self
+            .order(access, check, said.agent, said.task_type, BreakerOrder::Reset, said.actor, reason)
+            .await?;
         Ok(wire::ResetBreakerResponse { breaker: Some(breaker) })
     }
 
     pub(super) async fn trip(
         &self,
+        access: &Access,
         said: wire::TripBreakerRequest,
     ) -> Result<wire::TripBreakerResponse, LedgerError> {
         let mut check = Check::default();
         check.must(!said.reason.is_empty(), At::Root, "reason", "say why it is opened");
         let order = convert::trip_time(&mut check, said.duration);
         let reason = convert::note(&mut check, "reason", said.reason);
-        let breaker = self.order(check, said.agent, said.task_type, order, said.actor, reason).await?;
+        let breaker =
+            self.order(access, check, said.agent, said.task_type, order, said.actor, reason).await?;
         Ok(wire::TripBreakerResponse { breaker: Some(breaker) })
     }
 
     pub(super) async fn force(
         &self,
+        access: &Access,
         said: wire::ForceBreakerRequest,
     ) -> Result<wire::ForceBreakerResponse, LedgerError> {
         let mut check = Check::default();
         check.must(!said.reason.is_empty(), At::Root, "reason", "say why it is forced");
         let order = convert::forced(&mut check, &said);
         let reason = convert::note(&mut check, "reason", said.reason);
-        let breaker = self.order(check, said.agent, said.task_type, order, said.actor, reason).await?;
+        let breaker =
+            self.order(access, check, said.agent, said.task_type, order, said.actor, reason).await?;
         Ok(wire::ForceBreakerResponse { breaker: Some(breaker) })
     }
 
+    #[expect(clippy::too_many_arguments, reason = "each is a field of the requests that come here")]
     async fn order(
         &self,
+        access: &Access,
         mut check: Check,
         agent: String,
         task_type: String,
@@ -90,8 +107,9 @@ impl Admin {
         reason: Arc<str>,
     ) -> Result<wire::Breaker, LedgerError> {
         convert::breaker_named(&mut check, &agent, &task_type);
-        let actor = convert::actor(&mut check, actor);
+        let actor = access.actor(&mut check, actor);
         check.done(())?;
+        access.agent(&agent)?;
         let (name, of): (Arc<str>, Arc<str>) = (agent.as_str().into(), task_type.as_str().into());
         self.handle.order_breaker(name, of, order, actor, reason).await?;
         let view = self.view(&agent).await?;

@@ -1,6 +1,7 @@
 //! What happened to agents and their breakers.
 
 use super::Admin;
+use crate::grpc::access::Access;
 use crate::grpc::convert::{self, At, Check, Page};
 use crate::grpc::wire;
 use crate::ledger::command::LedgerError;
@@ -9,6 +10,7 @@ use std::mem::take;
 impl Admin {
     pub(super) async fn events(
         &self,
+        access: &Access,
         mut said: wire::ListAgentEventsRequest,
     ) -> Result<wire::ListAgentEventsResponse, LedgerError> {
         let mut check = Check::default();
@@ -18,6 +20,7 @@ impl Admin {
             check.agent(At::Root, "agent", &said.agent);
         }
         check.done(())?;
+        access.filter(&said.agent)?;
         let before = page.before()?;
         let agent = match said.agent.as_str() {
             "" => None,

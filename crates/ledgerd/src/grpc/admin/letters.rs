@@ -1,6 +1,7 @@
 //! Dead letters: looked at, counted, put back, hidden.
 
 use super::Admin;
+use crate::grpc::access::Access;
 use crate::grpc::convert::{self, At, Check, Page};
 use crate::grpc::status::{Refused, status};
 use crate::grpc::task::PAGE_BYTES;
@@ -17,6 +18,7 @@ use tonic::Status;
 impl Admin {
     pub(super) async fn dead_letters(
         &self,
+        access: &Access,
         mut said: wire::ListDeadLettersRequest,
     ) -> Result<wire::ListDeadLettersResponse, LedgerError> {
         let mut check = Check::default();
@@ -25,6 +27,7 @@ impl Admin {
         let mut filter = convert::dead_letter_filter(&mut check, At::Root, convert::listed(&said));
         filter.discarded = said.include_discarded;
         check.done(())?;
+        access.filter(&said.agent)?;
         let before = page.before()?;
         if !said.agent.is_empty() {
             filter.agent = self.handle.agent_id(&said.agent).await;
@@ -57,8 +60,9 @@ impl Admin {
         Ok(wire::ListDeadLettersResponse { dead_letters, next_page_token: page.token_before(next) })
     }
 
-    pub(super) async fn dead_letter(&self, text: &str) -> Result<wire::DeadLetter, Status> {
+    pub(super) async fn dead_letter(&self, access: &Access, text: &str) -> Result<wire::DeadLetter, Status> {
         let id = convert::task_id(text).map_err(|error| status(&error))?;
+        access.task(&self.handle, id).await.map_err(|error| status(&error))?;
         let store = |error| status(&LedgerError::Store(error));
         if let Some(letter) = self.handle.reader().dead_letter(id).await.map_err(store)? {
             let agent = self.name(letter.agent);
@@ -72,23 +76,31 @@ impl Admin {
 
     pub(super) async fn redrive(
         &self,
+        access: &Access,
         mut said: wire::RedriveDeadLettersRequest,
     ) -> Result<wire::RedriveDeadLettersResponse, LedgerError> {
         let mut check = Check::default();
         let key = convert::request_key(&mut check, take(&mut said.request_id), &said);
         let filter = said.filter.take();
-        let how = convert::redriving(&mut check, &said, filter.is_some());
+        let note = access.told(&mut check, take(&mut said.actor), take(&mut said.reason));
+        let how = convert::redriving(&mut check, &said, filter.is_some(), note);
         let chosen = Chosen::of(&mut check, &said.task_ids, filter);
         check.done(())?;
+        if let Some(agent) = &how.agent {
+            access.agent(agent)?;
+        }
         let (gap, start) = (how.gap, how.start);
         let now = self.handle.clock().now();
-        let Some(picked) = self.pick(chosen, said.dry_run).await? else {
+        let Some(picked) = self.pick(access, chosen, said.dry_run).await? else {
             return Ok(wire::RedriveDeadLettersResponse::default());
         };
-        let results =
-            if said.dry_run { Vec::new() } else { self.handle.redrive(picked.tasks, how, key).await? };
+        let results = match picked.tasks.is_empty() || said.dry_run {
+            true => Vec::new(),
+            false => self.handle.redrive(picked.tasks, how, key).await?,
+        };
         let done =
             u32::try_from(results.iter().filter(|(_, result)| result.is_ok()).count()).unwrap_or(u32::MAX);
+        let results = if said.dry_run { results } else { with_hidden(results, picked.hidden) };
         let next = start.unwrap_or_else(|| now.wall()).max(now.wall()).after(gap.saturating_mul(done));
         Ok(wire::RedriveDeadLettersResponse {
             results: convert::dead_letter_results(results),
@@ -100,18 +112,22 @@ impl Admin {
 
     pub(super) async fn discard(
         &self,
+        access: &Access,
         mut said: wire::DiscardDeadLettersRequest,
     ) -> Result<wire::DiscardDeadLettersResponse, LedgerError> {
         let mut check = Check::default();
         let key = convert::request_key(&mut check, take(&mut said.request_id), &said);
         let chosen = Chosen::of(&mut check, &said.task_ids, said.filter.take());
-        let note = convert::told_by(&mut check, &said.actor, said.reason);
+        let note = access.told(&mut check, said.actor, said.reason);
         check.done(())?;
-        let Some(picked) = self.pick(chosen, said.dry_run).await? else {
+        let Some(picked) = self.pick(access, chosen, said.dry_run).await? else {
             return Ok(wire::DiscardDeadLettersResponse::default());
         };
-        let results =
-            if said.dry_run { Vec::new() } else { self.handle.discard(picked.tasks, note, key).await? };
+        let results = match picked.tasks.is_empty() || said.dry_run {
+            true => Vec::new(),
+            false => self.handle.discard(picked.tasks, note, key).await?,
+        };
+        let results = if said.dry_run { results } else { with_hidden(results, picked.hidden) };
         Ok(wire::DiscardDeadLettersResponse {
             results: convert::dead_letter_results(results),
             matched: picked.matched,
@@ -121,6 +137,7 @@ impl Admin {
 
     pub(super) async fn group(
         &self,
+        access: &Access,
         said: wire::GroupDeadLettersRequest,
     ) -> Result<wire::GroupDeadLettersResponse, LedgerError> {
         let mut check = Check::default();
@@ -136,6 +153,7 @@ impl Admin {
         let agent = given.agent.clone();
         let mut filter = convert::dead_letter_filter(&mut check, At::In("filter"), given);
         check.done(())?;
+        access.filter(&agent)?;
         if !agent.is_empty() {
             filter.agent = self.handle.agent_id(&agent).await;
             if filter.agent.is_none() {
@@ -157,18 +175,29 @@ impl Admin {
 
     /// The tasks that a call means; none for a filter that names an agent nobody knows. Counts first where nothing is
     /// to be done.
-    async fn pick(&self, chosen: Chosen, dry_run: bool) -> Result<Option<Picked>, LedgerError> {
+    async fn pick(
+        &self,
+        access: &Access,
+        chosen: Chosen,
+        dry_run: bool,
+    ) -> Result<Option<Picked>, LedgerError> {
         let reader = self.handle.reader();
         match chosen {
-            Chosen::Tasks(tasks) => {
+            Chosen::Tasks(mut tasks) => {
+                let out = access.out_of_reach(&self.handle, &tasks).await?;
+                let hidden =
+                    tasks.iter().enumerate().filter(|(_, task)| out.contains(task)).map(|(at, id)| (at, *id));
+                let hidden = hidden.collect();
+                tasks.retain(|task| !out.contains(task));
                 let mut matched = 0;
                 for task in &tasks {
                     let letter = reader.dead_letter(*task).await.map_err(LedgerError::Store)?;
                     matched += u64::from(letter.is_some_and(|letter| letter.discarded.is_none()));
                 }
-                Ok(Some(Picked { tasks, matched, more: false }))
+                Ok(Some(Picked { tasks, hidden, matched, more: false }))
             }
             Chosen::Fitting(agent, mut filter) => {
+                access.filter(&agent)?;
                 if !agent.is_empty() {
                     filter.agent = self.handle.agent_id(&agent).await;
                     if filter.agent.is_none() {
@@ -177,11 +206,16 @@ impl Admin {
                 }
                 let (matched, uncounted) = reader.count_letters(&filter).await.map_err(LedgerError::Store)?;
                 if dry_run {
-                    return Ok(Some(Picked { tasks: Vec::new(), matched, more: uncounted }));
+                    return Ok(Some(Picked {
+                        tasks: Vec::new(),
+                        hidden: Vec::new(),
+                        matched,
+                        more: uncounted,
+                    }));
                 }
                 let (tasks, more) =
                     reader.oldest_letters(&filter, ITEMS).await.map_err(LedgerError::Store)?;
-                Ok(Some(Picked { tasks, matched, more }))
+                Ok(Some(Picked { tasks, hidden: Vec::new(), matched, more }))
             }
         }
     }
@@ -196,10 +230,24 @@ enum Chosen {
 
 struct Picked {
     tasks: Vec<TaskId>,
+    /// Those that the call named and are out of reach, with their places in it.
+    hidden: Vec<(usize, TaskId)>,
     /// How many fit before the call.
     matched: u64,
     /// There are others.
     more: bool,
+}
+
+/// Puts those that are out of reach back in their places, as if they did not exist. What comes first in a call comes first
+/// here, so that each place is right when it is reached.
+fn with_hidden(
+    mut results: Vec<(TaskId, Result<(), LedgerError>)>,
+    hidden: Vec<(usize, TaskId)>,
+) -> Vec<(TaskId, Result<(), LedgerError>)> {
+    for (place, task) in hidden {
+        results.insert(place.min(results.len()), (task, Err(LedgerError::UnknownTask(task))));
+    }
+    results
 }
 
 impl Chosen {

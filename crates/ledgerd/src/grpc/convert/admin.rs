@@ -3,7 +3,7 @@
 use super::breaker::{breaker_overrides, breaker_settings, worst_state};
 use super::check::{At, Check};
 use super::page::fingerprint_text;
-use super::task::{actor, effective_policy, error_out, note, overrides, time};
+use super::task::{effective_policy, error_out, overrides, time};
 use crate::grpc::{status, wire};
 use crate::ledger::command::{AgentView, LedgerError, Redriving, WorkerView};
 use ledger_core::limits::{ITEMS, PAYLOAD_BYTES, RUN_AT_AHEAD, TASK_TYPE_BYTES};
@@ -113,11 +113,12 @@ pub(in crate::grpc) fn listed(said: &wire::ListDeadLettersRequest) -> wire::Dead
     }
 }
 
-/// How dead letters are put back. `by_filter`: they are spread unless a rate is given.
+/// How dead letters are put back, and what history says of it. `by_filter`: they are spread unless a rate is given.
 pub(in crate::grpc) fn redriving(
     check: &mut Check,
     said: &wire::RedriveDeadLettersRequest,
     by_filter: bool,
+    note: Arc<str>,
 ) -> Redriving {
     let rate = said.rate_per_second.unwrap_or(if by_filter { 10.0 } else { 0.0 });
     check.must((0.0..=1_000_000.0).contains(&rate), At::Root, "rate_per_second", "set it to 0 to 1,000,000");
@@ -146,18 +147,7 @@ pub(in crate::grpc) fn redriving(
         priority,
         payload: said.payload.clone(),
         agent: Some(said.agent.as_str().into()).filter(|_| !said.agent.is_empty()),
-        note: told_by(check, &said.actor, said.reason.clone()),
-    }
-}
-
-/// Who and why, as history keeps it: `ada: the bug is mended`.
-pub(in crate::grpc) fn told_by(check: &mut Check, who: &str, why: String) -> Arc<str> {
-    let actor = actor(check, who.to_owned());
-    let reason = note(check, "reason", why);
-    match (actor.is_empty(), reason.is_empty()) {
-        (true, _) => reason,
-        (false, true) => actor,
-        (false, false) => format!("{actor}: {reason}").into(),
+        note,
     }
 }
 
@@ -318,7 +308,7 @@ mod tests {
             payload: Some(vec![0; PAYLOAD_BYTES + 1].into()),
             ..wire::RedriveDeadLettersRequest::default()
         };
-        redriving(&mut check, &said, true);
+        redriving(&mut check, &said, true, "".into());
         let found = fields(check.done(()).expect_err("faults"));
         assert_eq!(found, ["rate_per_second", "priority", "payload", "agent"]);
 

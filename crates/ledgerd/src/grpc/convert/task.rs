@@ -5,8 +5,7 @@ use super::digest::Digest;
 use crate::grpc::{status, wire};
 use crate::ledger::command::{Enqueued, LedgerError, NewTask, RequestKey};
 use ledger_core::limits::{
-    ACTOR_BYTES, KEY_BYTES, NOTE_BYTES, PAYLOAD_BYTES, RUN_AT_AHEAD, TASK_TYPE_BYTES, TRACEPARENT_BYTES,
-    TRACESTATE_BYTES,
+    KEY_BYTES, NOTE_BYTES, PAYLOAD_BYTES, RUN_AT_AHEAD, TASK_TYPE_BYTES, TRACEPARENT_BYTES, TRACESTATE_BYTES,
 };
 use ledger_core::store::{HistoryView, TaskData, TaskFilter, TaskView};
 use ledger_core::{Class, Overrides, Reason, Settings, State, StopCause, TaskError, TaskId, Timestamp};
@@ -128,12 +127,6 @@ pub(in crate::grpc) fn request_key(check: &mut Check, id: String, rest: &impl Me
 /// A reason for the audit trail.
 pub(in crate::grpc) fn note(check: &mut Check, field: &str, text: String) -> Arc<str> {
     check.free(At::Root, field, text, NOTE_BYTES).into()
-}
-
-/// Who did something, for the audit trail.
-pub(in crate::grpc) fn actor(check: &mut Check, text: String) -> Arc<str> {
-    check.plain(At::Root, "actor", &text, 0..=ACTOR_BYTES);
-    text.into()
 }
 
 /// A change of a waiting task: priority and time. `wall` is what the wall clock shows.

@@ -1,5 +1,6 @@
 //! Why a task is not running.
 
+use crate::grpc::access::Access;
 use crate::grpc::convert;
 use crate::grpc::wire;
 use crate::ledger::Handle;
@@ -8,9 +9,11 @@ use ledger_core::explain::{Explanation, Gate};
 
 pub(super) async fn explain(
     handle: &Handle,
+    access: &Access,
     said: wire::ExplainTaskRequest,
 ) -> Result<wire::ExplainTaskResponse, LedgerError> {
     let id = convert::task_id(&said.task_id)?;
+    access.task(handle, id).await?;
     let Explanation { state, reason, summary, gates } = handle.explain(id).await?;
     Ok(wire::ExplainTaskResponse {
         task_id: id.to_string(),
