@@ -129,7 +129,7 @@ async fn in_terminal_state(client: &ledgerd_client::Client, id: &str) -> v1::Tas
     .await
 }
 
-fn check_history(task: &v1::Task, history: &[v1::HistoryEvent]) {
+pub(crate) fn check_history(task: &v1::Task, history: &[v1::HistoryEvent]) {
     let mut fence = 0;
     for (at, row) in history.iter().enumerate() {
         assert_eq!(row.version, at as u64 + 1, "the history of {} has a gap", task.task_id);

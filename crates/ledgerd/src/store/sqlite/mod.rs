@@ -6,6 +6,7 @@
 //! that a failed batch has touched is not used again before a recovery.
 
 mod args;
+pub(super) mod backup;
 mod checkpoint;
 mod insert;
 mod lookup;

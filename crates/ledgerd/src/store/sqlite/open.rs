@@ -25,7 +25,7 @@ use std::time::Duration;
 pub(super) const DATABASE: &str = "ledger.db";
 /// Held locked for as long as a daemon uses the directory.
 const LOCK: &str = "ledger.lock";
-const MODE: u32 = 0o640;
+pub(super) const MODE: u32 = 0o640;
 /// The first release without the write-ahead log reset bug (sqlite.org/wal.html).
 const SQLITE_AT_LEAST: [u32; 3] = [3, 51, 3];
 /// Nobody else writes; checkpoints and readers hold their locks for moments.
@@ -141,13 +141,18 @@ pub async fn open(dir: &Path, options: Options) -> Result<(SqliteStore, Arc<Sqli
 /// That the file cannot be read.
 pub async fn steps(dir: &Path) -> Result<Vec<Step>, OpenError> {
     let path = dir.join(DATABASE);
-    let known = schema::migrations(&MIGRATIONS);
     check(&path)?;
+    steps_of(&path).await
+}
+
+/// As [`steps`], of a database file anywhere.
+pub(super) async fn steps_of(path: &Path) -> Result<Vec<Step>, OpenError> {
+    let known = schema::migrations(&MIGRATIONS);
     if !path.exists() {
         return Ok(schema::compare(&known, &[]));
     }
-    let named = |error: sqlx::Error| of_sqlite(&path, &error);
-    let mut conn = settings(&path).read_only(true).connect().await.map_err(named)?;
+    let named = |error: sqlx::Error| of_sqlite(path, &error);
+    let mut conn = settings(path).read_only(true).connect().await.map_err(named)?;
     let is_there = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = '_sqlx_migrations')";
     let is_there: bool = sqlx::query_scalar(is_there).fetch_one(&mut conn).await.map_err(named)?;
     let mut applied = Vec::new();

@@ -44,6 +44,7 @@ async fn every_statement_can_be_prepared() {
     let fixed = write::STATEMENTS
         .into_iter()
         .chain(lookup::STATEMENTS)
+        .chain(backup::STATEMENTS)
         .chain(recover::STATEMENTS)
         .chain(read::STATEMENTS);
     let inserts = Table::ALL.iter().map(|table| table.insert().text());
