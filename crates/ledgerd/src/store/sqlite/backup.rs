@@ -19,7 +19,6 @@ use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// What a restore writes to, in the data directory. One that was killed leaves it, and the next one begins it anew.
 const COMING: &str = "ledger.db.restore";
@@ -28,8 +27,6 @@ const STEP: i32 = 256;
 /// Steps after which the disk gets what was copied: a commit of the daemon that shares the disk waits for 16 MiB at most, not
 /// for the whole file.
 const STEPS_UNSYNCED: u32 = 16;
-/// How long to wait where a file is locked for a moment.
-const PAUSE: Duration = Duration::from_millis(10);
 
 const LAST_SEQ: &str = "SELECT last_seq FROM meta WHERE id = 1";
 const NAME: &str = "SELECT strftime('ledger-%Y%m%dT%H%M%SZ.db', 'now')";
@@ -168,7 +165,8 @@ fn copy(from: &Connection, to: &Path, file: &File) -> Result<(), MoveError> {
                     file.sync_data()?;
                 }
             }
-            _ => std::thread::sleep(PAUSE),
+            // Nobody else has the copy open, and what is read is read already.
+            _ => return Err(StoreError::Unavailable("the ledger is locked".to_owned()).into()),
         }
     }
     drop(copying);

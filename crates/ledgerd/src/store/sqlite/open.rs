@@ -3,6 +3,7 @@
 //! Invariants: one daemon at a time, by a lock held for life; files are 0640 whatever the umask, and never reached through
 //! a symbolic link; a schema that is newer than this program is left alone.
 
+use super::ballast::Ballast;
 use super::checkpoint::Checkpoints;
 use super::lookup::Lookup;
 use super::pipeline::Pipeline;
@@ -39,6 +40,9 @@ const MIGRATIONS: [(i64, &str, &str); 5] = [
     (5, "agent blocks", include_str!("../../../migrations/sqlite/0005_agent_blocks.sql")),
 ];
 
+/// A checkpoint follows 8 MiB of log, and may need as much in the database.
+const BALLAST: u64 = 16 << 20;
+
 /// What may be set when a data directory is opened.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -46,11 +50,13 @@ pub struct Options {
     pub fresh_bytes: usize,
     /// Most pages of the database file; none: as many as the disk holds. For tests of a full disk.
     pub max_pages: Option<u32>,
+    /// Bytes kept for the day on which the disk is full; 0: none.
+    pub ballast_bytes: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { fresh_bytes: 64 << 20, max_pages: None }
+        Self { fresh_bytes: 64 << 20, max_pages: None, ballast_bytes: BALLAST }
     }
 }
 
@@ -132,7 +138,8 @@ pub async fn open(dir: &Path, options: Options) -> Result<(SqliteStore, Arc<Sqli
     let fresh = Arc::new(Fresh::new(options.fresh_bytes));
     let reading = settings(&path).read_only(true).pragma("query_only", "ON");
     let reader = Arc::new(SqliteReader::open(reading, Arc::clone(&fresh), side(&path, "-wal")));
-    Ok((SqliteStore::new((pipeline, lookup), conn, checkpoints, fresh, lock), reader))
+    let ballast = Ballast::open(dir, options.ballast_bytes);
+    Ok((SqliteStore::new((pipeline, lookup), conn, (checkpoints, ballast), fresh, lock), reader))
 }
 
 /// How the schema of the ledger in `dir` stands; nothing is made or changed.
