@@ -170,7 +170,6 @@ async fn whoever_was_given_something_after_the_backup_or_before_is_told_that_it_
         let request = v1::SettleTasksRequest {
             worker_id: name.to_owned(),
             outcomes: vec![outcome(held.clone(), complete("stale"))],
-            ..v1::SettleTasksRequest::default()
         };
         let answer = client.workers().settle_tasks(request).await.expect("answered").into_inner();
         let error = answer.receipts[0].error.clone().expect("it is refused");
@@ -216,7 +215,7 @@ async fn what_cannot_be_a_backup_or_a_place_for_one_is_refused_by_name() {
     flipped[found] ^= 1;
     let mut torn = bytes.clone();
     torn.truncate(bytes.len() / 2);
-    let mut headless = bytes.clone();
+    let mut headless = bytes;
     headless[..16].fill(0);
     let cases: [(&str, &[u8], &str); 4] = [
         ("flipped.db", &flipped, "rows of task_specs are not those that were backed up"),

@@ -67,7 +67,8 @@ pub(in crate::store) async fn backup(dir: &Path, to: &Path) -> Result<Backup, Mo
     exportable(Standing::of(&open::steps(dir).await?))?;
     let from = look_into(&dir.join(DATABASE))?;
     let file = target(&from, to)?;
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder =
+        file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     // SQLite makes no file of its own there: one that may be read by others is never one for a moment.
     let made = tempfile::Builder::new().prefix(".ledgerd-backup-").tempfile_in(folder)?;
     copy(&from, made.path(), made.as_file())?;
