@@ -129,7 +129,7 @@ async fn in_terminal_state(client: &ledgerd_client::Client, id: &str) -> v1::Tas
     .await
 }
 
-fn check_history(task: &v1::Task, history: &[v1::HistoryEvent]) {
+pub(crate) fn check_history(task: &v1::Task, history: &[v1::HistoryEvent]) {
     let mut fence = 0;
     for (at, row) in history.iter().enumerate() {
         assert_eq!(row.version, at as u64 + 1, "the history of {} has a gap", task.task_id);
@@ -151,11 +151,10 @@ fn check_history(task: &v1::Task, history: &[v1::HistoryEvent]) {
 
 /// Row 82 of the table of bad inputs. Needs the right to mount, which CI has; elsewhere it says so and ends.
 #[tokio::test]
-async fn a_full_disk_is_said_and_what_was_acknowledged_stays() {
+async fn on_a_full_disk_new_tasks_are_refused_and_what_runs_is_still_recorded() {
     if postgres::is_store() {
         return; // The disk is the server's.
     }
-    use tonic_types::StatusExt;
     let folder = Folder::new();
     let data = folder.path().join("data");
     std::fs::create_dir_all(&data).expect("writable");
@@ -163,38 +162,100 @@ async fn a_full_disk_is_said_and_what_was_acknowledged_stays() {
         eprintln!("skipped: this user may not mount a small file system");
         return;
     };
+    let ballast = data.join("ledger.ballast");
     let daemon = Daemon::start_in(folder);
+    assert_eq!(ballast.metadata().expect("it is made at the start").len(), 16 << 20);
     let client = daemon.client().await;
-    let big = || v1::NewTask { payload: vec![7; 200 << 10].into(), ..task("a") };
-    let mut stored = Vec::new();
-    let refused = loop {
-        let request = v1::EnqueueTaskRequest { task: Some(big()), request_id: String::new() };
-        match client.tasks().enqueue_task(request).await {
-            Ok(answer) => stored.push(answer.into_inner().task_id),
-            Err(status) => break status,
-        }
-    };
-    assert_eq!((refused.code(), reason(&refused).as_str()), (tonic::Code::ResourceExhausted, "STORE_FULL"));
-    assert!(refused.get_details_retry_info().is_some());
-    assert!(!stored.is_empty());
-    for id in &stored {
+    let mut held = Vec::new();
+    for name in ["first", "second"] {
+        enqueue(&client, task(name)).await;
+        let mut worker = Stream::open(&daemon, hello(name, name, 1)).await;
+        let assignment = worker.assignment().await;
+        worker.ack(lease(&assignment)).await;
+        worker.receipt().await;
+        held.push((worker, lease(&assignment)));
+    }
+    let (mut second, second_lease) = held.pop().expect("two");
+    let (mut first, first_lease) = held.pop().expect("two");
+
+    let (stored, refused) = fill(&client).await;
+    is_full(&refused);
+    assert!(!stored.is_empty() && !ballast.exists());
+    first.settle(vec![outcome(first_lease.clone(), complete("on a full disk"))]).await;
+    assert_eq!(first.outcome_receipt().await.state(), TaskState::Done);
+    is_full(&fill(&client).await.1);
+    // A result as large as they may be.
+    let large = "r".repeat(1 << 20);
+
+    drop((first, second.beat(Vec::new()).await));
+    let daemon = daemon.kill_and_restart();
+    let client = daemon.client().await;
+    let (more, refused) = fill(&client).await;
+    is_full(&refused);
+    assert_eq!(more, Vec::<String>::new(), "a restart changes nothing");
+    let resumed = v1::Hello { held: vec![second_lease.clone()], ..hello("second", "second", 1) };
+    second = Stream::open(&daemon, resumed).await;
+    second.settle(vec![outcome(second_lease.clone(), complete(&large))]).await;
+    assert_eq!(second.outcome_receipt().await.state(), TaskState::Done);
+    assert!(daemon.log().contains("no new tasks are taken"), "{}", daemon.log());
+
+    disk.grow();
+    let grown = eventually("tasks are taken again", async || fill_one(&client).await.ok()).await;
+    assert!(ballast.exists() && daemon.log().contains("new tasks are taken"), "{}", daemon.log());
+    let daemon = daemon.kill_and_restart();
+    let client = daemon.client().await;
+    for id in stored.iter().chain([&grown]) {
         assert_eq!(get(&client, id).await.state(), TaskState::Queued);
     }
+    for lease in [first_lease, second_lease] {
+        assert_eq!(get(&client, &lease.task_id).await.state(), TaskState::Done);
+    }
+    eprintln!("{} tasks of 200 KiB filled the disk", stored.len());
     drop(daemon);
     drop(disk);
 }
 
-/// A file system of 8 MiB, unmounted when dropped.
+async fn fill_one(client: &ledgerd_client::Client) -> Result<String, tonic::Status> {
+    let big = v1::NewTask { payload: vec![7; 200 << 10].into(), ..task("a") };
+    let request = v1::EnqueueTaskRequest { task: Some(big), request_id: String::new() };
+    Ok(client.tasks().enqueue_task(request).await?.into_inner().task_id)
+}
+
+/// Enqueues until it is refused.
+async fn fill(client: &ledgerd_client::Client) -> (Vec<String>, tonic::Status) {
+    let mut stored = Vec::new();
+    loop {
+        match fill_one(client).await {
+            Ok(id) => stored.push(id),
+            Err(status) => return (stored, status),
+        }
+    }
+}
+
+fn is_full(refused: &tonic::Status) {
+    use tonic_types::StatusExt;
+    assert_eq!((refused.code(), reason(refused).as_str()), (tonic::Code::ResourceExhausted, "STORE_FULL"));
+    assert!(refused.get_details_retry_info().is_some());
+}
+
+/// A file system of 64 MiB, unmounted when dropped.
 struct SmallDisk(std::path::PathBuf);
 
 impl SmallDisk {
     fn mount(at: &std::path::Path) -> Option<Self> {
         let status = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=8m,mode=0750", "tmpfs"])
+            .args(["-t", "tmpfs", "-o", "size=64m,mode=0750", "tmpfs"])
             .arg(at)
             .stderr(std::process::Stdio::null())
             .status();
         status.is_ok_and(|status| status.success()).then(|| Self(at.to_owned()))
+    }
+
+    /// Makes room, as an operator would.
+    fn grow(&self) {
+        let status =
+            std::process::Command::new("mount").args(["-o", "remount,size=256m"]).arg(&self.0).status();
+        assert!(status.is_ok_and(|status| status.success()), "who may mount may remount");
     }
 }
 

@@ -316,11 +316,15 @@ async fn a_ledger_moves_through_a_pipe_to_another_directory() {
     equal(&before, &seen(&daemon.client().await, &rich.ids).await);
 }
 
-/// The files of a directory, but for what locks it and what SQLite keeps beside a database.
+/// The files of a directory, but for what locks it, what keeps room in it, and what SQLite keeps beside a database.
 fn files(dir: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
     let names = entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("text"));
-    names.filter(|name| !["ledger.lock", "ledger.db-wal", "ledger.db-shm"].contains(&name.as_str())).collect()
+    names
+        .filter(|name| {
+            !["ledger.lock", "ledger.ballast", "ledger.db-wal", "ledger.db-shm"].contains(&name.as_str())
+        })
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

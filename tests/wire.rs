@@ -2,7 +2,10 @@
 //!
 //! Numbers are rows of the table of bad inputs in `docs/reference/bad-inputs.md`.
 
+mod attacks;
 mod framing;
+mod raw;
+mod transport;
 
 use crate::support::worker::{Stream, complete, hello, lease, outcome};
 use crate::support::*;

@@ -145,6 +145,10 @@ impl Daemon {
         Client::connect(&self.address).await.expect("the daemon listens")
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }

@@ -14,7 +14,12 @@ const ENQUEUE: &str = "/ledger.v1.TaskService/EnqueueTask";
 /// Sends a body as it is. Returns the HTTP status and the gRPC status, from headers or trailers.
 ///
 /// Straight over HTTP/2: tonic's client obeys a `grpc-timeout` itself and would not let a bad one out.
-async fn send(address: &str, path: &str, headers: &[(&str, &str)], body: Bytes) -> (u16, Option<i32>) {
+pub(super) async fn send(
+    address: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Bytes,
+) -> (u16, Option<i32>) {
     let mut request = Request::post(format!("http://{address}{path}")).header("te", "trailers");
     if !headers.iter().any(|(name, _)| *name == "content-type") {
         request = request.header("content-type", "application/grpc");
@@ -22,7 +27,11 @@ async fn send(address: &str, path: &str, headers: &[(&str, &str)], body: Bytes) 
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    let request = request.body(Full::new(body)).expect("it is a request");
+    exchange(address, request.body(Full::new(body)).expect("it is a request")).await
+}
+
+/// As [`send`], any request.
+pub(super) async fn exchange(address: &str, request: Request<Full<Bytes>>) -> (u16, Option<i32>) {
     let socket = tokio::net::TcpStream::connect(address).await.expect("the daemon listens");
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(socket))
@@ -51,7 +60,7 @@ fn frame(flag: u8, length: u32, bytes: &[u8]) -> Bytes {
     frame.freeze()
 }
 
-fn message(bytes: &[u8]) -> Bytes {
+pub(super) fn message(bytes: &[u8]) -> Bytes {
     frame(0, bytes.len() as u32, bytes)
 }
 

@@ -175,8 +175,7 @@ impl Folded {
             *counter = counter.saturating_add(1);
         }
         // Deliveries that ended so do not count as idle; only these rows carry the reasons.
-        let released =
-            matches!(row.reason, Reason::Drain | Reason::Preempted) && row.kind != EventKind::Updated;
+        let released = matches!(row.reason, Reason::Drain | Reason::Preempted) && !stays_as_it_was(row.kind);
         if released && row.fact(Fact::Free).is_none() {
             self.idle_deliveries = self.idle_deliveries.saturating_sub(1);
             self.free_releases = self.free_releases.saturating_add(1);
@@ -185,6 +184,11 @@ impl Folded {
             self.preemptions = self.preemptions.saturating_add(1);
         }
     }
+}
+
+/// Rows that repeat the reason of the row before.
+const fn stays_as_it_was(kind: EventKind) -> bool {
+    matches!(kind, EventKind::Updated | EventKind::Restored)
 }
 
 fn cause(row: &Record) -> Option<StopCause> {

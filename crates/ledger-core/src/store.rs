@@ -573,6 +573,11 @@ pub trait Store: Send {
     /// may be told too early, never too late.
     fn next_due(&self, now: Now) -> Option<Timestamp>;
 
+    /// Whether the disk is so full that new tasks must not be taken, for what is left of it is for those that there are.
+    fn is_short(&self) -> bool {
+        false
+    }
+
     /// Whether to ask for news before the next batch is decided; `wanted` when that batch is about what others may have
     /// changed. Never where there is one daemon at most.
     fn has_news(&self, _now: Now, _wanted: bool) -> bool {

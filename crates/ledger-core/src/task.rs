@@ -182,6 +182,8 @@ words! {
         Discarded = 24 "DISCARDED",
         /// Priority or time changed while it waited.
         Updated = 25 "UPDATED",
+        /// The ledger was restored from a backup: leases given out since are void, for the fence was raised.
+        Restored = 26 "RESTORED",
     }
 }
 

@@ -158,6 +158,7 @@ fn whatever_happens_every_task_ends_once_the_world_is_healed() {
     // Nobody discards here, no world lasts a day, and twenty idle deliveries in a row are rare; without the rest these
     // worlds were too kind.
     let missing: Vec<_> = EventKind::ALL.iter().filter(|kind| !seen.contains(kind)).collect();
-    let rare = [EventKind::Undeliverable, EventKind::Discarded, EventKind::BudgetExpired];
+    let rare =
+        [EventKind::Undeliverable, EventKind::Discarded, EventKind::BudgetExpired, EventKind::Restored];
     assert!(missing.iter().all(|kind| rare.contains(kind)), "{missing:?}");
 }

@@ -51,6 +51,14 @@ enum Command {
     ///
     /// What was written is read back and compared with the file. When anything is wrong, nothing is kept.
     Import(store_commands::Import),
+    /// Copy the ledger to a file, a daemon may serve it, and look through the copy
+    ///
+    /// For a ledger on SQLite; one in PostgreSQL is backed up by PostgreSQL.
+    Backup(store_commands::BackUp),
+    /// Make a ledger of a backup where there is none
+    ///
+    /// What may have been given out after the backup is void: a worker that holds a lease of then is told that it is lost.
+    Restore(store_commands::Restore),
     /// Ask a daemon whether it takes work: exit 0 when it does, 1 when not
     Healthcheck(probe::Healthcheck),
     /// Make tokens for callers
@@ -81,6 +89,8 @@ async fn main() -> ExitCode {
         Command::Migrate(command) => command.run(global.output).await,
         Command::Export(command) => command.run(global.output).await,
         Command::Import(command) => command.run(global.output).await,
+        Command::Backup(command) => command.run(global.output).await,
+        Command::Restore(command) => command.run(global.output).await,
         Command::Healthcheck(probe) => probe.run(&global).await,
         Command::Token(command) => command.run(),
         Command::Completion { shell } => {

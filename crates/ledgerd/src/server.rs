@@ -6,6 +6,7 @@
 
 mod authorize;
 mod calls;
+mod conduct;
 mod gate;
 mod guard;
 mod health;
@@ -55,6 +56,7 @@ pub(crate) async fn serve(
     trusted: Trusted,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
+    tell_ceiling();
     let routes = grpc::routes(handle, &stop)
         .add_service(health.service(&stop))
         .add_service(reflection_v1())
@@ -80,6 +82,20 @@ pub(crate) async fn serve(
             stop.cancelled_owned(),
         )
         .await
+}
+
+/// Says what connections may take of memory at most: what the operator's limit has to allow for, beside the ledger itself.
+fn tell_ceiling() {
+    let connections = crate::process::connection_limit() as u64;
+    // Unread bytes are bounded for all streams together, headers for each.
+    let each = u64::from(CONNECTION_WINDOW) + u64::from(STREAMS) * u64::from(HEADER_BYTES);
+    tracing::info!(
+        connections,
+        streams_each = STREAMS,
+        most_mib_each = each >> 20,
+        most_mib = connections.saturating_mul(each) >> 20,
+        "what connections may take of memory, were all of them hostile"
+    );
 }
 
 /// The descriptors are made by our build, from files that it compiled.

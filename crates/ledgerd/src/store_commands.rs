@@ -1,4 +1,5 @@
-//! `ledgerd migrate`, `export` and `import`: a ledger's schema, and its way to another store.
+//! `ledgerd migrate`, `export`, `import`, `backup` and `restore`: a ledger's schema, its way to another store, and back from the
+//! dead.
 //!
 //! Reads the configuration as `serve` does, asks `ledgerd::upkeep`, and prints. Answers go to standard output, everything else
 //! to standard error; exit codes are the daemon's.
@@ -7,7 +8,7 @@ use crate::{CONFIG, failed};
 use clap::{Args, Subcommand};
 use ledger_cli::Format;
 use ledgerd::config::{Flags, StoreAt};
-use ledgerd::store::moving::{MoveError, Total};
+use ledgerd::store::moving::{Backup, MoveError, Total};
 use ledgerd::store::schema::{Standing, Step};
 use ledgerd::upkeep;
 use serde_json::json;
@@ -178,6 +179,90 @@ impl Import {
     }
 }
 
+/// `backup`.
+#[derive(Debug, Args)]
+pub(crate) struct BackUp {
+    /// Where to: a file that is not there yet, or a directory, in which it is named by the time
+    target: PathBuf,
+    #[command(flatten)]
+    store: StoreFlags,
+}
+
+impl BackUp {
+    pub(crate) async fn run(self, output: Format) -> ExitCode {
+        match self.store.place() {
+            Ok(at) => told_of(upkeep::backup(&at, &self.target).await, output),
+            Err(code) => code,
+        }
+    }
+}
+
+/// `restore`.
+#[derive(Debug, Args)]
+pub(crate) struct Restore {
+    /// What `backup` wrote
+    #[arg(required_unless_present = "raise_fences")]
+    file: Option<PathBuf>,
+    /// Only look through the file, every page and row
+    #[arg(long)]
+    check: bool,
+    /// Take no file: make leases and numbers void that may have been given out since, in a ledger that other means have restored
+    #[arg(long, conflicts_with_all = ["file", "check"])]
+    raise_fences: bool,
+    #[command(flatten)]
+    store: StoreFlags,
+}
+
+impl Restore {
+    pub(crate) async fn run(self, output: Format) -> ExitCode {
+        if let (true, Some(file)) = (self.check, &self.file) {
+            return told_of(upkeep::check_backup(file).await, output);
+        }
+        let at = match self.store.place() {
+            Ok(at) => at,
+            Err(code) => return code,
+        };
+        let Some(file) = self.file else {
+            return match upkeep::raise_fences(&at).await {
+                Ok(raised) => {
+                    let shown = match output {
+                        Format::Table => format!("{raised} fences raised\n"),
+                        Format::Json => document(&json!({ "raised": raised.to_string() })),
+                    };
+                    print(&shown, &mut io::stdout());
+                    ExitCode::SUCCESS
+                }
+                Err(error) => failed(&error, error.exit_code()),
+            };
+        };
+        told_of(upkeep::restore(&at, &file).await, output)
+    }
+}
+
+fn told_of(done: Result<Backup, MoveError>, output: Format) -> ExitCode {
+    match done {
+        Ok(backup) => {
+            print(&show_backup(&backup, output), &mut io::stdout());
+            ExitCode::SUCCESS
+        }
+        Err(error) => failed(&error, error.exit_code()),
+    }
+}
+
+fn show_backup(backup: &Backup, output: Format) -> String {
+    let Backup { file, last_seq, totals } = backup;
+    match output {
+        Format::Table => {
+            format!("{}: history up to row {last_seq}\n\n{}", file.display(), show_totals(totals, output))
+        }
+        Format::Json => document(&json!({
+            "file": file.display().to_string(),
+            "last_seq": last_seq.to_string(),
+            "tables": tables(totals),
+        })),
+    }
+}
+
 fn told(done: Result<Vec<Total>, MoveError>, output: Format, out: &mut impl Write) -> ExitCode {
     match done {
         Ok(totals) => {
@@ -216,11 +301,13 @@ fn show_totals(totals: &[Total], output: Format) -> String {
             let row = |total: &Total| [total.table.to_owned(), total.rows.to_string(), total.sha256.clone()];
             columns(["TABLE", "ROWS", "SHA-256"], totals.iter().map(row))
         }
-        Format::Json => {
-            let total = |total: &Total| json!({ "table": total.table, "rows": total.rows.to_string(), "sha256": total.sha256 });
-            document(&json!({ "tables": totals.iter().map(total).collect::<Vec<_>>() }))
-        }
+        Format::Json => document(&json!({ "tables": tables(totals) })),
     }
+}
+
+fn tables(totals: &[Total]) -> serde_json::Value {
+    let total = |total: &Total| json!({ "table": total.table, "rows": total.rows.to_string(), "sha256": total.sha256 });
+    totals.iter().map(total).collect()
 }
 
 /// As the client commands print JSON: 64-bit numbers are texts.

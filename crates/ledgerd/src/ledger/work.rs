@@ -70,7 +70,11 @@ impl Batch<'_> {
         worker.session = Some(id);
         worker.beat_at = now;
         self.beaten_sessions.insert(id);
-        let named: TaskSet = hello.held.iter().chain(&hello.unreceipted).map(|(task, _)| *task).collect();
+        // A lease that is not the task's newest is another one: what this worker was given since, and does not name, it never got.
+        let newest = |(task, fence): &(TaskId, u64)| {
+            self.open.get(task).is_none_or(|open| open.task.fence == *fence).then_some(*task)
+        };
+        let named: TaskSet = hello.held.iter().chain(&hello.unreceipted).filter_map(newest).collect();
         self.take_back(&hello.worker, |task| !named.contains(&task));
         let caller = Caller { worker: Arc::clone(&hello.worker), session: Some(id) };
         let verdicts = hello

@@ -1,12 +1,17 @@
-//! What every call passes: is it gRPC, how much time has it, and what if its handler panics.
+//! What every call passes: is it gRPC, how much time has it, what if its handler panics, and what if it is taken back.
 //!
 //! tonic takes any content type, ignores a malformed `grpc-timeout`, and reports its own timeout as CANCELLED; here they
 //! are answered as the protocol says.
 
+use super::conduct::Conduct;
+use super::tls::Peer;
 use crate::grpc::status::Refused;
 use crate::grpc::{SCALER_STREAMS, TimeLeft, WAIT_TASK, WORK};
+use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::BodyExt as _;
+use hyper::body::Frame;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -75,16 +80,30 @@ where
             }
             request.extensions_mut().insert(TimeLeft(left));
         }
+        let conduct = request.extensions().get::<Peer>().map(|peer| peer.conduct.clone());
+        let mut call = conduct.as_ref().map(Conduct::call);
+        if let Some(conduct) = conduct {
+            let heard = move |frame: Frame<Bytes>| {
+                if frame.data_ref().is_some_and(|data| !data.is_empty()) {
+                    conduct.says_something();
+                }
+                frame
+            };
+            request = request.map(|body| Body::new(body.map_frame(heard)));
+        }
         let answer = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
         Box::pin(async move {
             let answer = match left {
                 // Dropping a handler undoes nothing: what it asked for is in the ledger's hands.
                 Some(left) => match tokio::time::timeout(left, answer).await {
                     Ok(answer) => answer,
-                    Err(_) => return Ok(Status::from(Refused::Deadline).into_http()),
+                    Err(_) => Ok(Ok(Status::from(Refused::Deadline).into_http())),
                 },
                 None => answer.await,
             };
+            if let Some(call) = &mut call {
+                call.answered();
+            }
             // The panic itself was logged where it happened.
             answer.unwrap_or_else(|_| Ok(Status::from(Refused::Panic).into_http()))
         })

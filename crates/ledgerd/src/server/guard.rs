@@ -1,8 +1,9 @@
-//! Connections before they speak HTTP/2: how many there may be, and how long one may say nothing.
+//! Connections before they speak HTTP/2: how many there may be, and how long one may say nothing. Later, what its conduct is.
 //!
 //! Why our own accept loop: tonic's turns at once when descriptors run out, and waits for ever for a peer that connects
 //! and stays silent.
 
+use super::conduct::Conduct;
 use futures_util::Stream;
 use std::io;
 use std::pin::Pin;
@@ -48,6 +49,7 @@ async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> Option<Guarde
                     stream,
                     heard: 0,
                     silence: Some(Box::pin(sleep(SPEAKS_WITHIN))),
+                    conduct: Conduct::new(),
                     _slot: slot,
                 });
             }
@@ -76,7 +78,15 @@ pub(super) struct Guarded {
     heard: usize,
     /// Armed until the preface was heard.
     silence: Option<Pin<Box<Sleep>>>,
+    conduct: Conduct,
     _slot: OwnedSemaphorePermit,
+}
+
+impl Guarded {
+    /// How it behaves, for its calls to tell.
+    pub(super) fn conduct(&self) -> Conduct {
+        self.conduct.clone()
+    }
 }
 
 impl AsyncRead for Guarded {
@@ -92,8 +102,12 @@ impl AsyncRead for Guarded {
         }
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let came = buf.filled().len() - before;
+        if read.is_ready() && !self.conduct.came(came) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         if self.silence.is_some() {
-            self.heard += buf.filled().len() - before;
+            self.heard += came;
             if self.heard >= PREFACE_BYTES {
                 self.silence = None;
             }

@@ -3,6 +3,7 @@
 //! TLS 1.3 with HTTP/2 alone. Each handshake is a task of its own with a deadline, so that a slow one keeps nobody waiting;
 //! how many there may be is up to the guard, whose slot a connection holds from its first byte on.
 
+use super::conduct::Conduct;
 use super::guard::{self, Guarded, PREFACE_BYTES, SPEAKS_WITHIN};
 use crate::trust::Trusted;
 use futures_util::{Stream, StreamExt};
@@ -23,11 +24,13 @@ use tonic::transport::server::Connected;
 /// Connections that wait to be taken up after their handshake; the server takes them at once.
 const READY: usize = 16;
 
-/// Whom a connection belongs to.
+/// Whom a connection belongs to, and how it behaves.
 #[derive(Clone, Debug)]
 pub(super) struct Peer {
     /// DNS names and URIs of its certificate, which was verified; none where it has no certificate.
     pub(super) names: Arc<[Box<str>]>,
+    /// How the connection behaves.
+    pub(super) conduct: Conduct,
 }
 
 /// Connections as they come, after their handshake where there is TLS.
@@ -73,7 +76,8 @@ async fn shake(acceptor: TlsAcceptor, guarded: Guarded) -> io::Result<Secured> {
     }
     let names = session.peer_certificates().and_then(<[_]>::first).map(names).unwrap_or_default();
     let silence = Some(Box::pin(sleep(SPEAKS_WITHIN)));
-    Ok(Secured { stream, peer: Peer { names: names.into() }, heard: 0, silence })
+    let conduct = stream.get_ref().0.conduct();
+    Ok(Secured { stream, peer: Peer { names: names.into(), conduct }, heard: 0, silence })
 }
 
 /// DNS names and URIs of a certificate; other names are nobody's.
@@ -102,7 +106,7 @@ impl Connected for Connection {
 
     fn connect_info(&self) -> Peer {
         match self {
-            Self::Plain(_) => Peer { names: Arc::default() },
+            Self::Plain(plain) => Peer { names: Arc::default(), conduct: plain.conduct() },
             Self::Tls(secured) => secured.peer.clone(),
         }
     }

@@ -17,7 +17,7 @@ use super::schema::Standing;
 use super::{OpenError, postgres, sqlite};
 use ledger_core::store::StoreError;
 use std::io::{self, BufRead, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Why a ledger was not moved. Nothing is changed then, but for a schema that may have been made.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +54,12 @@ pub enum MoveError {
     /// The file is not as it was exported.
     #[error("{0}")]
     Damaged(String),
+    /// Where a backup should go there is something.
+    #[error("{} is there already; name another file", .0.display())]
+    Exists(PathBuf),
+    /// PostgreSQL is backed up by its own means.
+    #[error("{0}")]
+    ByItsOwnMeans(&'static str),
     /// What was read back is not what the file says. Nothing was kept.
     #[error("{table} was read back otherwise than the file has it; nothing was imported")]
     Differs {
@@ -75,7 +81,9 @@ impl MoveError {
             | Self::Differs { .. }
             | Self::Open(OpenError::Corrupt { .. })
             | Self::Store(StoreError::Corrupt(_) | StoreError::Statement(_)) => 65,
+            Self::Exists(_) => 2,
             Self::Schema(_)
+            | Self::ByItsOwnMeans(_)
             | Self::NotEmpty { .. }
             | Self::NewerFile { .. }
             | Self::Open(OpenError::Newer { .. }) => 78,
@@ -116,6 +124,67 @@ pub async fn import_sqlite(dir: &Path, from: impl BufRead) -> Result<Vec<Total>,
 pub async fn import_postgres(url: &str, from: impl BufRead) -> Result<Vec<Total>, MoveError> {
     postgres::moving::import(url, from).await
 }
+
+/// What a backup has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backup {
+    /// The file.
+    pub file: PathBuf,
+    /// Number of the last history row in it.
+    pub last_seq: u64,
+    /// What it has of each table, as an export of it would tell.
+    pub totals: Vec<Total>,
+}
+
+/// Copies the ledger in the data directory `dir` to `to`, or to a file in it named by the time where it is a directory, as it is
+/// at one moment; a daemon may serve it. The file has its name when it is whole, verified and on the disk.
+///
+/// # Errors
+/// That there is no ledger of this schema, that `to` is there already, or that one of them cannot be read or written.
+pub async fn backup_sqlite(dir: &Path, to: &Path) -> Result<Backup, MoveError> {
+    sqlite::backup::backup(dir, to).await
+}
+
+/// Looks through a backup: every page, every row, and whether they are those that were backed up.
+///
+/// # Errors
+/// What is wrong with it.
+pub async fn check_backup(file: &Path) -> Result<Backup, MoveError> {
+    sqlite::backup::check(file).await
+}
+
+/// Makes a ledger in `dir`, which exists and has none, of a backup; leases and numbers that may have been given out since are void.
+///
+/// # Errors
+/// That `dir` is in use or has a ledger, or what is wrong with the backup. Nothing is kept then.
+pub async fn restore_sqlite(file: &Path, dir: &Path) -> Result<Backup, MoveError> {
+    sqlite::backup::restore(file, dir).await
+}
+
+/// Makes leases and numbers void that may have been given out since the ledger in `dir` was what it is; no daemon may serve it.
+/// The number of tasks whose fence was raised.
+///
+/// # Errors
+/// That there is no ledger of this schema, or that it is in use.
+pub async fn raise_sqlite(dir: &Path) -> Result<u64, MoveError> {
+    sqlite::backup::raise(dir).await
+}
+
+/// As [`raise_sqlite`], in the database at `url`.
+///
+/// # Errors
+/// As [`raise_sqlite`].
+pub async fn raise_postgres(url: &str) -> Result<u64, MoveError> {
+    postgres::moving::raise(url).await
+}
+
+/// By how much a restore raises fences: more than claims of one task in its life.
+pub(super) const FENCES_RAISED: i64 = 1 << 32;
+/// By how much it raises the number of the last session: more than streams that a daemon takes in the age of a backup. There is
+/// room for 65,536 restores below the bits of the slot.
+pub(super) const SESSIONS_RAISED: i64 = 1 << 32;
+/// By how much it raises the number of the last task: more than 100,000 a second for four months.
+pub(super) const TASKS_RAISED: i64 = 1 << 40;
 
 /// Only a ledger with this program's schema is exported.
 pub(super) fn exportable(standing: Standing) -> Result<(), MoveError> {

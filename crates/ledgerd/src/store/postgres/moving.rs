@@ -8,12 +8,14 @@ use super::history::make_days_past;
 use super::open::{self, connect, migrate, options, reach};
 use crate::store::bind::Cell;
 use crate::store::moving::{
-    HISTORY_OF_SLOTS, Kind, MoveError, Reader, TABLES, Table, Total, Value, Writer, exportable, same,
+    FENCES_RAISED, HISTORY_OF_SLOTS, Kind, MoveError, Reader, SESSIONS_RAISED, TABLES, TASK_BLOCK,
+    TASKS_RAISED, Table, Total, Value, Writer, exportable, same,
 };
 use crate::store::rows::Cells as _;
 use crate::store::schema::Standing;
 use futures_util::TryStreamExt;
 use ledger_core::store::StoreError;
+use ledger_core::{EventKind, State};
 use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgConnection;
 use std::fmt::Write as _;
@@ -47,6 +49,59 @@ const LOCK: &str = "LOCK TABLE slots IN SHARE ROW EXCLUSIVE MODE";
 /// One was heard of within the time after which it is gone.
 const SERVED: &str = "SELECT EXISTS (SELECT 1 FROM slots WHERE owner IS NOT NULL \
     AND beat_at > (extract(epoch FROM clock_timestamp()) * 1000)::bigint - 10000)";
+
+/// Somebody has to have written the rows of a restore.
+const ANY_SLOT: &str = "INSERT INTO slots (slot, name, beat_at, last_seq, last_session) VALUES (0, '', 0, 0, 0) ON CONFLICT DO NOTHING";
+/// $1: the kind of the row; $2: by how much; $3 and $4: states that never change again.
+const RAISE: &str = "WITH raised AS ( \
+        UPDATE tasks SET fence = fence + $2, version = version + 1, \
+            updated_at = GREATEST(updated_at, (extract(epoch FROM clock_timestamp()) * 1000)::bigint) \
+        WHERE state NOT IN ($3, $4) RETURNING id, version, updated_at, fence, attempt, state, reason) \
+    INSERT INTO task_history (task_id, version, seq, at, fence, attempt, slot, kind, from_state, to_state, reason) \
+    SELECT r.id, r.version, s.last_seq + row_number() OVER (ORDER BY r.id), r.updated_at, r.fence, r.attempt, 0, $1, \
+        r.state, r.state, r.reason \
+    FROM raised AS r CROSS JOIN slots AS s WHERE s.slot = 0";
+const RAISE_SLOTS: &str = "UPDATE slots SET last_session = last_session + $2, \
+    last_seq = last_seq + CASE slot WHEN 0 THEN $1 ELSE 0 END";
+const NEW_SEED: &str = "UPDATE meta SET seed = ('x' || substr(md5(random()::text || clock_timestamp()::text), 1, 16))::bit(64)::bigint";
+const TASK_BLOCKS: &str =
+    "SELECT CASE WHEN is_called THEN last_value + 1 ELSE last_value END FROM task_blocks";
+
+/// As `store::moving` has it: after a dump or a base backup was restored.
+pub(in crate::store) async fn raise(url: &str) -> Result<u64, MoveError> {
+    let mut conn = connect(&options(url)?).await?;
+    exportable(Standing::of(&open::steps_of(&mut conn).await.map_err(|error| failed(&error))?))?;
+    make_days_past(&mut conn).await?;
+    run(&mut conn, "BEGIN").await?;
+    run(&mut conn, PATIENT).await?;
+    run(&mut conn, LOCK).await?;
+    if sqlx::query_scalar(SERVED).fetch_one(&mut conn).await.map_err(|error| failed(&error))? {
+        return Err(MoveError::Served);
+    }
+    let raised = void_what_was_given_out(&mut conn).await.map_err(|error| failed(&error))?;
+    match sqlx::raw_sql("COMMIT").execute(&mut conn).await {
+        Ok(_) => Ok(raised),
+        Err(error) if error.as_database_error().is_some() => Err(failed(&error).into()),
+        // Twice is no harm.
+        Err(error) => Err(StoreError::Unknown(format!("{error}; raise the fences once more")).into()),
+    }
+}
+
+async fn void_what_was_given_out(conn: &mut PgConnection) -> sqlx::Result<u64> {
+    let code = |state: State| i16::from(state.code());
+    sqlx::raw_sql(ANY_SLOT).execute(&mut *conn).await?;
+    let raise = sqlx::query(RAISE).bind(i16::from(EventKind::Restored.code())).bind(FENCES_RAISED);
+    let raise = raise.bind(code(State::Done)).bind(code(State::Cancelled));
+    let raised = raise.execute(&mut *conn).await?.rows_affected();
+    let slots = sqlx::query(RAISE_SLOTS).bind(raised.cast_signed()).bind(SESSIONS_RAISED);
+    slots.execute(&mut *conn).await?;
+    sqlx::raw_sql(NEW_SEED).execute(&mut *conn).await?;
+    let blocks: i64 = sqlx::query_scalar(TASK_BLOCKS).fetch_one(&mut *conn).await?;
+    let next = blocks + TASKS_RAISED / TASK_BLOCK;
+    let restart = AssertSqlSafe(format!("ALTER SEQUENCE task_blocks RESTART WITH {next}"));
+    sqlx::raw_sql(restart).execute(&mut *conn).await?;
+    Ok(raised)
+}
 
 /// As `store::moving` has it.
 pub(in crate::store) async fn export(url: &str, out: impl Write) -> Result<Vec<Total>, MoveError> {

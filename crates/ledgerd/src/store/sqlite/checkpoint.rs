@@ -3,10 +3,11 @@
 //! Never truncates the log: growing it again costs more than its room. Invariants: at most one checkpoint at a time; a
 //! commit never runs one; when readers keep the log from starting over for too long, the writer waits for one restart.
 
+use super::{FULL, Failure as _};
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{ConnectOptions, Connection, Row};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::Mutex;
 
 /// Bytes of the log after which a checkpoint is worth its syncs.
@@ -24,12 +25,14 @@ pub(super) struct Checkpoints {
     written: u64,
     /// Pages in the log when the last one ended.
     pages: Arc<AtomicU64>,
+    /// One failed since this was asked for, for the disk was full.
+    full: Arc<AtomicBool>,
 }
 
 impl Checkpoints {
     pub(super) async fn open(options: &sqlx::sqlite::SqliteConnectOptions) -> Result<Self, sqlx::Error> {
         let conn = options.connect().await?;
-        Ok(Self { conn: Arc::new(Mutex::new(conn)), written: 0, pages: Arc::new(AtomicU64::new(0)) })
+        Ok(Self { conn: Arc::new(Mutex::new(conn)), written: 0, pages: Arc::default(), full: Arc::default() })
     }
 
     /// Tells that a commit added about `bytes` to the log; starts a checkpoint when it is time.
@@ -41,11 +44,14 @@ impl Checkpoints {
         // Taken: the one that runs will be followed by another, for `written` stays.
         let Ok(mut conn) = Arc::clone(&self.conn).try_lock_owned() else { return };
         self.written = 0;
-        let pages = Arc::clone(&self.pages);
+        let (pages, full) = (Arc::clone(&self.pages), Arc::clone(&self.full));
         tokio::spawn(async move {
             match run(&mut conn, PASSIVE).await {
                 Ok(found) => pages.store(found, Ordering::Relaxed),
-                Err(error) => tracing::warn!(%error, "a checkpoint failed; the next one will try again"),
+                Err(error) => {
+                    full.fetch_or(error.code() == Some(FULL), Ordering::Relaxed);
+                    tracing::warn!(%error, "a checkpoint failed; the next one will try again");
+                }
             }
         });
     }
@@ -53,6 +59,11 @@ impl Checkpoints {
     /// Whether the log has grown too long.
     pub(super) fn is_long(&self) -> bool {
         self.pages.load(Ordering::Relaxed) >= MOST_PAGES
+    }
+
+    /// Whether one did not fit on the disk; told once.
+    pub(super) fn was_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed) && self.full.swap(false, Ordering::Relaxed)
     }
 
     /// Waits until the log can start over. Between batches, none on its way.

@@ -6,6 +6,8 @@
 //! that a failed batch has touched is not used again before a recovery.
 
 mod args;
+pub(super) mod backup;
+mod ballast;
 mod checkpoint;
 mod insert;
 mod lookup;
@@ -27,6 +29,7 @@ pub use read::SqliteReader;
 use crate::store::Committed;
 use crate::store::fresh::Fresh;
 use crate::store::ready::Ready;
+use ballast::Ballast;
 use checkpoint::Checkpoints;
 use insert::Table;
 use ledger_core::limits::REQUEST_MEMORY;
@@ -59,6 +62,7 @@ pub struct SqliteStore {
     /// For what is read at the start, and of tasks that have ended. Sees what is committed.
     conn: SqliteConnection,
     checkpoints: Checkpoints,
+    ballast: Ballast,
     fresh: Arc<Fresh>,
     ready: Ready,
     staged: Staged,
@@ -101,7 +105,7 @@ impl SqliteStore {
     fn new(
         (pipeline, lookup): (Pipeline, Lookup),
         conn: SqliteConnection,
-        checkpoints: Checkpoints,
+        (checkpoints, ballast): (Checkpoints, Ballast),
         fresh: Arc<Fresh>,
         lock: File,
     ) -> Self {
@@ -110,6 +114,7 @@ impl SqliteStore {
             lookup,
             conn,
             checkpoints,
+            ballast,
             fresh,
             ready: Ready::new(Now::steady(Timestamp::EPOCH)),
             staged: Staged::default(),
@@ -414,6 +419,10 @@ impl Store for SqliteStore {
     fn begin<'a>(&'a mut self, want: &'a Want, now: Now) -> Fut<'a, Known> {
         Box::pin(async move {
             self.usable()?;
+            if self.checkpoints.was_full() {
+                self.ballast.give_up();
+            }
+            self.ballast.restore(now.at);
             if self.checkpoints.is_long() {
                 // The log starts over when nothing of it is being written.
                 self.pipeline.drain().await;
@@ -482,7 +491,14 @@ impl Store for SqliteStore {
                 return Err(StoreError::Statement("no batch was handed over".to_owned()));
             };
             // Until a recovery memory is ahead of the file.
-            let done = done.inspect_err(|_| self.broken = true).map_err(|error| failed_to_write(&error))?;
+            let done =
+                done.inspect_err(|_| self.broken = true).map_err(|error| match failed_to_write(&error) {
+                    // There is room now, and what needs none of it is decided as before.
+                    StoreError::Full if self.ballast.give_up() => {
+                        StoreError::Outdated("the room on the disk")
+                    }
+                    error => error,
+                })?;
             self.checkpoints.wrote(done.bytes);
             if let Some(oldest) = done.oldest_request {
                 self.oldest_request = oldest;
@@ -491,6 +507,10 @@ impl Store for SqliteStore {
             self.settle(batch);
             Ok(proof)
         })
+    }
+
+    fn is_short(&self) -> bool {
+        self.ballast.is_gone()
     }
 
     fn next_due(&self, now: Now) -> Option<Timestamp> {

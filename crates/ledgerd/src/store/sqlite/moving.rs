@@ -29,7 +29,7 @@ const META: &str =
 const SMALL: &str = "UPDATE tasks SET result = ?2 WHERE id = ?1 AND state = ?3";
 const NEWEST: &str = "UPDATE tasks SET history = ? WHERE id = ?";
 /// What is derived. Below 5 are the states that have not ended.
-const DERIVED: &str = "\
+pub(super) const DERIVED: &str = "\
     INSERT INTO counts (agent, state, n) \
     SELECT s.agent, t.state, COUNT(*) FROM tasks AS t CROSS JOIN task_specs AS s ON s.id = t.id \
     GROUP BY s.agent, t.state; \
@@ -56,29 +56,34 @@ pub(in crate::store) async fn import(dir: &Path, from: impl BufRead) -> Result<V
         other => exportable(other)?,
     }
     let file = Reader::begin(from)?;
-    let coming = Coming::new(dir)?;
-    open::make(&coming.0).await?;
-    let conn = write_into(&coming.0)?;
+    let coming = Coming::new(dir, COMING)?;
+    open::make(coming.path()).await?;
+    let conn = write_into(coming.path())?;
     let told = fill(&conn, file)?;
     conn.close().map_err(|(_, error)| failed_to_write(&error))?;
-    same(&told, &read(&look_into(&coming.0)?, io::sink())?)?;
+    same(&told, &read(&look_into(coming.path())?, io::sink())?)?;
     coming.arrive(&path)?;
     Ok(told)
 }
 
 /// The file that is being written. It goes when it does not arrive.
-struct Coming(PathBuf);
+pub(super) struct Coming(PathBuf);
 
 impl Coming {
-    fn new(dir: &Path) -> Result<Self, MoveError> {
-        let path = dir.join(COMING);
+    /// Makes an empty one of this name in `dir`, in place of one that was left.
+    pub(super) fn new(dir: &Path, name: &str) -> Result<Self, MoveError> {
+        let path = dir.join(name);
         remove(&path, &ALL).map_err(|source| OpenError::Io { path: path.clone(), source })?;
         open::create(dir, &path)?;
         Ok(Self(path))
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+
     /// It is the ledger from now on, in place of an empty one.
-    fn arrive(self, path: &Path) -> Result<(), OpenError> {
+    pub(super) fn arrive(self, path: &Path) -> Result<(), OpenError> {
         let moved = File::open(&self.0)
             .and_then(|file| file.sync_all())
             // A log of the empty one would be taken for ours.
@@ -92,7 +97,7 @@ impl Coming {
 impl Drop for Coming {
     fn drop(&mut self) {
         if let Err(error) = remove(&self.0, &ALL) {
-            tracing::warn!(file = %self.0.display(), %error, "what was imported could not be removed");
+            tracing::warn!(file = %self.0.display(), %error, "what is not finished could not be removed");
         }
     }
 }
@@ -112,13 +117,13 @@ fn remove(path: &Path, suffixes: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
-fn look_into(path: &Path) -> Result<Connection, MoveError> {
+pub(super) fn look_into(path: &Path) -> Result<Connection, MoveError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     connect(path, flags)
 }
 
 /// Nothing is to be kept of a file that is not finished, so nothing is written but the file.
-fn write_into(path: &Path) -> Result<Connection, MoveError> {
+pub(super) fn write_into(path: &Path) -> Result<Connection, MoveError> {
     let conn = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     for (name, value) in [("journal_mode", "OFF"), ("synchronous", "OFF")] {
         conn.pragma_update(None, name, value).map_err(|error| failed_to_write(&error))?;
@@ -126,7 +131,7 @@ fn write_into(path: &Path) -> Result<Connection, MoveError> {
     Ok(conn)
 }
 
-fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, MoveError> {
+pub(super) fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, MoveError> {
     let conn = Connection::open_with_flags(path, flags).map_err(|error| failed(&error))?;
     conn.busy_timeout(open::BUSY).map_err(|error| failed(&error))?;
     // What is sorted may be long: on the disk, not in memory.
@@ -157,7 +162,7 @@ fn refuse_unless_empty(conn: &Connection) -> Result<(), MoveError> {
 }
 
 /// Writes all tables to `out`.
-fn read(conn: &Connection, out: impl Write) -> Result<Vec<Total>, MoveError> {
+pub(super) fn read(conn: &Connection, out: impl Write) -> Result<Vec<Total>, MoveError> {
     let mut writer = Writer::begin(out)?;
     for table in &TABLES {
         writer.table(table)?;

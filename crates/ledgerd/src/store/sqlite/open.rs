@@ -3,6 +3,7 @@
 //! Invariants: one daemon at a time, by a lock held for life; files are 0640 whatever the umask, and never reached through
 //! a symbolic link; a schema that is newer than this program is left alone.
 
+use super::ballast::Ballast;
 use super::checkpoint::Checkpoints;
 use super::lookup::Lookup;
 use super::pipeline::Pipeline;
@@ -25,7 +26,7 @@ use std::time::Duration;
 pub(super) const DATABASE: &str = "ledger.db";
 /// Held locked for as long as a daemon uses the directory.
 const LOCK: &str = "ledger.lock";
-const MODE: u32 = 0o640;
+pub(super) const MODE: u32 = 0o640;
 /// The first release without the write-ahead log reset bug (sqlite.org/wal.html).
 const SQLITE_AT_LEAST: [u32; 3] = [3, 51, 3];
 /// Nobody else writes; checkpoints and readers hold their locks for moments.
@@ -39,6 +40,9 @@ const MIGRATIONS: [(i64, &str, &str); 5] = [
     (5, "agent blocks", include_str!("../../../migrations/sqlite/0005_agent_blocks.sql")),
 ];
 
+/// A checkpoint follows 8 MiB of log, and may need as much in the database.
+const BALLAST: u64 = 16 << 20;
+
 /// What may be set when a data directory is opened.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -46,11 +50,13 @@ pub struct Options {
     pub fresh_bytes: usize,
     /// Most pages of the database file; none: as many as the disk holds. For tests of a full disk.
     pub max_pages: Option<u32>,
+    /// Bytes kept for the day on which the disk is full; 0: none.
+    pub ballast_bytes: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { fresh_bytes: 64 << 20, max_pages: None }
+        Self { fresh_bytes: 64 << 20, max_pages: None, ballast_bytes: BALLAST }
     }
 }
 
@@ -132,7 +138,8 @@ pub async fn open(dir: &Path, options: Options) -> Result<(SqliteStore, Arc<Sqli
     let fresh = Arc::new(Fresh::new(options.fresh_bytes));
     let reading = settings(&path).read_only(true).pragma("query_only", "ON");
     let reader = Arc::new(SqliteReader::open(reading, Arc::clone(&fresh), side(&path, "-wal")));
-    Ok((SqliteStore::new((pipeline, lookup), conn, checkpoints, fresh, lock), reader))
+    let ballast = Ballast::open(dir, options.ballast_bytes);
+    Ok((SqliteStore::new((pipeline, lookup), conn, (checkpoints, ballast), fresh, lock), reader))
 }
 
 /// How the schema of the ledger in `dir` stands; nothing is made or changed.
@@ -141,13 +148,18 @@ pub async fn open(dir: &Path, options: Options) -> Result<(SqliteStore, Arc<Sqli
 /// That the file cannot be read.
 pub async fn steps(dir: &Path) -> Result<Vec<Step>, OpenError> {
     let path = dir.join(DATABASE);
-    let known = schema::migrations(&MIGRATIONS);
     check(&path)?;
+    steps_of(&path).await
+}
+
+/// As [`steps`], of a database file anywhere.
+pub(super) async fn steps_of(path: &Path) -> Result<Vec<Step>, OpenError> {
+    let known = schema::migrations(&MIGRATIONS);
     if !path.exists() {
         return Ok(schema::compare(&known, &[]));
     }
-    let named = |error: sqlx::Error| of_sqlite(&path, &error);
-    let mut conn = settings(&path).read_only(true).connect().await.map_err(named)?;
+    let named = |error: sqlx::Error| of_sqlite(path, &error);
+    let mut conn = settings(path).read_only(true).connect().await.map_err(named)?;
     let is_there = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = '_sqlx_migrations')";
     let is_there: bool = sqlx::query_scalar(is_there).fetch_one(&mut conn).await.map_err(named)?;
     let mut applied = Vec::new();

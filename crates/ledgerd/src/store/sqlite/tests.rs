@@ -44,6 +44,7 @@ async fn every_statement_can_be_prepared() {
     let fixed = write::STATEMENTS
         .into_iter()
         .chain(lookup::STATEMENTS)
+        .chain(super::backup::STATEMENTS)
         .chain(recover::STATEMENTS)
         .chain(read::STATEMENTS);
     let inserts = Table::ALL.iter().map(|table| table.insert().text());
@@ -182,7 +183,8 @@ async fn a_start_does_not_read_finished_tasks() {
 
 #[tokio::test]
 async fn a_full_disk_is_named_and_passes() {
-    let mut rig = Rig::sqlite_with(Options { max_pages: Some(64), ..Options::default() }).await;
+    let mut rig =
+        Rig::sqlite_with(Options { max_pages: Some(64), ballast_bytes: 0, ..Options::default() }).await;
     let kept = rig.enqueue(New::of("a")).await;
     rig.commit().await;
     let label = ("k".to_owned(), "v".repeat(200));
