@@ -35,6 +35,7 @@ deploy-check *args: _tools
     tests/deploy/tools
     target/deploy/venv/bin/python tests/deploy/check.py {{ args }}
     cargo build {{ everything }}
+    python tests/deploy/scrape.py
     python tests/deploy/rehearse.py sqlite
     .ci/postgres python tests/deploy/rehearse.py postgres
 

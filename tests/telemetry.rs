@@ -414,3 +414,38 @@ async fn one_trace_joins_producer_daemon_and_worker() {
     stop.cancel();
     working.await.expect("it does not panic").expect("it ends well");
 }
+
+#[tokio::test]
+async fn what_tasks_carry_is_in_no_log_span_or_metric() {
+    const CANARY: &str = "canary-5e1f";
+    let (received, endpoint) = Received::start().await;
+    let flags = ["--http-listen", "127.0.0.1:0", "--log-format", "json", "--log", "debug"];
+    let daemon = Daemon::launch(Folder::new(), "127.0.0.1:0", &flags, &exporting(&endpoint));
+    let daemon = daemon.unwrap_or_else(|fault| panic!("{fault}"));
+    let client = daemon.client().await;
+    configure(&client, "a", quick()).await;
+    let said = |what: &str| format!("{CANARY} {what}");
+    let new = v1::NewTask {
+        payload: said("payload").into_bytes().into(),
+        labels: [("label".to_owned(), said("label"))].into(),
+        idempotency_key: said("key"),
+        ..task("a")
+    };
+    let id = enqueue(&client, new.clone()).await;
+    let mut worker = Stream::open(&daemon, hello("w", "a", 1)).await;
+    worker.fail_next(&said("failure")).await;
+    worker.complete_next(&said("result")).await;
+    in_state(&client, &id, v1::TaskState::Done).await;
+    // Refusals speak of what was wrong, too.
+    let other = v1::NewTask { payload: said("other").into_bytes().into(), ..new };
+    let taken = v1::EnqueueTaskRequest { task: Some(other), request_id: said("request") };
+    client.tasks().enqueue_task(taken).await.expect_err("the key is taken by another payload");
+    let http = daemon.http.clone().expect("it listens");
+    received.named("attempt a", 2).await;
+    let metrics = metrics(&http).await;
+    let spans = format!("{:?}", received.spans.lock().expect("not poisoned"));
+    for (what, text) in [("log", daemon.log()), ("spans", spans), ("metrics", metrics)] {
+        assert!(text.contains("EnqueueTask"), "{what} is what it should be: {text}");
+        assert!(!text.contains(CANARY), "{what} has what tasks carry: {text}");
+    }
+}
