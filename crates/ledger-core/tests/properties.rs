@@ -323,8 +323,10 @@ fn random_lives_see_every_kind_of_row_and_every_way_to_fail() {
     }
     // Twenty idle deliveries in a row are rarer than that, and have tests of their own.
     let rare = (EventKind::Undeliverable, ledger_core::Reason::Undeliverable);
+    // A restore writes its rows past the one transition function.
+    let elsewhere = [rare.0, EventKind::Restored];
     let missing: Vec<_> =
-        EventKind::ALL.iter().filter(|kind| !kinds.contains(kind) && **kind != rare.0).collect();
+        EventKind::ALL.iter().filter(|kind| !kinds.contains(kind) && !elsewhere.contains(kind)).collect();
     assert!(missing.is_empty(), "{missing:?}");
     let missing: Vec<_> = ledger_core::Reason::ALL
         .iter()
