@@ -52,7 +52,8 @@ fn written(context: &SpanContext) -> String {
 fn read(traceparent: &str, tracestate: &str) -> Option<SpanContext> {
     let parts: Vec<&str> = traceparent.split('-').collect();
     let [version, trace, span, flags] = parts[..] else { return None };
-    if version.len() != 2 || version == "ff" {
+    let lengths = [version.len(), trace.len(), span.len(), flags.len()];
+    if lengths != [2, 32, 16, 2] || version == "ff" {
         return None;
     }
     let flags = TraceFlags::new(u8::from_str_radix(flags, 16).ok()?);

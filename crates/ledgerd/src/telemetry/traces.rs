@@ -129,7 +129,8 @@ pub(super) fn creation(data: &TaskData) -> Option<SpanContext> {
 pub(crate) fn context(traceparent: &str, tracestate: &str) -> Option<SpanContext> {
     let mut parts = traceparent.split('-');
     let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    if version.len() != 2 || version == "ff" || (version == "00" && parts.next().is_some()) {
+    let lengths = [version.len(), trace.len(), span.len(), flags.len()];
+    if lengths != [2, 32, 16, 2] || version == "ff" || (version == "00" && parts.next().is_some()) {
         return None;
     }
     let trace = TraceId::from_hex(trace).ok()?;
@@ -210,6 +211,7 @@ mod tests {
             "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more",
             "00-xyz-b7ad6b7169203331-01",
+            "00-1-2-01",
         ] {
             assert!(of(bad).is_none(), "{bad:?}");
         }
