@@ -2,46 +2,18 @@
 //!
 //! Every value knows where it came from, and errors say so. Nothing downstream checks again.
 
+mod loaded;
+#[cfg(test)]
+mod tests;
+
+pub use loaded::Loaded;
+
 use crate::ledger::Retention;
-use figment::value::{Dict, Map, Value};
-use figment::{Figment, Metadata, Profile, Provider};
-use std::collections::BTreeMap;
+use loaded::without_password;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
-
-/// A key, which a variable and a flag are named after.
-struct Key {
-    name: &'static str,
-    default: &'static str,
-    /// What the command line says.
-    flag: fn(&Flags) -> Option<&String>,
-}
-
-impl Key {
-    const fn new(name: &'static str, default: &'static str, flag: fn(&Flags) -> Option<&String>) -> Self {
-        Self { name, default, flag }
-    }
-}
-
-/// Every key, in the order they are shown.
-const KEYS: [Key; 14] = [
-    Key::new("listen", "127.0.0.1:7420", |flags| flags.listen.as_ref()),
-    Key::new("http_listen", "127.0.0.1:7421", |flags| flags.http_listen.as_ref()),
-    Key::new("tls_cert", "off", |flags| flags.tls_cert.as_ref()),
-    Key::new("tls_key", "off", |flags| flags.tls_key.as_ref()),
-    Key::new("tls_client_ca", "off", |flags| flags.tls_client_ca.as_ref()),
-    Key::new("callers", "off", |flags| flags.callers.as_ref()),
-    Key::new("data_dir", "ledgerd-data", |flags| flags.data_dir.as_ref()),
-    Key::new("store", "sqlite", |flags| flags.store.as_ref()),
-    Key::new("log", "info", |flags| flags.log.as_ref()),
-    Key::new("log_format", "text", |flags| flags.log_format.as_ref()),
-    Key::new("trace_join_age", "15m", |flags| flags.trace_join_age.as_ref()),
-    Key::new("drain_grace", "25s", |flags| flags.drain_grace.as_ref()),
-    Key::new("retention_done", "7d", |flags| flags.retention_done.as_ref()),
-    Key::new("retention_failed", "90d", |flags| flags.retention_failed.as_ref()),
-];
 
 /// Why an address of the network is refused.
 const UNPROTECTED: &str = "beyond this machine gRPC needs TLS and callers it knows: set tls_cert, tls_key and callers, or \
@@ -205,94 +177,7 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
-/// A value with where it came from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Effective {
-    key: &'static str,
-    value: String,
-    origin: String,
-}
-
-impl Effective {
-    /// Its value, for people: secrets are hidden.
-    fn shown(&self) -> String {
-        if self.key == "store" { without_password(&self.value) } else { self.value.clone() }
-    }
-}
-
-/// Every value that counts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Loaded {
-    values: Vec<Effective>,
-    /// Only the command line can accept this: it is not to be inherited unseen.
-    accepts_anybody: bool,
-}
-
-/// Some values of one origin.
-struct Given {
-    origin: String,
-    values: Dict,
-}
-
-impl Given {
-    fn one(origin: String, key: &str, value: &str) -> Self {
-        Self { origin, values: Dict::from([(key.to_owned(), Value::from(value))]) }
-    }
-}
-
-impl Provider for Given {
-    fn metadata(&self) -> Metadata {
-        Metadata::named(self.origin.clone())
-    }
-
-    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
-        Ok(Profile::Default.collect(self.values.clone()))
-    }
-}
-
 impl Loaded {
-    /// Reads flags, environment and file.
-    ///
-    /// Only variables with the name of a key are looked at, so a misspelt one is not noticed: the prefix is shared with
-    /// clients, and Kubernetes sets `LEDGERD_PORT` and its like for a service called ledgerd.
-    ///
-    /// # Errors
-    /// A file that cannot be read, keys that do not exist, values of another type.
-    pub fn read(flags: &Flags, env: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigErrors> {
-        let mut figment = Figment::new();
-        for key in KEYS {
-            figment = figment.merge(Given::one("default".to_owned(), key.name, key.default));
-        }
-        if let Some(path) = flags.config.clone().or_else(|| env("LEDGERD_CONFIG").map(PathBuf::from)) {
-            figment = figment.merge(file(&path)?);
-        }
-        for key in KEYS {
-            let name = format!("LEDGERD_{}", key.name.to_ascii_uppercase());
-            if let Some(value) = env(&name) {
-                figment = figment.merge(Given::one(name, key.name, &value));
-            }
-        }
-        for key in KEYS {
-            if let Some(value) = (key.flag)(flags) {
-                figment =
-                    figment.merge(Given::one(format!("--{}", key.name.replace('_', "-")), key.name, value));
-            }
-        }
-        let mut found: BTreeMap<String, String> = figment.extract().map_err(spoken)?;
-        let values = KEYS.iter().map(|key| {
-            let origin =
-                figment.find_metadata(key.name).map(|found| found.name.to_string()).unwrap_or_default();
-            Effective { key: key.name, value: found.remove(key.name).unwrap_or_default(), origin }
-        });
-        let values = values.collect();
-        let unknown: Vec<String> =
-            found.keys().map(|key| format!("{key} (from the file): there is no such key")).collect();
-        if !unknown.is_empty() {
-            return Err(ConfigErrors(unknown));
-        }
-        Ok(Self { values, accepts_anybody: flags.i_accept_unauthenticated_network_access })
-    }
-
     /// The typed form.
     ///
     /// # Errors
@@ -327,50 +212,25 @@ impl Loaded {
         });
         let done = self.typed("retention_done", &mut errors, kept);
         let failed = self.typed("retention_failed", &mut errors, kept);
-        match (
-            listen,
-            http_listen,
-            protection,
-            data_dir,
-            store,
-            log,
-            log_format,
-            trace_join_age,
-            drain_grace,
-            done,
-            failed,
-        ) {
-            (
-                Some(listen),
-                Some(http_listen),
-                Some((tls, callers, is_open)),
-                Some(data_dir),
-                Some(store),
-                Some(log),
-                Some(log_format),
-                Some(trace_join_age),
-                Some(drain_grace),
-                Some(done),
-                Some(failed),
-            ) => {
-                let store = store.unwrap_or(StoreAt::Sqlite(data_dir));
-                let retention = Retention { done, failed };
-                Ok(Config {
-                    listen,
-                    tls,
-                    callers,
-                    is_open,
-                    http_listen,
-                    store,
-                    log,
-                    log_format,
-                    trace_join_age,
-                    drain_grace,
-                    retention,
-                })
-            }
-            _ => Err(ConfigErrors(errors)),
-        }
+        // Each of them has been looked at by now, so that every fault is told at once.
+        let all = || {
+            let (tls, callers, is_open) = protection?;
+            let data_dir = data_dir?;
+            Some(Config {
+                listen: listen?,
+                tls,
+                callers,
+                is_open,
+                http_listen: http_listen?,
+                store: store?.unwrap_or(StoreAt::Sqlite(data_dir)),
+                log: log?,
+                log_format: log_format?,
+                trace_join_age: trace_join_age?,
+                drain_grace: drain_grace?,
+                retention: Retention { done: done?, failed: failed? },
+            })
+        };
+        all().ok_or(ConfigErrors(errors))
     }
 
     /// Files for TLS, the file of callers, and whether the network may do anything: whoever reaches an unprotected port
@@ -389,8 +249,7 @@ impl Loaded {
         let (cert, key, client_ca) = (file("tls_cert")?, file("tls_key")?, file("tls_client_ca")?);
         let callers = file("callers")?;
         let mut refuse = |key: &str, rule: &str| -> Option<_> {
-            let found = self.values.iter().find(|found| found.key == key)?;
-            errors.push(format!("{key} = {:?} (from {}): {rule}", found.shown(), found.origin));
+            errors.extend(self.fault(key, rule));
             None
         };
         let tls = match (cert, key) {
@@ -417,50 +276,6 @@ impl Loaded {
         }
         Some((tls, callers, true))
     }
-
-    fn typed<T>(
-        &self,
-        key: &'static str,
-        errors: &mut Vec<String>,
-        read: impl FnOnce(&str) -> Result<T, String>,
-    ) -> Option<T> {
-        let found = self.values.iter().find(|found| found.key == key)?;
-        read(&found.value)
-            .map_err(|rule| {
-                errors.push(format!("{key} = {:?} (from {}): {rule}", found.shown(), found.origin));
-            })
-            .ok()
-    }
-}
-
-/// One value a line, as a file would have it, with its origin.
-impl fmt::Display for Loaded {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for found in &self.values {
-            writeln!(f, "{:<40} # {}", format!("{} = {:?}", found.key, found.shown()), found.origin)?;
-        }
-        Ok(())
-    }
-}
-
-fn file(path: &Path) -> Result<Given, ConfigErrors> {
-    use figment::providers::{Format, Toml};
-    let origin = path.display().to_string();
-    let bad = |error: &dyn fmt::Display| ConfigErrors(vec![format!("{origin}: {error}")]);
-    let text = std::fs::read_to_string(path).map_err(|error| bad(&error))?;
-    let mut profiles = Toml::string(&text).data().map_err(|error| bad(&error))?;
-    Ok(Given { values: profiles.remove(&Profile::Default).unwrap_or_default(), origin })
-}
-
-fn spoken(errors: figment::Error) -> ConfigErrors {
-    let one = |error: figment::Error| {
-        let origin = error.metadata.as_ref().map_or("the file", |found| &*found.name);
-        match error.path.as_slice() {
-            [] => format!("{} (from {origin})", error.kind),
-            path => format!("{} (from {origin}): {}", path.join("."), error.kind),
-        }
-    };
-    ConfigErrors(errors.into_iter().map(one).collect())
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {
@@ -490,29 +305,6 @@ fn store(text: &str) -> Result<Option<StoreAt>, String> {
     }
 }
 
-/// An address without the password in it, which stands before the host or among the parameters.
-fn without_password(address: &str) -> String {
-    let Some((scheme, rest)) = address.split_once("://") else { return address.to_owned() };
-    let (place, parameters) = match rest.split_once('?') {
-        Some((place, parameters)) => (place, Some(parameters)),
-        None => (rest, None),
-    };
-    let place = match place.rsplit_once('@') {
-        Some((who, host)) => match who.split_once(':') {
-            Some((user, _)) => format!("{user}:***@{host}"),
-            None => place.to_owned(),
-        },
-        None => place.to_owned(),
-    };
-    let hide = |parameter: &str| match parameter.split_once('=') {
-        Some((name, _)) if name.eq_ignore_ascii_case("password") => format!("{name}=***"),
-        _ => parameter.to_owned(),
-    };
-    let parameters = parameters.map(|all| all.split('&').map(hide).collect::<Vec<_>>().join("&"));
-    let question = if parameters.is_some() { "?" } else { "" };
-    format!("{scheme}://{place}{question}{}", parameters.unwrap_or_default())
-}
-
 /// How long something is kept; none: for ever.
 fn kept(text: &str) -> Result<Option<Duration>, String> {
     if text == "off" {
@@ -537,173 +329,5 @@ fn span(text: &str) -> Option<Duration> {
         "h" => number.checked_mul(3_600).map(Duration::from_secs),
         "d" => number.checked_mul(86_400).map(Duration::from_secs),
         _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(flags: &Flags, env: &[(&str, &str)]) -> Result<Loaded, ConfigErrors> {
-        Loaded::read(flags, |name| {
-            env.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
-        })
-    }
-
-    fn error(flags: &Flags, env: &[(&str, &str)]) -> String {
-        match read(flags, env).map(|loaded| loaded.config()) {
-            Ok(Ok(config)) => panic!("{config:?}"),
-            Ok(Err(error)) | Err(error) => error.to_string(),
-        }
-    }
-
-    fn with_file(text: &str) -> (tempfile::TempDir, Flags) {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("ledgerd.toml");
-        std::fs::write(&path, text).expect("a file");
-        (dir, Flags { config: Some(path), ..Flags::default() })
-    }
-
-    #[test]
-    fn defaults_are_safe() {
-        let config = read(&Flags::default(), &[]).expect("defaults").config().expect("defaults");
-        assert!(
-            config.listen.ip().is_loopback() && config.http_listen.is_some_and(|at| at.ip().is_loopback())
-        );
-        assert_eq!(config.drain_grace, Duration::from_secs(25));
-        assert_eq!(config.store, StoreAt::Sqlite("ledgerd-data".into()));
-        let days = |days: u64| Some(Duration::from_secs(days * 86_400));
-        assert_eq!(config.retention, Retention { done: days(7), failed: days(90) });
-    }
-
-    #[test]
-    fn flags_win_over_environment_over_file_over_defaults() {
-        let (_dir, mut flags) = with_file("listen = '127.0.0.1:1'\ndrain_grace = '1s'\nlog = 'warn'\n");
-        flags.listen = Some("127.0.0.1:3".to_owned());
-        let env =
-            [("LEDGERD_LISTEN", "127.0.0.1:2"), ("LEDGERD_DRAIN_GRACE", "2s"), ("LEDGERD_PORT", "tcp://x")];
-        let loaded = read(&flags, &env).expect("a config");
-        let config = loaded.config().expect("a config");
-        assert_eq!(config.listen.port(), 3);
-        assert_eq!(config.drain_grace, Duration::from_secs(2));
-        assert_eq!(config.log, "warn");
-        assert_eq!(config.http_listen.map(|at| at.port()), Some(7421));
-        let shown = loaded.to_string();
-        for (key, origin) in [
-            ("listen", "# --listen"),
-            ("drain_grace", "# LEDGERD_DRAIN_GRACE"),
-            ("log", "ledgerd.toml"),
-            ("store", "# default"),
-        ] {
-            let line = shown.lines().find(|line| line.starts_with(&format!("{key} = "))).expect("a line");
-            assert!(line.ends_with(origin), "{line}");
-        }
-    }
-
-    #[test]
-    fn a_password_is_never_shown() {
-        for (given, shown) in [
-            ("postgres://ann:se@cret@localhost:5432/ledger", "postgres://ann:***@localhost:5432/ledger"),
-            (
-                "postgres://ann@localhost/ledger?password=se@cret",
-                "postgres://ann@localhost/ledger?password=***",
-            ),
-            ("postgres://localhost/ledger?user=ann", "postgres://localhost/ledger?user=ann"),
-        ] {
-            assert_eq!(without_password(given), shown);
-        }
-        let flags = Flags { store: Some("postgres://ann:secret@localhost/x".into()), ..Flags::default() };
-        let loaded = read(&flags, &[]).expect("a config");
-        let config = loaded.config().expect("a config");
-        assert!(matches!(&config.store, StoreAt::Postgres(url) if url.reveal().contains("secret")));
-        let flags = Flags { store: Some("postgres://ann:secret@host/x?sslmode=disable".into()), ..flags };
-        for shown in [loaded.to_string(), format!("{config:?}"), error(&flags, &[])] {
-            assert!(!shown.contains("secret"), "{shown}");
-        }
-    }
-
-    #[test]
-    fn what_is_shown_can_be_read() {
-        let shown = read(&Flags::default(), &[]).expect("defaults").to_string();
-        let (_dir, flags) = with_file(&shown);
-        assert_eq!(
-            read(&flags, &[]).expect("a config").config(),
-            read(&Flags::default(), &[]).expect("defaults").config()
-        );
-    }
-
-    #[test]
-    fn errors_name_key_value_and_origin() {
-        for (key, value) in [
-            ("LISTEN", "nowhere"),
-            ("LISTEN", "0.0.0.0:7420"),
-            ("LISTEN", "[::]:7420"),
-            ("HTTP_LISTEN", "7421"),
-            ("STORE", "postgres:db"),
-            ("STORE", "postgres://db.example.com/ledger?sslmode=require"),
-            ("STORE", "postgres://localhost/ledger?sslmode=perhaps"),
-            ("STORE", "mysql"),
-            ("DATA_DIR", ""),
-            ("LOG", "a=b=c"),
-            ("LOG_FORMAT", "xml"),
-            ("TLS_CERT", ""),
-            ("TLS_CLIENT_CA", "ca.pem"),
-            ("DRAIN_GRACE", "25"),
-            ("DRAIN_GRACE", "-1s"),
-            ("DRAIN_GRACE", "2h"),
-            ("RETENTION_DONE", "999ms"),
-            ("RETENTION_DONE", "never"),
-            ("RETENTION_FAILED", "36501d"),
-        ] {
-            let name = format!("LEDGERD_{key}");
-            let error = error(&Flags::default(), &[(&name, value)]);
-            let key = key.to_ascii_lowercase();
-            assert!(error.starts_with(&format!("{key} = {value:?} (from {name}): ")), "{error}");
-        }
-        let (_dir, flags) = with_file("lisen = 'x'\n");
-        assert!(error(&flags, &[]).contains("lisen"), "{}", error(&flags, &[]));
-        let (_dir, flags) = with_file("drain_grace = 25\n");
-        assert!(error(&flags, &[]).starts_with("drain_grace (from "), "{}", error(&flags, &[]));
-        let (_dir, flags) = with_file("listen = \n");
-        assert!(error(&flags, &[]).contains("ledgerd.toml"));
-        let missing = Flags { config: Some("/nowhere/x.toml".into()), ..Flags::default() };
-        assert!(error(&missing, &[]).starts_with("/nowhere/x.toml: "));
-    }
-
-    #[test]
-    fn the_network_needs_tls_and_callers_or_a_flag_that_says_so() {
-        let everywhere = ("LEDGERD_LISTEN", "0.0.0.0:7420");
-        let tls = [("LEDGERD_TLS_CERT", "c.pem"), ("LEDGERD_TLS_KEY", "k.pem")];
-        let callers = ("LEDGERD_CALLERS", "callers.toml");
-        let client_ca = ("LEDGERD_TLS_CLIENT_CA", "ca.pem");
-        for too_little in [vec![everywhere], vec![everywhere, callers], vec![everywhere, tls[0], tls[1]]] {
-            let error = error(&Flags::default(), &too_little);
-            assert!(error.contains("--i-accept-unauthenticated-network-access"), "{error}");
-            assert_eq!(error.lines().count(), 1, "{error}");
-            let flags = Flags { i_accept_unauthenticated_network_access: true, ..Flags::default() };
-            assert!(read(&flags, &too_little).expect("values").config().expect("accepted").is_open);
-        }
-        let enough = read(&Flags::default(), &[everywhere, tls[0], tls[1], callers]).expect("values");
-        let enough = enough.config().expect("enough");
-        assert!(!enough.is_open && enough.tls.is_some_and(|tls| tls.client_ca.is_none()));
-        assert_eq!(enough.callers, Some("callers.toml".into()));
-        for (incomplete, key) in [
-            (vec![tls[0]], "tls_key"),
-            (vec![tls[1]], "tls_cert"),
-            (vec![client_ca, callers], "tls_client_ca"),
-            (vec![tls[0], tls[1], client_ca], "tls_client_ca"),
-        ] {
-            let error = error(&Flags::default(), &incomplete);
-            assert!(error.starts_with(&format!("{key} = ")), "{error}");
-        }
-    }
-
-    #[test]
-    fn probes_may_listen_anywhere_and_nowhere() {
-        let http =
-            |value| read(&Flags::default(), &[("LEDGERD_HTTP_LISTEN", value)]).expect("a value").config();
-        assert_eq!(http("off").expect("off").http_listen, None);
-        assert_eq!(http("0.0.0.0:7421").expect("anywhere").http_listen.map(|at| at.port()), Some(7421));
-        assert_eq!(http("localhost:1").expect("a name").http_listen.map(|at| at.port()), Some(1));
     }
 }
