@@ -10,6 +10,7 @@ mod conduct;
 mod gate;
 mod guard;
 mod health;
+mod prompt;
 mod tls;
 
 pub(crate) use health::Health;

@@ -1,9 +1,10 @@
-//! Connections before they speak HTTP/2: how many there may be, and how long one may say nothing. Later, what its conduct is.
+//! Connections as they are accepted: how many there may be, and what the conduct of each is.
 //!
 //! Why our own accept loop: tonic's turns at once when descriptors run out, and waits for ever for a peer that connects
-//! and stays silent.
+//! and stays silent (`prompt`).
 
 use super::conduct::Conduct;
+use super::prompt::Prompt;
 use futures_util::Stream;
 use std::io;
 use std::pin::Pin;
@@ -13,11 +14,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Sleep, sleep};
+use tokio::time::sleep;
 
-/// A connection says at least the preface of HTTP/2 within this time.
-pub(super) const SPEAKS_WITHIN: Duration = Duration::from_secs(5);
-pub(super) const PREFACE_BYTES: usize = 24;
 /// The operating system tries a silent connection so often, and gives up on unconfirmed data after this.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 const USER_TIMEOUT_MS: u32 = 30_000;
@@ -45,13 +43,7 @@ async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> Option<Guarde
                     tracing::debug!(%error, %peer, "a connection was gone before it began");
                     continue;
                 }
-                return Some(Guarded {
-                    stream,
-                    heard: 0,
-                    silence: Some(Box::pin(sleep(SPEAKS_WITHIN))),
-                    conduct: Conduct::new(),
-                    _slot: slot,
-                });
+                return Some(Guarded { stream: Prompt::new(stream), conduct: Conduct::new(), _slot: slot });
             }
             // Out of descriptors, most likely; the next try would fail as well.
             Err(error) => {
@@ -74,10 +66,7 @@ fn settle(stream: &TcpStream) -> io::Result<()> {
 
 /// A connection that must speak soon, and that counts.
 pub(super) struct Guarded {
-    stream: TcpStream,
-    heard: usize,
-    /// Armed until the preface was heard.
-    silence: Option<Pin<Box<Sleep>>>,
+    stream: Prompt<TcpStream>,
     conduct: Conduct,
     _slot: OwnedSemaphorePermit,
 }
@@ -95,22 +84,11 @@ impl AsyncRead for Guarded {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if let Some(silence) = &mut self.silence
-            && silence.as_mut().poll(cx).is_ready()
-        {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         let came = buf.filled().len() - before;
         if read.is_ready() && !self.conduct.came(came) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-        }
-        if self.silence.is_some() {
-            self.heard += came;
-            if self.heard >= PREFACE_BYTES {
-                self.silence = None;
-            }
         }
         read
     }
@@ -139,33 +117,5 @@ impl AsyncWrite for Guarded {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use futures_util::StreamExt;
-    use std::pin::pin;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-    #[tokio::test]
-    async fn a_silent_connection_is_dropped_and_one_that_speaks_is_kept() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
-        let mut incoming = pin!(incoming(listener));
-        let mut client = TcpStream::connect(address).await.expect("a connection");
-        let mut guarded = incoming.next().await.expect("a connection").expect("a connection");
-        client.write_all(b"PRI * HTTP").await.expect("half a preface");
-        let mut heard = [0; 64];
-        assert_eq!(guarded.read(&mut heard).await.expect("bytes"), 10);
-        // As if its time were over.
-        guarded.silence = Some(Box::pin(sleep(Duration::ZERO)));
-        let error = guarded.read(&mut heard).await.expect_err("too late");
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        client.write_all(b"/2.0\r\n\r\nSM\r\n\r\n").await.expect("the rest");
-        guarded.silence = Some(Box::pin(sleep(SPEAKS_WITHIN)));
-        assert_eq!(guarded.read(&mut heard).await.expect("bytes"), 14);
-        assert!(guarded.silence.is_none(), "it spoke");
     }
 }

@@ -4,7 +4,8 @@
 //! how many there may be is up to the guard, whose slot a connection holds from its first byte on.
 
 use super::conduct::Conduct;
-use super::guard::{self, Guarded, PREFACE_BYTES, SPEAKS_WITHIN};
+use super::guard::{self, Guarded};
+use super::prompt::{Prompt, SPEAKS_WITHIN};
 use crate::trust::Trusted;
 use futures_util::{Stream, StreamExt};
 use rustls::pki_types::CertificateDer;
@@ -15,7 +16,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -55,7 +56,7 @@ pub(super) fn incoming(
             let ready = ready.clone();
             tokio::spawn(async move {
                 match timeout(SPEAKS_WITHIN, shake(TlsAcceptor::from(config), guarded)).await {
-                    Ok(Ok(secured)) => drop(ready.send(Ok(Connection::Tls(Box::new(secured)))).await),
+                    Ok(Ok(connection)) => drop(ready.send(Ok(connection)).await),
                     Ok(Err(error)) => {
                         tracing::debug!(%error, "a connection did not get through its handshake");
                     }
@@ -67,7 +68,7 @@ pub(super) fn incoming(
     Box::pin(ReceiverStream::new(taken))
 }
 
-async fn shake(acceptor: TlsAcceptor, guarded: Guarded) -> io::Result<Secured> {
+async fn shake(acceptor: TlsAcceptor, guarded: Guarded) -> io::Result<Connection> {
     let stream = acceptor.accept(guarded).await?;
     let (_, session) = stream.get_ref();
     // Who offers no protocol at all gets through the handshake; nothing but HTTP/2 is spoken here.
@@ -75,9 +76,10 @@ async fn shake(acceptor: TlsAcceptor, guarded: Guarded) -> io::Result<Secured> {
         return Err(io::Error::other("it did not ask for HTTP/2"));
     }
     let names = session.peer_certificates().and_then(<[_]>::first).map(names).unwrap_or_default();
-    let silence = Some(Box::pin(sleep(SPEAKS_WITHIN)));
     let conduct = stream.get_ref().0.conduct();
-    Ok(Secured { stream, peer: Peer { names: names.into(), conduct }, heard: 0, silence })
+    let peer = Peer { names: names.into(), conduct };
+    // What the guard hears is only ciphertext, so here it begins anew.
+    Ok(Connection::Tls(Box::new(Prompt::new(stream)), peer))
 }
 
 /// DNS names and URIs of a certificate; other names are nobody's.
@@ -89,16 +91,7 @@ fn names(certificate: &CertificateDer<'_>) -> Vec<Box<str>> {
 /// A connection, with or without TLS.
 pub(super) enum Connection {
     Plain(Guarded),
-    Tls(Box<Secured>),
-}
-
-/// One under TLS that must begin HTTP/2 soon: what the guard hears is only its ciphertext.
-pub(super) struct Secured {
-    stream: TlsStream<Guarded>,
-    peer: Peer,
-    heard: usize,
-    /// Armed until the preface was heard.
-    silence: Option<Pin<Box<Sleep>>>,
+    Tls(Box<Prompt<TlsStream<Guarded>>>, Peer),
 }
 
 impl Connected for Connection {
@@ -107,31 +100,8 @@ impl Connected for Connection {
     fn connect_info(&self) -> Peer {
         match self {
             Self::Plain(plain) => Peer { names: Arc::default(), conduct: plain.conduct() },
-            Self::Tls(secured) => secured.peer.clone(),
+            Self::Tls(_, peer) => peer.clone(),
         }
-    }
-}
-
-impl AsyncRead for Secured {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if let Some(silence) = &mut self.silence
-            && silence.as_mut().poll(cx).is_ready()
-        {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        let before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if self.silence.is_some() {
-            self.heard += buf.filled().len() - before;
-            if self.heard >= PREFACE_BYTES {
-                self.silence = None;
-            }
-        }
-        read
     }
 }
 
@@ -139,7 +109,7 @@ impl AsyncRead for Connection {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(plain) => Pin::new(plain).poll_read(cx, buf),
-            Self::Tls(secured) => Pin::new(secured).poll_read(cx, buf),
+            Self::Tls(secured, _) => Pin::new(secured).poll_read(cx, buf),
         }
     }
 }
@@ -148,21 +118,21 @@ impl AsyncWrite for Connection {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(plain) => Pin::new(plain).poll_write(cx, buf),
-            Self::Tls(secured) => Pin::new(&mut secured.stream).poll_write(cx, buf),
+            Self::Tls(secured, _) => Pin::new(secured).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(plain) => Pin::new(plain).poll_flush(cx),
-            Self::Tls(secured) => Pin::new(&mut secured.stream).poll_flush(cx),
+            Self::Tls(secured, _) => Pin::new(secured).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(plain) => Pin::new(plain).poll_shutdown(cx),
-            Self::Tls(secured) => Pin::new(&mut secured.stream).poll_shutdown(cx),
+            Self::Tls(secured, _) => Pin::new(secured).poll_shutdown(cx),
         }
     }
 
@@ -173,14 +143,14 @@ impl AsyncWrite for Connection {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(plain) => Pin::new(plain).poll_write_vectored(cx, bufs),
-            Self::Tls(secured) => Pin::new(&mut secured.stream).poll_write_vectored(cx, bufs),
+            Self::Tls(secured, _) => Pin::new(secured).poll_write_vectored(cx, bufs),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
         match self {
             Self::Plain(plain) => plain.is_write_vectored(),
-            Self::Tls(secured) => secured.stream.is_write_vectored(),
+            Self::Tls(secured, _) => secured.is_write_vectored(),
         }
     }
 }
