@@ -15,6 +15,7 @@ pub mod upkeep;
 
 mod grpc;
 mod http;
+mod lately;
 mod process;
 mod server;
 

@@ -8,16 +8,16 @@ use super::access::Access;
 use super::status::status;
 use super::{Handle, convert};
 use crate::callers::Permission;
+use crate::lately::Lately;
 use crate::ledger::command::{AgentView, LedgerError};
 use futures_util::{Stream, StreamExt, stream};
+use ledger_core::State;
 use ledger_core::settings::Violation;
-use ledger_core::{State, Timestamp};
 use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Mutex;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -43,7 +43,7 @@ pub(super) fn service(
     handle: &Handle,
     stop: &CancellationToken,
 ) -> ExternalScalerServer<impl ExternalScaler + use<>> {
-    let depths = Arc::new(Depths { handle: handle.clone(), last: Mutex::new(None) });
+    let depths = Arc::new(Depths { handle: handle.clone(), last: Lately::new(FRESH) });
     ExternalScalerServer::new(Scaler { depths, stop: stop.clone() }).max_decoding_message_size(REQUEST_BYTES)
 }
 
@@ -71,29 +71,17 @@ impl Depth {
 /// Figures of all agents, asked for once for all who want them.
 struct Depths {
     handle: Handle,
-    last: Mutex<Option<Sample>>,
-}
-
-struct Sample {
-    at: Timestamp,
-    agents: HashMap<Arc<str>, Depth>,
+    last: Lately<HashMap<Arc<str>, Depth>>,
 }
 
 impl Depths {
     /// Of one agent. One that is not known has no tasks yet.
     async fn of(&self, agent: &str) -> Result<Depth, LedgerError> {
-        let mut last = self.last.lock().await;
-        let now = self.handle.clock().now().at;
-        let fresh = last.as_ref().filter(|sample| now.since(sample.at) < FRESH && now >= sample.at);
-        if let Some(sample) = fresh {
-            return Ok(sample.agents.get(agent).copied().unwrap_or_default());
-        }
-        let views = self.handle.agents().await?;
-        let agents: HashMap<_, _> =
-            views.iter().map(|view| (Arc::clone(&view.name), Depth::of(view))).collect();
-        let depth = agents.get(agent).copied().unwrap_or_default();
-        *last = Some(Sample { at: now, agents });
-        Ok(depth)
+        let agents = self.last.seen(async {
+            let views = self.handle.agents().await?;
+            Ok::<_, LedgerError>(views.iter().map(|view| (Arc::clone(&view.name), Depth::of(view))).collect())
+        });
+        Ok(agents.await?.get(agent).copied().unwrap_or_default())
     }
 }
 

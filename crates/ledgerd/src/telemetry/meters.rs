@@ -3,6 +3,7 @@
 //! Names, units and labels stand in [`METRICS`], from which the reference is written. Nothing here asks the ledger: gauges
 //! show the last [`Look`] that somebody took.
 
+use crate::lately::Lately;
 use crate::ledger::Handle;
 use crate::ledger::command::LedgerError;
 use breaker_core::State as BreakerState;
@@ -11,6 +12,7 @@ use ledger_core::store::Counts;
 use opentelemetry::metrics::{Counter, Histogram, Meter, MeterProvider};
 use opentelemetry::{KeyValue, StringValue, Value};
 use opentelemetry_sdk::metrics::SdkMeterProvider;
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -218,6 +220,8 @@ struct Look {
     bytes: u64,
 }
 
+/// Figures are as old as this at most, however many scrape.
+const FRESH: Duration = Duration::from_millis(500);
 /// How long the ledger may take to be looked at.
 const LOOK_WITHIN: Duration = Duration::from_secs(2);
 /// Agents that have labels of their own; the tasks of others are summed under `_other`.
@@ -234,7 +238,8 @@ pub struct Meters {
     pub(super) moved: Counter<u64>,
     pub(super) commit: Histogram<f64>,
     rpc: Histogram<f64>,
-    look: Arc<Mutex<Look>>,
+    look: Arc<Mutex<Arc<Look>>>,
+    lately: Lately<Look>,
     /// Spans that were dropped, and transitions that were missed.
     pub(super) dropped: Arc<Dropped>,
     registry: prometheus::Registry,
@@ -254,7 +259,7 @@ impl Meters {
         dropped: Arc<Dropped>,
     ) -> Self {
         let meter = provider.meter("ledgerd");
-        let look = Arc::new(Mutex::new(Look::default()));
+        let look = Arc::new(Mutex::new(Arc::default()));
         gauges(&meter, &look);
         let counts = Arc::clone(&dropped);
         meter
@@ -277,6 +282,7 @@ impl Meters {
             commit: histogram(&meter, COMMIT),
             rpc: histogram(&meter, RPC),
             look,
+            lately: Lately::new(FRESH),
             dropped,
             registry,
         }
@@ -293,7 +299,7 @@ impl Meters {
 
     /// Takes a look at the ledger for the gauges. Without an answer in time they stay as they are.
     pub(crate) async fn look_at(&self, handle: &Handle) {
-        match tokio::time::timeout(LOOK_WITHIN, taken(handle)).await {
+        match tokio::time::timeout(LOOK_WITHIN, self.lately.seen(taken(handle))).await {
             Ok(Ok(look)) => *self.look.lock().unwrap_or_else(PoisonError::into_inner) = look,
             Ok(Err(error)) => tracing::debug!(%error, "the ledger could not be looked at for metrics"),
             Err(_) => tracing::debug!("the ledger took too long to be looked at for metrics"),
@@ -311,7 +317,7 @@ impl Meters {
 
 async fn taken(handle: &Handle) -> Result<Look, LedgerError> {
     let mut look = Look::default();
-    let ages = handle.oldest().await?;
+    let ages: HashMap<_, _> = handle.oldest().await?.into_iter().collect();
     let mut others = Counts::default();
     for (nth, agent) in handle.agents().await?.into_iter().enumerate() {
         for state in [State::Queued, State::Running, State::Retry, State::Blocked, State::Failed] {
@@ -325,7 +331,7 @@ async fn taken(handle: &Handle) -> Result<Look, LedgerError> {
         if nth >= AGENTS {
             continue;
         }
-        let age = ages.iter().find(|(name, _)| *name == agent.name).map_or(0.0, |(_, age)| age.as_secs_f64());
+        let age = ages.get(&agent.name).map_or(0.0, Duration::as_secs_f64);
         look.oldest.push((Arc::clone(&agent.name), age));
         for view in &agent.breakers {
             look.breakers.push((Arc::clone(&agent.name), Arc::clone(&view.task_type), view.breaker.state()));
@@ -342,9 +348,8 @@ async fn taken(handle: &Handle) -> Result<Look, LedgerError> {
     Ok(look)
 }
 
-fn gauges(meter: &Meter, look: &Arc<Mutex<Look>>) {
-    let read = |look: &Arc<Mutex<Look>>| Arc::clone(look);
-    let shared = read(look);
+fn gauges(meter: &Meter, look: &Arc<Mutex<Arc<Look>>>) {
+    let shared = Arc::clone(look);
     meter
         .u64_observable_gauge(DEPTH.name)
         .with_unit(DEPTH.unit)
@@ -356,7 +361,7 @@ fn gauges(meter: &Meter, look: &Arc<Mutex<Look>>) {
             }
         })
         .build();
-    let shared = read(look);
+    let shared = Arc::clone(look);
     meter
         .f64_observable_gauge(OLDEST.name)
         .with_unit(OLDEST.unit)
@@ -368,7 +373,7 @@ fn gauges(meter: &Meter, look: &Arc<Mutex<Look>>) {
             }
         })
         .build();
-    let shared = read(look);
+    let shared = Arc::clone(look);
     meter
         .u64_observable_gauge(BREAKER.name)
         .with_unit(BREAKER.unit)
@@ -387,7 +392,7 @@ fn gauges(meter: &Meter, look: &Arc<Mutex<Look>>) {
             }
         })
         .build();
-    let shared = read(look);
+    let shared = Arc::clone(look);
     meter
         .u64_observable_gauge(SLOTS.name)
         .with_unit(SLOTS.unit)
@@ -401,7 +406,7 @@ fn gauges(meter: &Meter, look: &Arc<Mutex<Look>>) {
     for (metric, value) in
         [(SESSIONS, (|look: &Look| look.sessions) as fn(&Look) -> u64), (SIZE, |look| look.bytes)]
     {
-        let shared = read(look);
+        let shared = Arc::clone(look);
         meter
             .u64_observable_gauge(metric.name)
             .with_unit(metric.unit)
