@@ -72,18 +72,29 @@ pub(in crate::store) async fn raise(url: &str) -> Result<u64, MoveError> {
     let mut conn = connect(&options(url)?).await?;
     exportable(Standing::of(&open::steps_of(&mut conn).await.map_err(|error| failed(&error))?))?;
     make_days_past(&mut conn).await?;
-    run(&mut conn, "BEGIN").await?;
-    run(&mut conn, PATIENT).await?;
-    run(&mut conn, LOCK).await?;
-    if sqlx::query_scalar(SERVED).fetch_one(&mut conn).await.map_err(|error| failed(&error))? {
-        return Err(MoveError::Served);
-    }
+    begin_alone(&mut conn).await?;
     let raised = void_what_was_given_out(&mut conn).await.map_err(|error| failed(&error))?;
+    // Twice is no harm.
+    commit(conn, raised, "raise the fences once more").await
+}
+
+/// Begins a transaction beside which no daemon takes a slot.
+async fn begin_alone(conn: &mut PgConnection) -> Result<(), MoveError> {
+    for statement in ["BEGIN", PATIENT, LOCK] {
+        run(conn, statement).await?;
+    }
+    match sqlx::query_scalar(SERVED).fetch_one(conn).await.map_err(|error| failed(&error))? {
+        true => Err(MoveError::Served),
+        false => Ok(()),
+    }
+}
+
+/// Ends it; `or_else` says what to do where its fate is not known.
+async fn commit<T>(mut conn: PgConnection, told: T, or_else: &str) -> Result<T, MoveError> {
     match sqlx::raw_sql("COMMIT").execute(&mut conn).await {
-        Ok(_) => Ok(raised),
+        Ok(_) => Ok(told),
         Err(error) if error.as_database_error().is_some() => Err(failed(&error).into()),
-        // Twice is no harm.
-        Err(error) => Err(StoreError::Unknown(format!("{error}; raise the fences once more")).into()),
+        Err(error) => Err(StoreError::Unknown(format!("{error}; {or_else}")).into()),
     }
 }
 
@@ -123,23 +134,12 @@ pub(in crate::store) async fn import(url: &str, from: impl BufRead) -> Result<Ve
     let file = Reader::begin(from)?;
     migrate(&mut conn, &options).await?;
     make_days_past(&mut conn).await?;
-    run(&mut conn, "BEGIN").await?;
-    run(&mut conn, PATIENT).await?;
-    run(&mut conn, LOCK).await?;
-    if sqlx::query_scalar(SERVED).fetch_one(&mut conn).await.map_err(|error| failed(&error))? {
-        return Err(MoveError::Served);
-    }
+    begin_alone(&mut conn).await?;
     refuse_unless_empty(&mut conn).await?;
     let told = fill(&mut conn, file).await?;
     run(&mut conn, "ANALYZE").await?;
     same(&told, &read(&mut conn, io::sink()).await?)?;
-    match sqlx::raw_sql("COMMIT").execute(&mut conn).await {
-        Ok(_) => Ok(told),
-        Err(error) if error.as_database_error().is_some() => Err(failed(&error).into()),
-        Err(error) => {
-            Err(StoreError::Unknown(format!("{error}; export the store to see whether it was")).into())
-        }
-    }
+    commit(conn, told, "export the store to see whether it was").await
 }
 
 async fn run(conn: &mut PgConnection, statement: &'static str) -> Result<(), StoreError> {
