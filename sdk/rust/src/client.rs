@@ -134,10 +134,13 @@ impl Client {
         let now = clock::now();
         let tasks = tasks.into_iter().enumerate();
         let tasks = tasks.map(|(index, task)| task.into_wire(now).map_err(|error| error.in_item(index)));
-        let mut tasks: Vec<_> = tasks.collect::<Result<_, _>>()?;
-        let sending = Sending::many(&mut tasks);
-        let request = v1::EnqueueTasksRequest { tasks, mode: mode as i32, request_id: clock::request_id() };
+        let mut request = v1::EnqueueTasksRequest {
+            tasks: tasks.collect::<Result<_, _>>()?,
+            mode: mode as i32,
+            request_id: clock::request_id(),
+        };
         limits::batch(&request, now)?;
+        let sending = Sending::many(&mut request.tasks);
         let response = retry::call(|| {
             let (mut tasks, mut request) = (self.tasks(), timed(request.clone(), CALL_TIMEOUT));
             sending.inject(&mut request);
@@ -164,10 +167,9 @@ impl Client {
 
     pub(crate) async fn enqueue_one(
         &self,
-        task: v1::NewTask,
+        mut task: v1::NewTask,
         request_id: String,
     ) -> Result<TaskHandle, Error> {
-        let mut task = task;
         let sending = Sending::one(&mut task);
         let request = v1::EnqueueTaskRequest { task: Some(task), request_id };
         let response = retry::call(|| {
