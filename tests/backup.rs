@@ -3,42 +3,19 @@
 
 use crate::durability::check_history;
 use crate::durability::load::Load;
+use crate::support::program::{done, refused, shown};
 use crate::support::worker::{Stream, complete, hello, lease, outcome};
 use crate::support::*;
 use ledgerd_client::v1::{self, LeaseState, TaskState};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Backups taken beside a daemon under load.
 const BACKUPS: usize = 3;
 /// Transitions between two of them.
 const BETWEEN: u64 = 300;
-
-fn ledgerd(args: &[&str]) -> Output {
-    command().args(args).output().expect("the binary runs")
-}
-
-fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-fn done(args: &[&str]) -> String {
-    let output = ledgerd(args);
-    assert!(output.status.success(), "{args:?}: {}", said(&output));
-    String::from_utf8(output.stdout).expect("text")
-}
-
-fn refused(args: &[&str], code: i32, sentence: &str) {
-    let output = ledgerd(args);
-    assert_eq!(output.status.code(), Some(code), "{args:?}: {}", said(&output));
-    assert!(said(&output).contains(sentence), "{args:?}: {}", said(&output));
-}
-
-fn shown(path: &Path) -> String {
-    path.display().to_string()
-}
 
 /// A daemon on SQLite, whatever store the others have: the directory is the ledger's.
 fn start(dir: &Path) -> Daemon {

@@ -1,5 +1,6 @@
 //! The command line as people and programs use it.
 
+use crate::support::program::said;
 use crate::support::worker::{Stream, hello};
 use crate::support::*;
 use ledgerd_client::v1;
@@ -7,10 +8,6 @@ use std::process::Output;
 
 fn ledgerd(daemon: &Daemon, args: &[&str]) -> Output {
     command().args(["--address", &daemon.address]).args(args).output().expect("the binary runs")
-}
-
-fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 fn json(output: &Output) -> serde_json::Value {

@@ -2,13 +2,14 @@
 //! cannot be moved is told in a sentence, with nothing changed.
 
 use crate::durability::load::Load;
+use crate::support::program::{done, ledgerd, refused, said, shown};
 use crate::support::worker::{Stream, complete, fail_as, hello, lease, outcome};
 use crate::support::*;
 use ledgerd_client::{Client, v1};
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering::Relaxed;
 use v1::{ErrorClass, TaskState, work_request};
 
@@ -16,32 +17,6 @@ use v1::{ErrorClass, TaskState, work_request};
 const EXPORTS: usize = 5;
 /// Transitions between two of them.
 const BETWEEN: u64 = 300;
-
-fn ledgerd(args: &[&str]) -> Output {
-    command().args(args).output().expect("the binary runs")
-}
-
-fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-/// Runs a command that does what it is asked for; what it prints on standard output.
-fn done(args: &[&str]) -> String {
-    let output = ledgerd(args);
-    assert!(output.status.success(), "{args:?}: {}", said(&output));
-    String::from_utf8(output.stdout).expect("text")
-}
-
-/// Runs a command that is refused, with this exit code and this sentence.
-fn refused(args: &[&str], code: i32, sentence: &str) {
-    let output = ledgerd(args);
-    assert_eq!(output.status.code(), Some(code), "{args:?}: {}", said(&output));
-    assert!(said(&output).contains(sentence), "{args:?}: {}", said(&output));
-}
-
-fn shown(path: &Path) -> String {
-    path.display().to_string()
-}
 
 fn sqlite(dir: &Path) -> String {
     format!("sqlite:{}", dir.display())

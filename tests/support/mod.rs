@@ -1,6 +1,7 @@
 //! Runs the real binary in a folder of its own, and speaks to it through generated stubs alone.
 
 pub(crate) mod postgres;
+pub(crate) mod program;
 pub(crate) mod secure;
 pub(crate) mod transcript;
 pub(crate) mod worker;
