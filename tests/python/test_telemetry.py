@@ -1,6 +1,8 @@
 """A stock OTLP receiver takes the daemon's spans and metrics."""
 
+import http.server
 import queue
+import threading
 from concurrent import futures
 
 import grpc
@@ -52,6 +54,43 @@ def wait_for(kept, name):
         found = kept.get(timeout=20)
         if found.name == name:
             return found
+
+
+def test_spans_and_metrics_arrive_over_http(binary, tmp_path):
+    """The transport that OTLP has unless told otherwise."""
+    posted = queue.SimpleQueue()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["content-length"]))
+            posted.put((self.path, body))
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "OTEL_BSP_SCHEDULE_DELAY": "50",
+            "OTEL_METRIC_EXPORT_INTERVAL": "100",
+        }
+        with Daemon(binary, tmp_path, environment=environment) as daemon, grpc.insecure_channel(daemon.address) as channel:
+            task = task_pb2.NewTask(agent="a", task_type="test", payload=b"{}")
+            task_pb2_grpc.TaskServiceStub(channel).EnqueueTask(task_pb2.EnqueueTaskRequest(task=task), timeout=15)
+            bodies = {}
+            while len(bodies) < 2:
+                path, body = posted.get(timeout=20)
+                bodies[path] = body
+        server.shutdown()
+
+    spans = trace_service_pb2.ExportTraceServiceRequest.FromString(bodies["/v1/traces"])
+    assert spans.resource_spans[0].scope_spans[0].spans[0].name == "ledger.v1.TaskService/EnqueueTask"
+    metrics = metrics_service_pb2.ExportMetricsServiceRequest.FromString(bodies["/v1/metrics"])
+    assert metrics.resource_metrics
 
 
 def test_spans_and_metrics_arrive(binary, tmp_path, receiver):

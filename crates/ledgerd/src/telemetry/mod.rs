@@ -77,14 +77,21 @@ impl Telemetry {
     pub fn start(config: &Config) -> Result<Self, TelemetryError> {
         let dropped = Arc::new(Dropped::default());
         let resource = otlp::resource(&instance());
-        let traced = Signal::Traces.is_exported(otlp::variable);
-        let pushes = Signal::Metrics.is_exported(otlp::variable);
+        let (traced, pushes) =
+            (Signal::Traces.is_exported(otlp::variable), Signal::Metrics.is_exported(otlp::variable));
+        // There is no log yet.
+        let unknown: Vec<String> =
+            [&traced, &pushes].into_iter().filter_map(|asked| asked.clone().err()).collect();
+        let (traced, pushes) = (traced.unwrap_or(false), pushes.unwrap_or(false));
         let tracer_provider = traced
             .then(|| otlp::tracer_provider(resource.clone(), Arc::clone(&dropped)))
             .transpose()
             .map_err(TelemetryError)?;
         let (meter_provider, registry) = otlp::meter_provider(resource, pushes).map_err(TelemetryError)?;
         let level = log(config, tracer_provider.as_ref());
+        for exporter in unknown {
+            tracing::warn!("{exporter}");
+        }
         Ok(Self {
             meters: Meters::new(&meter_provider, registry, dropped),
             traces: tracer_provider

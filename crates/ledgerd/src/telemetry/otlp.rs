@@ -45,24 +45,28 @@ impl Signal {
     }
 
     /// Whether it is to be exported over OTLP.
-    pub(super) fn is_exported(self, variable: impl Fn(&str) -> Option<String>) -> bool {
+    ///
+    /// # Errors
+    /// Another exporter is asked for, which there is none of; nothing is exported then.
+    pub(super) fn is_exported(self, variable: impl Fn(&str) -> Option<String>) -> Result<bool, String> {
         if variable("OTEL_SDK_DISABLED").is_some_and(|word| word.eq_ignore_ascii_case("true")) {
-            return false;
+            return Ok(false);
         }
         let name = format!("OTEL_{}_EXPORTER", self.word());
-        match variable(&name).as_deref() {
+        Ok(match variable(&name).as_deref() {
             Some("otlp") => true,
             // `/metrics` is there anyhow.
             Some("none" | "prometheus") => false,
             Some(other) => {
-                tracing::warn!("{name}={other} is none of otlp, prometheus and none; nothing is exported");
-                false
+                return Err(format!(
+                    "{name}={other} is none of otlp, prometheus and none; nothing is exported"
+                ));
             }
             None => {
                 variable("OTEL_EXPORTER_OTLP_ENDPOINT").is_some()
                     || variable(&format!("OTEL_EXPORTER_OTLP_{}_ENDPOINT", self.word())).is_some()
             }
-        }
+        })
     }
 }
 
@@ -245,22 +249,24 @@ mod tests {
                 set.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
             }
         };
-        assert!(!Signal::Traces.is_exported(with(&[])));
-        assert!(Signal::Traces.is_exported(with(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317")])));
-        let traces = &[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://c:4317")];
-        assert!(Signal::Traces.is_exported(with(traces)) && !Signal::Metrics.is_exported(with(traces)));
-        assert!(Signal::Metrics.is_exported(with(&[("OTEL_METRICS_EXPORTER", "otlp")])));
-        for off in [
-            ("OTEL_SDK_DISABLED", "true"),
-            ("OTEL_TRACES_EXPORTER", "none"),
-            ("OTEL_TRACES_EXPORTER", "zipkin"),
-        ] {
+        assert_eq!(Signal::Traces.is_exported(with(&[])), Ok(false));
+        let all = with(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317")]);
+        assert_eq!(Signal::Traces.is_exported(all), Ok(true));
+        let traces = with(&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://c:4317")]);
+        assert_eq!(
+            (Signal::Traces.is_exported(traces), Signal::Metrics.is_exported(traces)),
+            (Ok(true), Ok(false))
+        );
+        assert_eq!(Signal::Metrics.is_exported(with(&[("OTEL_METRICS_EXPORTER", "otlp")])), Ok(true));
+        for off in [("OTEL_SDK_DISABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")] {
             let set = [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317"), off];
             let read = |name: &str| {
                 set.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
             };
-            assert!(!Signal::Traces.is_exported(read), "{off:?}");
+            assert_eq!(Signal::Traces.is_exported(read), Ok(false), "{off:?}");
         }
+        let other = Signal::Traces.is_exported(with(&[("OTEL_TRACES_EXPORTER", "zipkin")]));
+        assert!(other.is_err_and(|error| error.contains("zipkin")));
     }
 
     #[test]
