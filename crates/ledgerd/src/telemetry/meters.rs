@@ -226,6 +226,10 @@ const FRESH: Duration = Duration::from_millis(500);
 const LOOK_WITHIN: Duration = Duration::from_secs(2);
 /// Agents that have labels of their own; the tasks of others are summed under `_other`.
 const AGENTS: usize = 1_000;
+/// Breakers that are shown, each with all of its states.
+const BREAKERS: usize = 1_500;
+/// Series of one gauge. Beyond it the library mixes them into one, whose value means nothing.
+pub(super) const SERIES: usize = 10_000;
 
 /// The instruments.
 #[derive(Debug)]
@@ -338,6 +342,7 @@ async fn taken(handle: &Handle) -> Result<Look, LedgerError> {
         }
     }
     let states = State::ALL.iter().filter(|state| others[usize::from(state.code())] != 0);
+    look.breakers.truncate(BREAKERS);
     look.depth.extend(states.map(|state| ("_other".into(), *state, others[usize::from(state.code())])));
     for worker in handle.workers().await? {
         look.sessions += 1;
@@ -435,6 +440,30 @@ fn counter(meter: &Meter, metric: Metric) -> Counter<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn as_many_series_as_there_may_be_are_shown_each_by_itself() {
+        let (provider, registry) =
+            super::super::otlp::meter_provider(opentelemetry_sdk::Resource::builder().build(), false)
+                .expect("nothing is exported");
+        let meters = Meters::new(&provider, registry, Arc::default());
+        let names: Vec<Arc<str>> = (0..BREAKERS).map(|nth| format!("agent-{nth}").into()).collect();
+        let live = [State::Queued, State::Running, State::Retry, State::Blocked, State::Failed];
+        let agents = names[..AGENTS].iter().cloned().chain(["_other".into()]);
+        let look = Look {
+            depth: agents.flat_map(|name| live.map(|state| (Arc::clone(&name), state, 7))).collect(),
+            oldest: names[..AGENTS].iter().map(|name| (Arc::clone(name), 1.0)).collect(),
+            breakers: names.iter().map(|name| (Arc::clone(name), "".into(), BreakerState::Open)).collect(),
+            ..Look::default()
+        };
+        *meters.look.lock().expect("not poisoned") = Arc::new(look);
+        let text = meters.text().expect("it can be said");
+        let series = |name: &str| text.lines().filter(|line| line.starts_with(&format!("{name}{{"))).count();
+        assert_eq!(series("ledgerd_agent_depth"), (AGENTS + 1) * live.len());
+        assert_eq!(series("ledgerd_agent_oldest_age_seconds"), AGENTS);
+        assert_eq!(series("ledgerd_breaker_state"), BREAKERS * BreakerState::ALL.len());
+        assert!(!text.contains("overflow"));
+    }
 
     #[test]
     fn the_reference_is_as_the_code_says() {

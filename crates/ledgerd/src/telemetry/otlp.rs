@@ -4,7 +4,7 @@
 //! `OTEL_{TRACES,METRICS}_EXPORTER`, `OTEL_PROPAGATORS`, and the certificates of the gRPC transport. Without an endpoint there
 //! is no exporter. An exporter that is slow or away costs spans, which are counted, and nothing else.
 
-use super::meters::Dropped;
+use super::meters::{Dropped, SERIES};
 use super::traces::Ids;
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_otlp::tonic_types::transport::{Certificate, ClientTlsConfig, Identity};
@@ -12,7 +12,7 @@ use opentelemetry_otlp::{ExporterBuildError, MetricExporter, SpanExporter, WithT
 use opentelemetry_prometheus::exporter;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
-use opentelemetry_sdk::metrics::SdkMeterProvider;
+use opentelemetry_sdk::metrics::{Instrument, InstrumentKind, SdkMeterProvider, Stream};
 use opentelemetry_sdk::trace::{
     BatchConfigBuilder, BatchSpanProcessor, SdkTracerProvider, Span, SpanData, SpanExporter as Exporter,
     SpanProcessor,
@@ -141,6 +141,11 @@ pub(super) fn meter_provider(
     let reader = exporter().with_registry(registry.clone()).scope_info_enabled(false).build();
     let reader = reader.map_err(|error| error.to_string())?;
     let mut builder = SdkMeterProvider::builder().with_resource(resource).with_reader(reader);
+    // The library's own limit is meant for sums, which stay right when series are put together.
+    builder = builder.with_view(|instrument: &Instrument| {
+        let gauge = instrument.kind() == InstrumentKind::ObservableGauge;
+        gauge.then(|| Stream::builder().with_cardinality_limit(SERIES).build().ok()).flatten()
+    });
     if exported {
         builder = builder.with_periodic_exporter(metrics()?);
     }
