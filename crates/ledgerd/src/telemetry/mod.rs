@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use traces::Traces;
 use tracing::{Event, Subscriber};
-use tracing_subscriber::filter::{FilterExt, ParseError, filter_fn};
+use tracing_subscriber::filter::{FilterExt, LevelFilter, ParseError, filter_fn};
 use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::layer::SubscriberExt;
@@ -88,7 +88,7 @@ impl Telemetry {
             .transpose()
             .map_err(TelemetryError)?;
         let (meter_provider, registry) = otlp::meter_provider(resource, pushes).map_err(TelemetryError)?;
-        let level = log(config, tracer_provider.as_ref());
+        let level = log(&config.log, config.log_format, tracer_provider.as_ref());
         for exporter in unknown {
             tracing::warn!("{exporter}");
         }
@@ -164,20 +164,31 @@ pub(crate) fn current() -> Option<SpanContext> {
 }
 
 /// Starts the log; what it goes by can be changed later.
-fn log(config: &Config, provider: Option<&SdkTracerProvider>) -> reload::Handle<EnvFilter, Registry> {
-    let filter = filter(&config.log).unwrap_or_else(|_| EnvFilter::new("info"));
+fn log(
+    text: &str,
+    format: LogFormat,
+    provider: Option<&SdkTracerProvider>,
+) -> reload::Handle<EnvFilter, Registry> {
+    let (layers, level) = layers(text, format, provider);
+    // Somebody else's subscriber, as in a test, is as good.
+    let _ = tracing_subscriber::registry().with(layers).try_init();
+    level
+}
+
+/// What hears of events and spans: only those who want something of it, each with a filter that says so. One without, and be
+/// it an absent one, wants all: then every span of every library is made, for nobody.
+fn layers(
+    text: &str,
+    format: LogFormat,
+    provider: Option<&SdkTracerProvider>,
+) -> (Layers, reload::Handle<EnvFilter, Registry>) {
+    let filter = filter(text).unwrap_or_else(|_| EnvFilter::new("info"));
     let (filter, level) = reload::Layer::new(filter);
-    let spans = provider.map(|provider| {
-        let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("ledgerd"));
-        let layer =
-            layer.with_location(false).with_threads(false).with_tracked_inactivity(false).with_target(false);
-        layer.with_filter(filter_fn(|about| about.is_span() && about.target() == CALLS))
-    });
     // Spans are there for the exporter; in the log they are the two numbers that name them.
-    let events =
-        filter.and(filter_fn(|about| about.is_event()).or(filter_fn(|about| about.target() == CALLS)));
+    let events = filter_fn(|about| !about.is_span() || about.target() == CALLS);
+    let events = filter.and(events.with_max_level_hint(LevelFilter::TRACE));
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let lines = match config.log_format {
+    let lines = match format {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
         LogFormat::Json => {
             let json = tracing_subscriber::fmt::format().json().flatten_event(true);
@@ -188,10 +199,18 @@ fn log(config: &Config, provider: Option<&SdkTracerProvider>) -> reload::Handle<
                 .boxed()
         }
     };
-    // Somebody else's subscriber, as in a test, is as good.
-    let _ = tracing_subscriber::registry().with(lines.with_filter(events)).with(spans).try_init();
-    level
+    let mut layers = vec![lines.with_filter(events).boxed()];
+    if let Some(provider) = provider {
+        let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("ledgerd"));
+        let layer =
+            layer.with_location(false).with_threads(false).with_tracked_inactivity(false).with_target(false);
+        let calls = filter_fn(|about| about.is_span() && about.target() == CALLS);
+        layers.push(layer.with_filter(calls.with_max_level_hint(LevelFilter::INFO)).boxed());
+    }
+    (layers, level)
 }
+
+type Layers = Vec<Box<dyn Layer<Registry> + Send + Sync>>;
 
 /// A line of JSON with the trace and the span that it belongs to.
 struct WithTrace<F>(F);
@@ -230,4 +249,31 @@ fn instance() -> String {
         low >> 48 & 0x3fff | 0x8000,
         low & 0xffff_ffff_ffff
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tracing::Level;
+
+    #[test]
+    fn spans_of_libraries_are_never_made() {
+        let provider = SdkTracerProvider::builder().build();
+        for (provider, log) in [(None, "info"), (Some(&provider), "info"), (Some(&provider), "warn")] {
+            let (layers, _level) = layers(log, LogFormat::Json, provider);
+            let subscriber = tracing_subscriber::registry().with(layers);
+            let seen = if provider.is_some() { LevelFilter::INFO } else { log.parse().expect("a level") };
+            assert_eq!(subscriber.max_level_hint(), Some(seen), "below this nobody looks at anything");
+            tracing::subscriber::with_default(subscriber, || {
+                assert!(tracing::trace_span!(target: "h2::proto", "poll").is_disabled(), "{log}");
+                assert!(tracing::info_span!(target: "hyper", "call").is_disabled(), "{log}");
+                assert_eq!(
+                    tracing::enabled!(target: "h2", Level::INFO),
+                    log == "info",
+                    "its events, by the log"
+                );
+                assert!(!tracing::info_span!(target: CALLS, "call").is_disabled(), "{log}");
+            });
+        }
+    }
 }
