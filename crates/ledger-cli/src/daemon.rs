@@ -174,6 +174,20 @@ impl Daemon {
         Self::start_at("127.0.0.1:0", data_dir, store, guard).await
     }
 
+    /// As [`start`](Self::start) without a store's URL, with these variables in its environment.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub(crate) async fn start_with(
+        variables: &[(&str, &str)],
+        data_dir: &Path,
+        guard: &Guard,
+    ) -> Result<Self, Failure> {
+        let mut command = command()?;
+        command.envs(variables.iter().copied());
+        Self::run(command, "127.0.0.1:0", data_dir, None, guard).await
+    }
+
     /// As [`start`](Self::start), at this address. The log of an earlier daemon in the data directory is continued.
     ///
     /// # Errors
@@ -184,12 +198,21 @@ impl Daemon {
         store: Option<&str>,
         guard: &Guard,
     ) -> Result<Self, Failure> {
+        Self::run(command()?, listen, data_dir, store, guard).await
+    }
+
+    async fn run(
+        mut command: Command,
+        listen: &str,
+        data_dir: &Path,
+        store: Option<&str>,
+        guard: &Guard,
+    ) -> Result<Self, Failure> {
         let (log, said) = (data_dir.join("ledgerd.log"), data_dir.join("ledgerd.out"));
         let append = |file: &Path| File::options().create(true).append(true).open(file);
         let files = fs::create_dir_all(data_dir).and_then(|()| Ok((File::create(&said)?, append(&log)?)));
         let (stdout, stderr) =
             files.map_err(|error| cannot(&format!("write to {}", data_dir.display()), &error))?;
-        let mut command = command()?;
         command.args(["serve", "--listen", listen, "--http-listen", "off", "--data-dir"]).arg(data_dir);
         if let Some(store) = store {
             command.args(["--store", store]);

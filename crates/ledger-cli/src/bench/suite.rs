@@ -4,6 +4,7 @@
 //! ledger does, and what SQLite, gRPC or the disk do without it, taken in turns within one run. After each load on a fresh
 //! ledger its daemon is killed and started again, and its rows are counted: a figure for work that was not done is none.
 
+mod collector;
 mod curves;
 pub(super) mod echo;
 pub(super) mod goal;
@@ -25,6 +26,7 @@ use super::report::Report as Loaded;
 use crate::daemon;
 use crate::failure::{Exit, Failure};
 use crate::policy::Span;
+use collector::Collector;
 use goal::{Goals, Row};
 use stage::{Kind, Stage};
 use yardstick::Which;
@@ -88,6 +90,9 @@ struct Facts {
     bulk_implied_per_s: Vec<f64>,
     bulk_explicit_per_s: Vec<f64>,
     unary_per_s: Vec<f64>,
+    traced_per_s: Vec<f64>,
+    /// CPU time of the daemon for a lifecycle of which every span is exported.
+    traced_cpu_us: Vec<f64>,
     echo_per_s: Vec<f64>,
     /// CPU time of one echo, of caller and server.
     echo_cpu_us: Vec<f64>,
@@ -139,6 +144,7 @@ impl Args {
         suite.bulk().await?;
         suite.in_process().await?;
         suite.unary().await?;
+        suite.traces().await?;
         suite.latency().await?;
         suite.payloads().await?;
         suite.idle().await?;
@@ -267,6 +273,34 @@ impl Suite<'_> {
             ratios,
         );
         self.goals.row("G14 unary", "daemon CPU for a lifecycle, 256 callers × 1", " µs", (40.0, 28.0), cpu);
+        Ok(())
+    }
+
+    /// What it costs to export every span: of each call, and of each wait and attempt.
+    async fn traces(&mut self) -> Result<(), Failure> {
+        if !self.goals.wants(&["traces", "lost spans"]) {
+            return Ok(());
+        }
+        let (mut ratios, mut lost) = (Vec::new(), Vec::new());
+        for _ in 0..self.size.rounds {
+            let plain = self.fresh(self.bulk_load()).await?.rate();
+            let collector = Collector::start().await?;
+            let traced = self.stage.traced(&collector, self.bulk_load()).await?;
+            let spans = 2 * traced.made().0;
+            ratios.push(traced.rate() / plain);
+            // Those of calls are beside them, one for a hundred tasks.
+            lost.push(100.0 * spans.saturating_sub(collector.spans()) as f64 / spans as f64);
+            self.facts.traced_per_s.push(traced.rate().round());
+            self.facts.traced_cpu_us.extend(traced.server_cpu().map(goal::rounded));
+        }
+        self.goals.row(
+            "traces",
+            "lifecycles with every span exported, against none, 16 × 100",
+            "",
+            (0.85, 0.95),
+            ratios,
+        );
+        self.goals.row("lost spans", "of those, given up by the daemon", " %", (1.0, 0.0), lost);
         Ok(())
     }
 

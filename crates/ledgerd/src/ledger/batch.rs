@@ -535,10 +535,8 @@ pub(super) fn speak(
     took: Duration,
     _proof: &Committed,
 ) {
-    if let Some(observer) = &shared.observer {
-        let origins = if observer.traces { origins(&assignments) } else { Vec::new() };
-        observer.tell(Told { seen: said.observed, origins, took });
-    }
+    let traced = shared.observer.as_ref().is_some_and(|observer| observer.traces);
+    let origins = if traced { origins(&assignments) } else { Vec::new() };
     if !said.new_agents.is_empty() {
         let mut names = shared.names.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         names.extend(said.new_agents);
@@ -563,6 +561,10 @@ pub(super) fn speak(
     }
     for session in said.closed {
         memory.outboxes.remove(&session);
+    }
+    // After those who wait for an answer.
+    if let Some(observer) = &shared.observer {
+        observer.tell(Told { seen: said.observed, origins, took });
     }
     if !said.ended.is_empty() {
         let mut waiters = shared.waiters.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

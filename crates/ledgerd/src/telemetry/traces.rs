@@ -71,18 +71,19 @@ impl Traces {
             // Of a trace of its own nobody knows the number afterwards, so nothing names the attempt before.
             links.push(link(creation.trace_id(), creation.span_id(), creation.trace_flags(), "creation"));
         }
-        let mut attributes = vec![
+        let mut attributes = Vec::with_capacity(ATTRIBUTES);
+        attributes.extend([
             KeyValue::new("messaging.system", "ledgerd"),
             KeyValue::new("messaging.operation.name", operation),
             super::meters::label("messaging.destination.name", &seen.agent),
             KeyValue::new("messaging.message.id", seen.task.to_string()),
             super::meters::label("ledgerd.task.type", &seen.spec.task_type),
             KeyValue::new("ledgerd.attempt.number", i64::from(attempt(seen))),
-        ];
+        ]);
         if let Some(worker) = &seen.worker {
             attributes.push(super::meters::label("messaging.client.id", worker));
         }
-        let builder = SpanBuilder::from_name(format!("{operation} {}", seen.agent))
+        let builder = SpanBuilder::from_name([operation, " ", &seen.agent].concat())
             .with_kind(SpanKind::Internal)
             .with_start_time(system(seen.since))
             .with_attributes(attributes)
@@ -98,6 +99,9 @@ fn link(trace: TraceId, span: SpanId, flags: TraceFlags, to: &'static str) -> Li
     let context = SpanContext::new(trace, span, flags, true, TraceState::NONE);
     Link::new(context, vec![KeyValue::new("ledgerd.link", to)], 0)
 }
+
+/// The most that a span has.
+const ATTRIBUTES: usize = 9;
 
 /// An assignment is the delivery of an attempt that has not begun.
 fn attempt(seen: &Transition) -> u32 {
