@@ -1,7 +1,11 @@
 //! The `ledgerd` command: the daemon, and its own client.
 
+#[cfg(test)]
+mod command_line;
 mod loop_bench;
 mod probe;
+#[cfg(test)]
+mod reference;
 mod store_commands;
 mod token;
 
