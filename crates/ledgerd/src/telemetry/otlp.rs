@@ -76,7 +76,7 @@ pub(super) fn propagates(variable: impl Fn(&str) -> Option<String>) -> bool {
 }
 
 /// Who we are, with what `OTEL_RESOURCE_ATTRIBUTES` and `OTEL_SERVICE_NAME` say.
-pub(super) fn resource(instance: &str) -> Resource {
+pub(super) fn resource(name: &'static str, instance: &str) -> Resource {
     let own = [
         KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
         KeyValue::new("service.instance.id", instance.to_owned()),
@@ -87,7 +87,7 @@ pub(super) fn resource(instance: &str) -> Resource {
     let given = Resource::builder().build();
     let mut builder = Resource::builder();
     if !named {
-        builder = builder.with_service_name("ledgerd");
+        builder = builder.with_service_name(name);
     }
     builder.with_attributes(own.into_iter().filter(|own| given.get_ref(&own.key).is_none())).build()
 }
