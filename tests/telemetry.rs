@@ -1,5 +1,7 @@
 //! What operators are told: traces that hold a task's whole life, metrics, logs that name their trace.
 
+mod https;
+
 use crate::support::worker::{Stream, complete, hello, lease, outcome};
 use crate::support::*;
 use ledgerd_client::v1;
@@ -33,17 +35,21 @@ impl TraceService for Received {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        for of_resource in request.into_inner().resource_spans {
-            let resource = of_resource.resource.unwrap_or_default();
-            self.resources.lock().expect("not poisoned").push(texts(&resource.attributes));
-            let spans = of_resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
-            self.spans.lock().expect("not poisoned").extend(spans);
-        }
+        self.take(request.into_inner());
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }
 
 impl Received {
+    fn take(&self, request: ExportTraceServiceRequest) {
+        for of_resource in request.resource_spans {
+            let resource = of_resource.resource.unwrap_or_default();
+            self.resources.lock().expect("not poisoned").push(texts(&resource.attributes));
+            let spans = of_resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
+            self.spans.lock().expect("not poisoned").extend(spans);
+        }
+    }
+
     /// A receiver that runs, and its address.
     async fn start() -> (Self, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
