@@ -113,22 +113,25 @@ struct Certificates {
 impl Certificates {
     /// None where the environment names none.
     fn read(signal: Signal) -> Result<Option<Self>, String> {
-        let read = |name: &str| match of_signal(signal, name) {
-            None => Ok(None),
-            Some((name, path)) => {
-                std::fs::read(&path).map(Some).map_err(|error| format!("{name}: cannot read {path}: {error}"))
+        let read = |name: &str, what: &str, is_there: fn(&[u8]) -> bool| {
+            let Some((name, path)) = of_signal(signal, name) else { return Ok(None) };
+            match std::fs::read(&path) {
+                // Libraries take a file with nothing in it for none.
+                Ok(pem) if !is_there(&pem) => Err(format!("{name}: there is no {what} in {path}")),
+                Ok(pem) => Ok(Some(pem)),
+                Err(error) => Err(format!("{name}: cannot read {path}: {error}")),
             }
         };
-        let root = read("CERTIFICATE")?;
-        let identity = match (read("CLIENT_CERTIFICATE")?, read("CLIENT_KEY")?) {
-            (Some(certificate), Some(key)) => Some((certificate, key)),
-            (None, None) => None,
-            _ => {
-                return Err(
-                    "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and _CLIENT_KEY: set both or neither".into()
-                );
-            }
-        };
+        let is_certificate = |pem: &[u8]| CertificateDer::from_pem_slice(pem).is_ok();
+        let root = read("CERTIFICATE", "certificate", is_certificate)?;
+        let (own, its_key) = ("CLIENT_CERTIFICATE", "CLIENT_KEY");
+        if of_signal(signal, own).is_some() != of_signal(signal, its_key).is_some() {
+            let name = "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE";
+            return Err(format!("{name} and OTEL_EXPORTER_OTLP_CLIENT_KEY: set both or neither"));
+        }
+        let certificate = read(own, "certificate", is_certificate)?;
+        let key = read(its_key, "key", |pem| PrivateKeyDer::from_pem_slice(pem).is_ok())?;
+        let identity = certificate.zip(key);
         Ok((root.is_some() || identity.is_some()).then_some(Self { root, identity }))
     }
 
