@@ -1,7 +1,7 @@
 //! What daemons are told and may not repeat: every test's daemon is held to it when it ends.
 //!
-//! Payloads and details of failures have [`WORD`] in them, and tokens begin as all tokens do. The other tests of the
-//! repository, which are in Python, look for the same two.
+//! Payloads and details of failures have [`WORD`] in them, and so has the password of the server that keeps a ledger; tokens
+//! begin as all tokens do. The other tests of the repository, which are in Python, look for the same two.
 
 /// In what tasks carry, unless a test says what that is.
 pub(crate) const WORD: &str = "canary-5e1f";
