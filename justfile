@@ -54,6 +54,10 @@ tree-check:
 gen:
     cargo run --quiet --locked --all-features --bin codegen
 
+# Writes the pages of docs/reference that come from the code; every test run compares them
+reference:
+    LEDGERD_WRITE_REFERENCE=1 cargo test {{ everything }} --bins --lib reference
+
 # Checks that the client code in git is what `gen` writes
 gen-check: gen
     .ci/gen-check

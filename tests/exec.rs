@@ -2,9 +2,11 @@
 
 use crate::support::*;
 use ledgerd_client::v1::{self, TaskState};
+use std::ffi::OsString;
 use std::process::{Child, Stdio};
 
-struct Worker(Child);
+/// A `worker exec` that ends with the test.
+pub(crate) struct Worker(Child);
 
 impl Drop for Worker {
     fn drop(&mut self) {
@@ -18,7 +20,18 @@ fn exec(daemon: &Daemon, program: &[&str]) -> Worker {
 }
 
 fn exec_as(daemon: &Daemon, id: &str, program: &[&str]) -> Worker {
+    exec_with(daemon, id, program, &[])
+}
+
+/// One with these variables besides.
+pub(crate) fn exec_with(
+    daemon: &Daemon,
+    id: &str,
+    program: &[&str],
+    environment: &[(&str, OsString)],
+) -> Worker {
     let child = command()
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .args([
             "--address",
             &daemon.address,

@@ -1,5 +1,7 @@
 //! What operators are told: traces that hold a task's whole life, metrics, logs that name their trace.
 
+mod https;
+
 use crate::support::worker::{Stream, complete, hello, lease, outcome};
 use crate::support::*;
 use ledgerd_client::v1;
@@ -33,17 +35,21 @@ impl TraceService for Received {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        for of_resource in request.into_inner().resource_spans {
-            let resource = of_resource.resource.unwrap_or_default();
-            self.resources.lock().expect("not poisoned").push(texts(&resource.attributes));
-            let spans = of_resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
-            self.spans.lock().expect("not poisoned").extend(spans);
-        }
+        self.take(request.into_inner());
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }
 
 impl Received {
+    fn take(&self, request: ExportTraceServiceRequest) {
+        for of_resource in request.resource_spans {
+            let resource = of_resource.resource.unwrap_or_default();
+            self.resources.lock().expect("not poisoned").push(texts(&resource.attributes));
+            let spans = of_resource.scope_spans.into_iter().flat_map(|scope| scope.spans);
+            self.spans.lock().expect("not poisoned").extend(spans);
+        }
+    }
+
     /// A receiver that runs, and its address.
     async fn start() -> (Self, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -380,6 +386,17 @@ async fn one_trace_joins_producer_daemon_and_worker() {
         (handled.len() == 2).then_some(handled)
     })
     .await;
+    let settled = eventually("both outcomes have a receipt", async || {
+        let settled = of_task(Kind::Client);
+        (settled.len() == 2).then_some(settled)
+    })
+    .await;
+    for ((span, process), outcome) in settled.iter().zip(&handled).zip(["failed", "completed"]) {
+        assert_eq!(span.name, "settle traced");
+        assert_eq!(span.parent_span_id, process.span_context.span_id());
+        let said = span.attributes.iter().find(|pair| pair.key.as_str() == "ledgerd.outcome");
+        assert_eq!(said.map(|pair| pair.value.to_string()).as_deref(), Some(outcome));
+    }
     let [sent] = &of_task(Kind::Producer)[..] else { panic!("it was sent once") };
     assert_eq!(sent.name, "enqueue traced");
     let (trace, creation) = (sent.span_context.trace_id(), sent.span_context.span_id());
@@ -409,6 +426,27 @@ async fn one_trace_joins_producer_daemon_and_worker() {
     }
     stop.cancel();
     working.await.expect("it does not panic").expect("it ends well");
+}
+
+#[tokio::test]
+async fn a_program_that_is_a_worker_is_given_the_span_of_its_attempt() {
+    let (received, endpoint) = Received::start().await;
+    let daemon = Daemon::start();
+    let client = daemon.client().await;
+    let program = ["sh", "-c", "printf %s \"$TRACEPARENT\""];
+    let _worker = crate::exec::exec_with(&daemon, "w", &program, &exporting(&endpoint));
+    let new = v1::NewTask { traceparent: format!("00-{TRACE}-{CREATION}-01"), ..task("a") };
+    let id = enqueue(&client, new).await;
+    let result = in_state(&client, &id, v1::TaskState::Done).await.result;
+    let process = received.named("process a", 1).await.remove(0);
+    assert_eq!((hex(&process.trace_id).as_str(), hex(&process.parent_span_id).as_str()), (TRACE, CREATION));
+    let given = format!("00-{TRACE}-{}-01", hex(&process.span_id));
+    assert_eq!(String::from_utf8_lossy(&result), given);
+    let settle = received.named("settle a", 1).await.remove(0);
+    assert_eq!((settle.trace_id, settle.parent_span_id), (process.trace_id, process.span_id));
+    assert_eq!(texts(&settle.attributes)["ledgerd.outcome"], "completed");
+    let resources = received.resources.lock().expect("not poisoned");
+    assert!(resources.iter().all(|said| said["service.name"] == "ledgerd-worker"), "{resources:?}");
 }
 
 #[tokio::test]

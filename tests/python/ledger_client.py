@@ -6,6 +6,7 @@ import threading
 import time
 
 import grpc
+from daemon import CANARY
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict
 from ledger.v1 import admin_pb2, admin_pb2_grpc, task_pb2, task_pb2_grpc, worker_pb2, worker_pb2_grpc
@@ -36,13 +37,13 @@ class Ledger:
         request = admin_pb2.ConfigureAgentRequest(agent=agent, settings=admin_pb2.AgentSettings(policy=policy))
         return self.admin.ConfigureAgent(request, timeout=WAIT, wait_for_ready=True).agent
 
-    def enqueue(self, agent, payload=b"", request_id="", **more):
+    def enqueue(self, agent, payload=CANARY, request_id="", **more):
         """The id of a new task."""
         answer = self.enqueue_raw(agent, payload, request_id, **more)
         assert answer.created
         return answer.task_id
 
-    def enqueue_raw(self, agent, payload=b"", request_id="", **more):
+    def enqueue_raw(self, agent, payload=CANARY, request_id="", **more):
         task = task_pb2.NewTask(agent=agent, payload=payload, **({"task_type": "echo"} | more))
         return self.tasks.EnqueueTask(task_pb2.EnqueueTaskRequest(task=task, request_id=request_id), timeout=WAIT)
 

@@ -84,6 +84,32 @@ def test_the_spec_is_what_the_trigger_says(scaler):
     pushed.cancel()
 
 
+def test_a_task_that_waits_too_long_asks_for_another_worker(ledger, agent, scaler):
+    """A worker is full, and a task waits longer than it is to."""
+    said = ref(agent, maxWait="500ms", activation="9")
+
+    def measured(name):
+        answer = scaler.GetMetrics(keda.GetMetricsRequest(scaledObjectRef=said, metricName=name), timeout=10)
+        [value] = answer.metricValues
+        assert value.metricName == name
+        return value.metricValueFloat
+
+    def active():
+        return scaler.IsActive(said, timeout=10).result
+
+    specs = scaler.GetMetricSpec(said, timeout=10).metricSpecs
+    assert [(spec.metricName, spec.targetSizeFloat) for spec in specs] == [("tasks", 1), ("wait", 0.5)]
+    assert (measured("wait"), active()) == (0, False)
+    ids = [ledger.enqueue(agent) for _ in range(2)]
+    session = ledger.work("w", agent)
+    _, lease = session.start(ids[0])
+    # Two tasks are worth two workers at most, each with half a second.
+    eventually("the wait is too long", lambda: (measured("wait"), measured("tasks"), active()), (1, 2, True))
+    recorded(session.settle(complete(lease)))
+    _, lease = session.start(ids[1])
+    eventually("nothing waits", lambda: (measured("wait"), measured("tasks"), active()), (0, 1, False))
+
+
 @pytest.mark.parametrize("call", ["IsActive", "GetMetricSpec", "StreamIsActive", "StreamMetricSpec", "GetMetrics"])
 def test_bad_metadata_is_refused_by_key(scaler, call):
     said = ref("writer", count="leased")

@@ -1,6 +1,6 @@
 //! A worker that does exactly what a test says, frame by frame.
 
-use super::{Daemon, PATIENCE};
+use super::{Daemon, PATIENCE, canary};
 use ledgerd_client::v1::{self, work_request, work_response};
 use std::collections::VecDeque;
 use tokio::sync::mpsc;
@@ -57,8 +57,12 @@ pub(crate) fn fail(message: &str) -> v1::outcome::Outcome {
 
 /// Failed.
 pub(crate) fn fail_as(class: v1::ErrorClass, message: &str) -> v1::outcome::Outcome {
-    let error =
-        v1::TaskError { class: class.into(), message: message.to_owned(), ..v1::TaskError::default() };
+    let error = v1::TaskError {
+        class: class.into(),
+        message: message.to_owned(),
+        detail: canary::WORD.to_owned(),
+        ..v1::TaskError::default()
+    };
     v1::outcome::Outcome::Fail(v1::Fail { error: Some(error), retry_after: None })
 }
 

@@ -146,6 +146,8 @@ impl Exec {
 
 async fn attempt(plan: &Plan, payload: Bytes, context: Context) -> Result<Bytes, TaskError> {
     let deadline = context.time_left().and_then(|left| now().checked_add(left).ok());
+    // The program's own spans belong under that of the attempt, where there is one.
+    let (traceparent, tracestate) = context.onward_trace();
     let attempt = Attempt {
         task_id: context.task_id().into(),
         agent: context.agent().into(),
@@ -157,8 +159,8 @@ async fn attempt(plan: &Plan, payload: Bytes, context: Context) -> Result<Bytes,
         deadline: deadline.map(|at| at.to_string()),
         question: context.question().unwrap_or_default().into(),
         answer: context.answer().unwrap_or_default().into(),
-        traceparent: context.traceparent().into(),
-        tracestate: context.tracestate().into(),
+        traceparent,
+        tracestate,
         checkpoint: context.last_checkpoint().cloned(),
         payload,
     };

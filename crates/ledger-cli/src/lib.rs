@@ -168,6 +168,12 @@ pub enum Command {
 }
 
 impl Command {
+    /// Whether this takes tasks: then its spans are worth exporting.
+    #[must_use]
+    pub const fn is_worker(&self) -> bool {
+        matches!(self, Self::Worker(WorkerCommand::Exec(_)))
+    }
+
     /// Runs the command to its end. Answers go to standard output, everything else to standard error.
     pub async fn run(self, global: &Global) -> ExitCode {
         let done = match self {

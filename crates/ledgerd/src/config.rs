@@ -318,7 +318,7 @@ fn kept(text: &str) -> Result<Option<Duration>, String> {
 }
 
 /// A number and its unit.
-fn span(text: &str) -> Option<Duration> {
+pub(crate) fn span(text: &str) -> Option<Duration> {
     let unit = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(unit);
     let number: u64 = number.parse().ok()?;

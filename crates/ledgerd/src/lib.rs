@@ -17,6 +17,8 @@ mod grpc;
 mod http;
 mod lately;
 mod process;
+#[cfg(test)]
+mod reference;
 mod server;
 
 use clock::Clock;

@@ -1,14 +1,18 @@
 //! The `ledgerd` command: the daemon, and its own client.
 
+#[cfg(test)]
+mod command_line;
 mod loop_bench;
 mod probe;
+#[cfg(test)]
+mod reference;
 mod store_commands;
 mod token;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use ledgerd::config::{Flags, Loaded};
-use ledgerd::telemetry::Telemetry;
+use ledgerd::telemetry::{Telemetry, WorkerSpans};
 use ledgerd::{Listening, systemd};
 use std::io::Write;
 use std::process::ExitCode;
@@ -101,8 +105,20 @@ async fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&error, 1),
         },
-        Command::Client(command) => command.run(&global).await,
+        Command::Client(command) => client(command, &global).await,
     }
+}
+
+async fn client(command: ledger_cli::Command, global: &ledger_cli::Global) -> ExitCode {
+    let spans = match command.is_worker().then(WorkerSpans::start).transpose() {
+        Ok(spans) => spans.flatten(),
+        Err(error) => return failed(&error, 1),
+    };
+    let code = command.run(global).await;
+    if let Some(spans) = spans {
+        spans.end();
+    }
+    code
 }
 
 async fn serve(flags: &Flags, then: impl FnOnce(Listening)) -> ExitCode {

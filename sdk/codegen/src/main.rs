@@ -4,6 +4,9 @@
 //! and clients (`ledger.v1.rs`), and the descriptors of every file they need (`descriptor.bin`). It does not link the
 //! SDK, so that a stale or broken file can always be written anew. The same input gives the same bytes.
 
+#[cfg(test)]
+mod reference;
+
 use std::error::Error;
 use std::fs;
 use std::path::Path;

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::str::FromStr;
 
-use opentelemetry::global::{self, BoxedTracer};
+use opentelemetry::global::{self, BoxedSpan, BoxedTracer};
 use opentelemetry::trace::{
     FutureExt, Link, Span, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags,
     TraceId, TraceState, Tracer,
@@ -17,7 +17,8 @@ use tonic::metadata::MetadataValue;
 
 use crate::error::Error;
 use crate::v1;
-use crate::worker::TaskError;
+use crate::v1::outcome::Outcome;
+use crate::worker::{Context as Job, TaskError};
 
 fn tracer() -> BoxedTracer {
     global::tracer("ledgerd-client")
@@ -42,6 +43,11 @@ fn originate(task: &mut v1::NewTask, context: &SpanContext) {
         task.traceparent = written(context);
         task.tracestate = context.trace_state().header();
     }
+}
+
+/// A context as W3C's headers have it: `traceparent` and `tracestate`.
+pub(crate) fn headers(context: &SpanContext) -> (String, String) {
+    (written(context), context.trace_state().header())
 }
 
 fn written(context: &SpanContext) -> String {
@@ -137,20 +143,32 @@ impl Sending {
     }
 }
 
-/// Runs a handler in its span, which is over with it.
-pub(crate) async fn processed<T>(
+/// What spans of one task's attempt have in common.
+fn of_attempt(
+    operation: &'static str,
+    kind: &'static str,
     assignment: &v1::Assignment,
     worker: &str,
-    run: impl Future<Output = Result<T, TaskError>>,
-) -> Result<T, TaskError> {
-    let creation = read(&assignment.traceparent, &assignment.tracestate);
-    let mut attributes = about("process", "process", &assignment.agent);
+) -> Vec<KeyValue> {
+    let mut attributes = about(operation, kind, &assignment.agent);
     attributes.extend([
         KeyValue::new("messaging.message.id", assignment.task_id.clone()),
         KeyValue::new("messaging.client.id", worker.to_owned()),
         KeyValue::new("ledgerd.task.type", assignment.task_type.clone()),
         KeyValue::new("ledgerd.attempt.number", i64::from(assignment.attempt)),
     ]);
+    attributes
+}
+
+/// Runs a handler in its span, which is over with it, and which the handler's context knows.
+pub(crate) async fn processed<T>(
+    job: &Job,
+    worker: &str,
+    run: impl Future<Output = Result<T, TaskError>>,
+) -> Result<T, TaskError> {
+    let assignment = job.assignment();
+    let creation = read(&assignment.traceparent, &assignment.tracestate);
+    let attributes = of_attempt("process", "process", assignment, worker);
     let builder = SpanBuilder::from_name(format!("process {}", assignment.agent))
         .with_kind(SpanKind::Consumer)
         .with_attributes(attributes)
@@ -160,7 +178,9 @@ pub(crate) async fn processed<T>(
     if let Some(creation) = creation {
         parent = parent.with_remote_span_context(creation);
     }
-    let context = parent.with_span(tracer().build_with_context(builder, &parent));
+    let span = tracer().build_with_context(builder, &parent);
+    job.runs_in(span.span_context());
+    let context = parent.with_span(span);
     let done = run.with_context(context.clone()).await;
     if let Some(class) = done.as_ref().err().and_then(TaskError::failure) {
         let span = context.span();
@@ -168,6 +188,45 @@ pub(crate) async fn processed<T>(
         span.set_status(Status::error(""));
     }
     done
+}
+
+/// An outcome in one word.
+pub(crate) const fn word(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Complete(_) => "completed",
+        Outcome::Fail(_) => "failed",
+        Outcome::Block(_) => "blocked",
+        Outcome::Release(_) => "released",
+        Outcome::Cancelled(_) => "cancelled",
+    }
+}
+
+/// An outcome that is on its way, as its own span says: from the end of the handler until the ledger has it.
+#[derive(Debug)]
+pub(crate) struct Settling(BoxedSpan);
+
+impl Settling {
+    /// None where the attempt has no span that anybody sees.
+    pub(crate) fn begin(job: &Job, worker: &str, outcome: &'static str) -> Option<Self> {
+        let process = job.span().filter(|span| span.is_sampled())?;
+        let assignment = job.assignment();
+        let mut attributes = of_attempt("settle", "settle", assignment, worker);
+        attributes.push(KeyValue::new("ledgerd.outcome", outcome));
+        let builder = SpanBuilder::from_name(format!("settle {}", assignment.agent))
+            .with_kind(SpanKind::Client)
+            .with_attributes(attributes);
+        let parent = Context::new().with_remote_span_context(process.clone());
+        Some(Self(tracer().build_with_context(builder, &parent)))
+    }
+
+    /// The ledger has answered for good.
+    pub(crate) fn answered(mut self, refusal: Option<&v1::ItemError>) {
+        if let Some(refusal) = refusal {
+            self.0.set_attribute(KeyValue::new("error.type", refusal.reason.clone()));
+            self.0.set_status(Status::error(""));
+        }
+        self.0.end();
+    }
 }
 
 #[cfg(test)]

@@ -171,4 +171,23 @@ fn the_reference_has_every_key_as_it_is() {
             assert!(row.contains(&part), "{name}: {part} is not in {row}");
         }
     }
+    let table = page.lines().skip_while(|line| !line.starts_with("| key |")).skip(2);
+    for row in table.take_while(|line| line.starts_with('|')) {
+        let first = row.split('|').nth(1).unwrap_or_default();
+        for name in first.split(',').map(|name| name.trim().trim_matches('`')) {
+            assert!(super::loaded::KEYS.iter().any(|key| key.name == name), "there is no key {name}");
+        }
+    }
+}
+
+#[test]
+fn help_says_the_default_and_the_variable_of_every_key() {
+    let command = <Flags as clap::Args>::augment_args(clap::Command::new("serve"));
+    for key in super::loaded::KEYS {
+        let flag = key.name.replace('_', "-");
+        let arg = command.get_arguments().find(|arg| arg.get_long() == Some(&flag));
+        let help = arg.and_then(clap::Arg::get_help).map(ToString::to_string).unwrap_or_default();
+        let said = format!("[default: {}] [env: LEDGERD_{}]", key.default, key.name.to_ascii_uppercase());
+        assert!(help.ends_with(&said), "--{flag}: {help}");
+    }
 }

@@ -8,6 +8,7 @@
 pub(crate) mod access;
 mod admin;
 mod convert;
+mod reasons;
 mod scaler;
 pub(crate) mod status;
 mod task;

@@ -1,8 +1,10 @@
 //! KEDA's ExternalScaler: how many workers an agent's tasks are worth.
 //!
-//! A trigger's metadata names the agent. One metric, `tasks`: what waits for a worker and what one has in hand. The second
+//! A trigger's metadata names the agent. The metric `tasks` is what waits for a worker and what one has in hand. The second
 //! matters: were it left out, a queue that is drained into busy workers would look empty, and they would be scaled away
-//! with their tasks in hand. Figures come from the ledger's memory, at most twice a second however many ask.
+//! with their tasks in hand. The metric `wait`, where the trigger has a `maxWait`, is how long the oldest task has waited,
+//! once for each busy worker: the autoscaler divides by what one worker is for, and so gets the busy workers times by how
+//! much the wait is too long. Figures come from the ledger, at most twice a second however many ask.
 
 use super::access::Access;
 use super::status::status;
@@ -29,8 +31,10 @@ mod wire {
     tonic::include_proto!("externalscaler");
 }
 
-/// Name of the only metric.
-const METRIC: &str = "tasks";
+/// Name of the metric that counts tasks.
+const TASKS: &str = "tasks";
+/// Name of the one that tells how long they wait, in seconds.
+const WAIT: &str = "wait";
 /// Figures are as old as this at most.
 const FRESH: Duration = Duration::from_millis(500);
 /// How often a stream looks whether something has changed.
@@ -43,7 +47,8 @@ pub(super) fn service(
     handle: &Handle,
     stop: &CancellationToken,
 ) -> ExternalScalerServer<impl ExternalScaler + use<>> {
-    let depths = Arc::new(Depths { handle: handle.clone(), last: Lately::new(FRESH) });
+    let depths = Depths { handle: handle.clone(), last: Lately::new(FRESH), ages: Lately::new(FRESH) };
+    let depths = Arc::new(depths);
     ExternalScalerServer::new(Scaler { depths, stop: stop.clone() }).max_decoding_message_size(REQUEST_BYTES)
 }
 
@@ -57,6 +62,8 @@ struct Scaler {
 struct Depth {
     waiting: u64,
     running: u64,
+    /// How long the oldest that is due has waited; known where a trigger asks for it.
+    oldest: Duration,
 }
 
 impl Depth {
@@ -64,7 +71,8 @@ impl Depth {
     fn of(agent: &AgentView) -> Self {
         let count = |state: State| agent.counts[usize::from(state.code())];
         let waiting = count(State::Queued) + count(State::Retry);
-        Self { waiting: if agent.pause.is_some() { 0 } else { waiting }, running: count(State::Running) }
+        let waiting = if agent.pause.is_some() { 0 } else { waiting };
+        Self { waiting, running: count(State::Running), oldest: Duration::ZERO }
     }
 }
 
@@ -72,16 +80,24 @@ impl Depth {
 struct Depths {
     handle: Handle,
     last: Lately<HashMap<Arc<str>, Depth>>,
+    ages: Lately<HashMap<Arc<str>, Duration>>,
 }
 
 impl Depths {
-    /// Of one agent. One that is not known has no tasks yet.
-    async fn of(&self, agent: &str) -> Result<Depth, LedgerError> {
+    /// Of a trigger's agent. One that is not known has no tasks yet.
+    async fn of(&self, trigger: &Trigger) -> Result<Depth, LedgerError> {
         let agents = self.last.seen(async {
             let views = self.handle.agents().await?;
             Ok::<_, LedgerError>(views.iter().map(|view| (Arc::clone(&view.name), Depth::of(view))).collect())
         });
-        Ok(agents.await?.get(agent).copied().unwrap_or_default())
+        let mut depth = agents.await?.get(&*trigger.agent).copied().unwrap_or_default();
+        if trigger.max_wait.is_some() && depth.waiting > 0 {
+            let ages = self.ages.seen(async {
+                Ok::<_, LedgerError>(self.handle.oldest().await?.into_iter().collect::<HashMap<_, _>>())
+            });
+            depth.oldest = ages.await?.get(&*trigger.agent).copied().unwrap_or_default();
+        }
+        Ok(depth)
     }
 }
 
@@ -92,6 +108,8 @@ struct Trigger {
     target: f64,
     activation: f64,
     counts_running: bool,
+    /// No task is to wait longer than this.
+    max_wait: Option<Duration>,
 }
 
 impl Trigger {
@@ -116,7 +134,15 @@ impl Trigger {
                 true
             }
         };
-        let trigger = Self { agent, target, activation, counts_running };
+        let max_wait = said.get("maxWait").and_then(|text| {
+            let span = crate::config::span(text).filter(|span| !span.is_zero());
+            if span.is_none() {
+                violations
+                    .push(Violation::new(key("maxWait"), "write a time above 0, for instance 30s or 5m"));
+            }
+            span
+        });
+        let trigger = Self { agent, target, activation, counts_running, max_wait };
         if violations.is_empty() { Ok(trigger) } else { Err(LedgerError::Invalid(violations)) }
     }
 
@@ -125,17 +151,45 @@ impl Trigger {
     }
 
     fn is_active(&self, depth: Depth) -> bool {
-        self.tasks(depth) as f64 > self.activation
+        // A task that has waited too long is worth a worker, be there ever so few.
+        self.tasks(depth) as f64 > self.activation || self.max_wait.is_some_and(|most| depth.oldest > most)
+    }
+
+    /// Seconds that the oldest task has waited, for each worker that is busy: as many as there are tasks in hand for.
+    /// Never for more workers than there are tasks; and where none is busy, the first one has yet to begin, and a second
+    /// would not make it begin sooner.
+    fn wait(&self, depth: Depth, most: Duration) -> f64 {
+        let (oldest, most) = (depth.oldest.as_secs_f64(), most.as_secs_f64());
+        if depth.running == 0 {
+            return oldest.min(most);
+        }
+        let busy = (depth.running as f64 / self.target).max(1.0);
+        (oldest * busy).min(most * (depth.waiting + depth.running) as f64)
     }
 
     fn spec(&self) -> wire::GetMetricSpecResponse {
-        let spec = wire::MetricSpec {
-            metric_name: METRIC.to_owned(),
+        let spec = |name: &str, target: f64| wire::MetricSpec {
+            metric_name: name.to_owned(),
             // Rounded up, as 0 would mean none to those who read no fractions.
-            target_size: self.target.ceil() as i64,
-            target_size_float: self.target,
+            target_size: target.ceil() as i64,
+            target_size_float: target,
         };
-        wire::GetMetricSpecResponse { metric_specs: vec![spec] }
+        let wait = self.max_wait.map(|most| spec(WAIT, most.as_secs_f64()));
+        let metric_specs = [spec(TASKS, self.target)].into_iter().chain(wait).collect();
+        wire::GetMetricSpecResponse { metric_specs }
+    }
+
+    /// The metric that is asked for: KEDA takes whatever it is given for that one.
+    fn value(&self, name: &str, depth: Depth) -> wire::MetricValue {
+        let (name, value) = match self.max_wait {
+            Some(most) if name == WAIT => (WAIT, self.wait(depth, most)),
+            _ => (TASKS, self.tasks(depth) as f64),
+        };
+        wire::MetricValue {
+            metric_name: name.to_owned(),
+            metric_value: value.ceil() as i64,
+            metric_value_float: value,
+        }
     }
 }
 
@@ -195,7 +249,7 @@ impl ExternalScaler for Scaler {
     ) -> Result<Response<wire::IsActiveResponse>, Status> {
         let access = Access::of(request.extensions())?;
         let trigger = trigger(&access, request.get_ref())?;
-        let depth = self.depths.of(&trigger.agent).await.map_err(|error| status(&error))?;
+        let depth = self.depths.of(&trigger).await.map_err(|error| status(&error))?;
         Ok(Response::new(wire::IsActiveResponse { result: trigger.is_active(depth) }))
     }
 
@@ -214,7 +268,7 @@ impl ExternalScaler for Scaler {
             async move {
                 loop {
                     tick.tick().await;
-                    let active = match depths.of(&trigger.agent).await {
+                    let active = match depths.of(&trigger).await {
                         Ok(depth) => trigger.is_active(depth),
                         // A full lane has room again soon.
                         Err(LedgerError::Exhausted { .. }) => continue,
@@ -242,15 +296,10 @@ impl ExternalScaler for Scaler {
         request: Request<wire::GetMetricsRequest>,
     ) -> Result<Response<wire::GetMetricsResponse>, Status> {
         let access = Access::of(request.extensions())?;
-        let of = request.into_inner().scaled_object_ref.unwrap_or_default();
-        let trigger = trigger(&access, &of)?;
-        let depth = self.depths.of(&trigger.agent).await.map_err(|error| status(&error))?;
-        let tasks = trigger.tasks(depth);
-        let value = wire::MetricValue {
-            metric_name: METRIC.to_owned(),
-            metric_value: i64::try_from(tasks).unwrap_or(i64::MAX),
-            metric_value_float: tasks as f64,
-        };
+        let wire::GetMetricsRequest { scaled_object_ref, metric_name } = request.into_inner();
+        let trigger = trigger(&access, &scaled_object_ref.unwrap_or_default())?;
+        let depth = self.depths.of(&trigger).await.map_err(|error| status(&error))?;
+        let value = trigger.value(&metric_name, depth);
         Ok(Response::new(wire::GetMetricsResponse { metric_values: vec![value] }))
     }
 
@@ -278,7 +327,7 @@ mod tests {
     #[test]
     fn a_trigger_needs_an_agent_and_keeps_busy_workers() {
         let trigger = read(&[("agent", "claude"), ("scalerAddress", "ledgerd:7420")]).expect("enough");
-        let depth = |waiting, running| Depth { waiting, running };
+        let depth = |waiting, running| Depth { waiting, running, oldest: Duration::ZERO };
         assert!(!trigger.is_active(depth(0, 0)) && trigger.is_active(depth(0, 1)));
         assert_eq!(trigger.tasks(depth(3, 2)), 5);
         let given = [("agent", "a"), ("count", "waiting"), ("activation", "2"), ("targetPerReplica", "0.5")];
@@ -286,6 +335,31 @@ mod tests {
         assert!(!trigger.is_active(depth(2, 9)) && trigger.is_active(depth(3, 0)));
         let spec = &trigger.spec().metric_specs[0];
         assert_eq!((spec.target_size, spec.target_size_float), (1, 0.5));
+    }
+
+    #[test]
+    fn a_wait_that_is_too_long_is_worth_busy_workers_times_by_how_much() {
+        let given = [("agent", "a"), ("targetPerReplica", "2"), ("activation", "5"), ("maxWait", "30s")];
+        let trigger = read(&given).expect("all keys");
+        let [tasks, wait] = &trigger.spec().metric_specs[..] else { panic!("there are two") };
+        assert_eq!((&*tasks.metric_name, tasks.target_size_float), ("tasks", 2.0));
+        assert_eq!((&*wait.metric_name, wait.target_size_float), ("wait", 30.0));
+        let replicas = |waiting, running, oldest| {
+            let depth = Depth { waiting, running, oldest: Duration::from_secs(oldest) };
+            assert_eq!(trigger.value("tasks", depth).metric_value, waiting as i64 + running as i64);
+            trigger.value("wait", depth).metric_value_float / 30.0
+        };
+        for (waiting, running, oldest, expected) in [
+            (0, 4, 0, 0.0),
+            (9, 4, 15, 1.0),  // two workers, half of the time: the count of tasks keeps them
+            (9, 4, 90, 6.0),  // two workers, three times as long
+            (1, 1, 90, 2.0),  // no more than there are tasks
+            (9, 0, 300, 1.0), // the first has yet to begin
+        ] {
+            assert_eq!(replicas(waiting, running, oldest), expected, "{waiting} {running} {oldest}");
+        }
+        let few = |oldest| Depth { waiting: 1, running: 0, oldest: Duration::from_secs(oldest) };
+        assert!(!trigger.is_active(few(30)) && trigger.is_active(few(31)));
     }
 
     #[test]
@@ -298,6 +372,8 @@ mod tests {
             ("activation", "NaN"),
             ("activation", "inf"),
             ("count", "leased"),
+            ("maxWait", "0s"),
+            ("maxWait", "30"),
         ] {
             let mut said = vec![("agent", "a")];
             said.retain(|(key, _)| *key != name);

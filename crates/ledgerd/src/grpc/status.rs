@@ -3,6 +3,7 @@
 //! Every status carries an ErrorInfo of domain `ledgerd` with an UPPER_SNAKE reason, and what else helps. UNAVAILABLE
 //! from here promises that nothing was written. What went wrong inside is for the log alone.
 
+use super::reasons::{self, Reason};
 use super::wire::ItemError;
 use crate::callers::{Permission, Role};
 use crate::ledger::command::LedgerError;
@@ -10,7 +11,7 @@ use ledger_core::store::StoreError;
 use ledger_core::{Refusal, TaskId, Violation};
 use std::collections::HashMap;
 use std::time::Duration;
-use tonic::{Code, Status};
+use tonic::Status;
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
 /// Domain of every ErrorInfo.
@@ -19,10 +20,9 @@ pub(crate) const DOMAIN: &str = "ledgerd";
 /// Most violations that a status lists. It travels in a header, and clients take about 8 KiB of those.
 const LISTED: usize = 16;
 
-/// What the wire says about an error: code, reason, and for whom.
+/// What the wire says about an error: reason, and for whom.
 struct Spoken {
-    code: Code,
-    reason: &'static str,
+    reason: Reason,
     facts: Vec<(&'static str, String)>,
     retry_after: Option<Duration>,
     resource: Option<(&'static str, String)>,
@@ -31,8 +31,8 @@ struct Spoken {
 }
 
 impl Spoken {
-    const fn new(code: Code, reason: &'static str) -> Self {
-        Self { code, reason, facts: Vec::new(), retry_after: None, resource: None, message: None }
+    const fn new(reason: Reason) -> Self {
+        Self { reason, facts: Vec::new(), retry_after: None, resource: None, message: None }
     }
 
     fn fact(mut self, name: &'static str, value: &impl ToString) -> Self {
@@ -59,57 +59,52 @@ impl Spoken {
 fn speak(error: &LedgerError) -> Spoken {
     const SOON: Duration = Duration::from_secs(1);
     match error {
-        LedgerError::Invalid(_) => Spoken::new(Code::InvalidArgument, "INVALID_FIELD"),
-        LedgerError::UnknownTask(task) => Spoken::new(Code::NotFound, "TASK_NOT_FOUND")
-            .fact("task_id", task)
-            .resource("ledger.v1.Task", task),
-        LedgerError::UnknownAgent(agent) => Spoken::new(Code::NotFound, "AGENT_NOT_FOUND")
-            .fact("agent", agent)
-            .resource("ledger.v1.Agent", agent),
-        LedgerError::AgentForbidden(agent) => {
-            Spoken::new(Code::PermissionDenied, "AGENT_FORBIDDEN").fact("agent", agent)
+        LedgerError::Invalid(_) => Spoken::new(reasons::INVALID_FIELD),
+        LedgerError::UnknownTask(task) => {
+            Spoken::new(reasons::TASK_NOT_FOUND).fact("task_id", task).resource("ledger.v1.Task", task)
         }
-        LedgerError::AgentRequired => Spoken::new(Code::PermissionDenied, "AGENT_REQUIRED"),
+        LedgerError::UnknownAgent(agent) => {
+            Spoken::new(reasons::AGENT_NOT_FOUND).fact("agent", agent).resource("ledger.v1.Agent", agent)
+        }
+        LedgerError::AgentForbidden(agent) => Spoken::new(reasons::AGENT_FORBIDDEN).fact("agent", agent),
+        LedgerError::AgentRequired => Spoken::new(reasons::AGENT_REQUIRED),
         LedgerError::Refused(refusal) => match refusal {
-            Refusal::UnknownFence => Spoken::new(Code::InvalidArgument, refusal.reason()),
-            Refusal::WrongState(state) => {
-                Spoken::new(Code::FailedPrecondition, refusal.reason()).fact("state", state)
-            }
-            Refusal::LeaseLost
-            | Refusal::TaskTerminal
-            | Refusal::NotHolder
-            | Refusal::NotStopped
-            | Refusal::BlockedByBreaker
-            | Refusal::OutcomeConflict
-            | Refusal::Discarded => Spoken::new(Code::FailedPrecondition, refusal.reason()),
+            Refusal::UnknownFence => Spoken::new(reasons::UNKNOWN_FENCE),
+            Refusal::WrongState(state) => Spoken::new(reasons::WRONG_STATE).fact("state", state),
+            Refusal::LeaseLost => Spoken::new(reasons::LEASE_LOST),
+            Refusal::TaskTerminal => Spoken::new(reasons::TASK_TERMINAL),
+            Refusal::NotHolder => Spoken::new(reasons::NOT_HOLDER),
+            Refusal::NotStopped => Spoken::new(reasons::STOP_NOT_REQUESTED),
+            Refusal::BlockedByBreaker => Spoken::new(reasons::BLOCKED_BY_BREAKER),
+            Refusal::OutcomeConflict => Spoken::new(reasons::OUTCOME_CONFLICT),
+            Refusal::Discarded => Spoken::new(reasons::DISCARDED),
         },
-        LedgerError::KeyConflict(task) => Spoken::new(Code::AlreadyExists, "KEY_REUSED_WITH_OTHER_CONTENT")
+        LedgerError::KeyConflict(task) => Spoken::new(reasons::KEY_REUSED_WITH_OTHER_CONTENT)
             .fact("task_id", task)
             .resource("ledger.v1.Task", task),
-        LedgerError::RequestConflict => Spoken::new(Code::AlreadyExists, "REQUEST_ID_REUSED"),
-        LedgerError::Exhausted { retry_after, .. } => {
-            Spoken::new(Code::ResourceExhausted, "EXHAUSTED").after(*retry_after)
-        }
+        LedgerError::RequestConflict => Spoken::new(reasons::REQUEST_ID_REUSED),
+        LedgerError::Exhausted { retry_after, .. } => Spoken::new(reasons::EXHAUSTED).after(*retry_after),
         LedgerError::WorkerIdInUse(worker) => {
-            Spoken::new(Code::FailedPrecondition, "WORKER_ID_IN_USE").fact("worker_id", worker)
+            Spoken::new(reasons::WORKER_ID_IN_USE).fact("worker_id", worker)
         }
         LedgerError::WorkerSuperseded(worker) => {
-            Spoken::new(Code::Aborted, "WORKER_SUPERSEDED").fact("worker_id", worker)
+            Spoken::new(reasons::WORKER_SUPERSEDED).fact("worker_id", worker)
         }
-        LedgerError::SessionEnded => Spoken::new(Code::Aborted, "SUPERSEDED"),
-        LedgerError::Draining => Spoken::new(Code::Unavailable, "DRAINING").after(SOON),
+        LedgerError::SessionEnded => Spoken::new(reasons::SUPERSEDED),
+        LedgerError::Draining => Spoken::new(reasons::DRAINING).after(SOON),
         LedgerError::Store(error) => match error {
-            StoreError::Overtaken(_) | StoreError::Outdated(_) => Spoken::new(Code::Aborted, "OVERTAKEN"),
-            StoreError::Full => Spoken::new(Code::ResourceExhausted, "STORE_FULL")
+            StoreError::Overtaken(_) | StoreError::Outdated(_) => Spoken::new(reasons::OVERTAKEN),
+            StoreError::Full => Spoken::new(reasons::STORE_FULL)
                 .after(Duration::from_secs(10))
                 .saying("the disk of the ledger is full; free space there, then try again"),
-            StoreError::Unavailable(_) => Spoken::new(Code::Unavailable, "STORE_UNAVAILABLE")
+            StoreError::Unavailable(_) => Spoken::new(reasons::STORE_UNAVAILABLE)
                 .after(SOON)
                 .saying("the store cannot be reached and nothing was written; try again"),
-            StoreError::Unknown(_) => Spoken::new(Code::Unknown, "OUTCOME_UNKNOWN")
+            StoreError::Unknown(_) => Spoken::new(reasons::OUTCOME_UNKNOWN)
                 .saying("whether this was recorded is not known; repeat it with the same request_id"),
-            StoreError::Statement(_) | StoreError::Corrupt(_) => Spoken::new(Code::Internal, "INTERNAL")
-                .saying("the ledger could not do this; its log says why"),
+            StoreError::Statement(_) | StoreError::Corrupt(_) => {
+                Spoken::new(reasons::INTERNAL).saying("the ledger could not do this; its log says why")
+            }
         },
     }
 }
@@ -133,7 +128,7 @@ pub(crate) fn status(error: &LedgerError) -> Status {
     if let Some((kind, name)) = spoken.resource {
         details.set_resource_info(kind, name, "", "");
     }
-    Status::with_error_details(spoken.code, message, details)
+    Status::with_error_details(spoken.reason.code, message, details)
 }
 
 /// The refusal of one item of a call or frame; the same words as [`status`].
@@ -144,8 +139,8 @@ pub(super) fn item(error: &LedgerError) -> ItemError {
         _ => String::new(),
     };
     ItemError {
-        code: spoken.code as i32,
-        reason: spoken.reason.to_owned(),
+        code: spoken.reason.code as i32,
+        reason: spoken.reason.name.to_owned(),
         message: spoken.message.map_or_else(|| error.to_string(), str::to_owned),
         field,
     }
@@ -192,92 +187,79 @@ pub(crate) enum Refused {
 
 impl From<Refused> for Status {
     fn from(refused: Refused) -> Self {
-        let (code, reason, message) = match refused {
+        let (reason, message) = match refused {
             Refused::HelloExpected => {
-                (Code::FailedPrecondition, "HELLO_EXPECTED", "begin the stream with Hello".to_owned())
+                (reasons::HELLO_EXPECTED, "begin the stream with Hello".to_owned())
             }
             Refused::HelloAgain => (
-                Code::FailedPrecondition,
-                "HELLO_AGAIN",
+                reasons::HELLO_AGAIN,
                 "say Hello once; open a new stream to say it again".to_owned(),
             ),
             Refused::HelloMissing => {
-                (Code::DeadlineExceeded, "HELLO_MISSING", "send Hello within 5 s of opening a stream".to_owned())
+                (reasons::HELLO_MISSING, "send Hello within 5 s of opening a stream".to_owned())
             }
             Refused::ProtocolVersion(version) => (
-                Code::FailedPrecondition,
-                "PROTOCOL_VERSION",
+                reasons::PROTOCOL_VERSION,
                 format!("protocol version {version} is not spoken here; use version 1"),
             ),
             Refused::Superseded => (
-                Code::Aborted,
-                "SUPERSEDED",
+                reasons::SUPERSEDED,
                 "a newer stream of this worker has taken over; use that one".to_owned(),
             ),
             Refused::Stalled => (
-                Code::ResourceExhausted,
-                "STREAM_STALLED",
+                reasons::STREAM_STALLED,
                 "nothing was read from this stream for 30 s; open a new one and read it".to_owned(),
             ),
             Refused::Deadline => (
-                Code::DeadlineExceeded,
-                "DEADLINE_EXCEEDED",
+                reasons::DEADLINE_EXCEEDED,
                 "no answer in time, and whether this was recorded is not known; repeat it with the same request_id"
                     .to_owned(),
             ),
             Refused::Timeout => (
-                Code::InvalidArgument,
-                "MALFORMED_TIMEOUT",
+                reasons::MALFORMED_TIMEOUT,
                 "write grpc-timeout as up to 8 digits and one of H, M, S, m, u, n".to_owned(),
             ),
             Refused::CredentialsMissing => (
-                Code::Unauthenticated,
-                "CREDENTIALS_MISSING",
+                reasons::CREDENTIALS_MISSING,
                 "say who you are: send `authorization: Bearer TOKEN`, or connect with a certificate".to_owned(),
             ),
             Refused::CredentialsMalformed => (
-                Code::Unauthenticated,
-                "CREDENTIALS_MALFORMED",
+                reasons::CREDENTIALS_MALFORMED,
                 "send one header `authorization: Bearer TOKEN`".to_owned(),
             ),
             Refused::CallerUnknown => (
-                Code::Unauthenticated,
-                "CALLER_UNKNOWN",
+                reasons::CALLER_UNKNOWN,
                 "this token or certificate belongs to no caller; ask whoever runs the daemon for one".to_owned(),
             ),
             Refused::CallerRevoked => (
-                Code::Unauthenticated,
-                "CALLER_REVOKED",
+                reasons::CALLER_REVOKED,
                 "this token or certificate was taken back; ask whoever runs the daemon for another".to_owned(),
             ),
             Refused::AgentsRevoked => (
-                Code::PermissionDenied,
-                "AGENT_FORBIDDEN",
+                reasons::AGENT_FORBIDDEN,
                 "your rights do not reach every agent of this stream any more; open one for those they reach"
                     .to_owned(),
             ),
             Refused::RoleMissing(permission) => (
-                Code::PermissionDenied,
-                "ROLE_MISSING",
+                reasons::ROLE_MISSING,
                 format!("this takes the role {}", roles(permission)),
             ),
             Refused::UnknownMethod => {
-                (Code::Unimplemented, "UNKNOWN_METHOD", "there is no such method here".to_owned())
+                (reasons::UNKNOWN_METHOD, "there is no such method here".to_owned())
             }
             Refused::NoDeadLetter(task) => (
-                Code::NotFound,
-                "DEAD_LETTER_NOT_FOUND",
+                reasons::DEAD_LETTER_NOT_FOUND,
                 format!("task {task} has no dead letter; only FAILED tasks have one"),
             ),
             Refused::Panic => {
-                (Code::Internal, "INTERNAL", "the ledger could not do this; its log says why".to_owned())
+                (reasons::INTERNAL, "the ledger could not do this; its log says why".to_owned())
             }
         };
         let facts = match refused {
             Refused::NoDeadLetter(task) => vec![("task_id", task.to_string())],
             _ => Vec::new(),
         };
-        Self::with_error_details(code, message, details(reason, facts))
+        Self::with_error_details(reason.code, message, details(reason, facts))
     }
 }
 
@@ -292,16 +274,17 @@ pub(super) fn invalid(field: &str, rule: &str) -> LedgerError {
     LedgerError::Invalid(vec![Violation::new(field, rule)])
 }
 
-fn details(reason: &'static str, facts: Vec<(&'static str, String)>) -> ErrorDetails {
+fn details(reason: Reason, facts: Vec<(&'static str, String)>) -> ErrorDetails {
     let facts: HashMap<String, String> =
         facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    ErrorDetails::with_error_info(reason, DOMAIN, facts)
+    ErrorDetails::with_error_info(reason.name, DOMAIN, facts)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use ledger_core::State;
+    use tonic::Code;
 
     #[test]
     fn every_error_has_its_code_and_reason() {
@@ -350,6 +333,9 @@ mod tests {
             assert!(!status.message().contains("secret"), "{error}: the inside is for the log");
             let item = item(&error);
             assert_eq!((item.code, item.reason.as_str()), (code as i32, reason), "{error}");
+            if let LedgerError::Refused(refusal) = &error {
+                assert_eq!(refusal.reason(), reason, "the core has the same name for it");
+            }
             let waits = matches!(code, Unavailable | ResourceExhausted);
             assert_eq!(status.get_details_retry_info().is_some(), waits, "{error}");
         }

@@ -76,7 +76,7 @@ impl Telemetry {
     /// Endpoints or certificates that cannot be used.
     pub fn start(config: &Config) -> Result<Self, TelemetryError> {
         let dropped = Arc::new(Dropped::default());
-        let resource = otlp::resource(&instance());
+        let resource = otlp::resource("ledgerd", &instance());
         let (traced, pushes) =
             (Signal::Traces.is_exported(otlp::variable), Signal::Metrics.is_exported(otlp::variable));
         // There is no log yet.
@@ -139,19 +139,49 @@ impl Telemetry {
 impl Telemetry {
     /// Sends what waits to be exported, for so long at most, and nothing after it.
     pub fn end(&self) {
-        let end = || {
+        last_words(|| {
             // Both have threads of their own that send; an exporter that is away is not waited for longer than this.
             if let Some(provider) = &self.tracer_provider {
                 let _ = provider.shutdown_with_timeout(LAST_WORDS);
             }
             let _ = self.meter_provider.shutdown_with_timeout(LAST_WORDS);
-        };
-        match tokio::runtime::Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
-            // What they send passes through this runtime.
-            Ok(tokio::runtime::RuntimeFlavor::MultiThread) => tokio::task::block_in_place(end),
-            _ => end(),
-        }
+        });
         let _ = std::io::stderr().flush();
+    }
+}
+
+/// Waits for what is sent, which passes through this runtime.
+fn last_words(end: impl FnOnce()) {
+    match tokio::runtime::Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(tokio::runtime::RuntimeFlavor::MultiThread) => tokio::task::block_in_place(end),
+        _ => end(),
+    }
+}
+
+/// The spans that the SDK makes in a worker of this program, exported.
+#[derive(Debug)]
+pub struct WorkerSpans(SdkTracerProvider);
+
+impl WorkerSpans {
+    /// Has them exported where the environment asks for it, under the name `ledgerd-worker` unless that says otherwise.
+    ///
+    /// # Errors
+    /// Endpoints or certificates that cannot be used, and exporters that are unknown.
+    pub fn start() -> Result<Option<Self>, TelemetryError> {
+        if !Signal::Traces.is_exported(otlp::variable).map_err(TelemetryError)? {
+            return Ok(None);
+        }
+        let resource = otlp::resource("ledgerd-worker", &instance());
+        let provider = otlp::tracer_provider(resource, Arc::default()).map_err(TelemetryError)?;
+        opentelemetry::global::set_tracer_provider(provider.clone());
+        Ok(Some(Self(provider)))
+    }
+
+    /// Sends what waits to be exported, for so long at most.
+    pub fn end(&self) {
+        last_words(|| {
+            let _ = self.0.shutdown_with_timeout(LAST_WORDS);
+        });
     }
 }
 

@@ -1,14 +1,14 @@
 //! What `OTEL_*` variables ask for: exporters over OTLP, the sampler, propagation.
 //!
 //! The library reads most of them itself; here are those that it does not: `OTEL_SDK_DISABLED`,
-//! `OTEL_{TRACES,METRICS}_EXPORTER`, `OTEL_PROPAGATORS`, and the certificates of the gRPC transport. Without an endpoint there
-//! is no exporter. An exporter that is slow or away costs spans, which are counted, and nothing else.
+//! `OTEL_{TRACES,METRICS}_EXPORTER`, `OTEL_PROPAGATORS`, and the certificates of the transports. Without an endpoint there is
+//! no exporter. An exporter that is slow or away costs spans, which are counted, and nothing else.
 
 use super::meters::{Dropped, SERIES};
 use super::traces::Ids;
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_otlp::tonic_types::transport::{Certificate, ClientTlsConfig, Identity};
-use opentelemetry_otlp::{ExporterBuildError, MetricExporter, SpanExporter, WithTonicConfig};
+use opentelemetry_otlp::{ExporterBuildError, MetricExporter, SpanExporter, WithHttpConfig, WithTonicConfig};
 use opentelemetry_prometheus::exporter;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
@@ -17,6 +17,9 @@ use opentelemetry_sdk::trace::{
     BatchConfigBuilder, BatchSpanProcessor, SdkTracerProvider, Span, SpanData, SpanExporter as Exporter,
     SpanProcessor,
 };
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -77,7 +80,7 @@ pub(super) fn propagates(variable: impl Fn(&str) -> Option<String>) -> bool {
 }
 
 /// Who we are, with what `OTEL_RESOURCE_ATTRIBUTES` and `OTEL_SERVICE_NAME` say.
-pub(super) fn resource(instance: &str) -> Resource {
+pub(super) fn resource(name: &'static str, instance: &str) -> Resource {
     let own = [
         KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
         KeyValue::new("service.instance.id", instance.to_owned()),
@@ -88,49 +91,124 @@ pub(super) fn resource(instance: &str) -> Resource {
     let given = Resource::builder().build();
     let mut builder = Resource::builder();
     if !named {
-        builder = builder.with_service_name("ledgerd");
+        builder = builder.with_service_name(name);
     }
     builder.with_attributes(own.into_iter().filter(|own| given.get_ref(&own.key).is_none())).build()
 }
 
-/// Certificates for the transport of gRPC, where the environment names some.
-fn tls() -> Result<Option<ClientTlsConfig>, String> {
-    let read = |name: &str| match variable(name) {
-        None => Ok(None),
-        Some(path) => {
-            std::fs::read(&path).map(Some).map_err(|error| format!("{name}: cannot read {path}: {error}"))
+/// Reads a variable of one signal, or else that of all.
+fn of_signal(signal: Signal, name: &str) -> Option<(String, String)> {
+    let names =
+        [format!("OTEL_EXPORTER_OTLP_{}_{name}", signal.word()), format!("OTEL_EXPORTER_OTLP_{name}")];
+    names.into_iter().find_map(|name| variable(&name).map(|value| (name, value)))
+}
+
+/// Certificates for the transport, as PEM. The library reads none of the variables that name them.
+struct Certificates {
+    /// Whom to trust, besides those whom this machine trusts.
+    root: Option<Vec<u8>>,
+    /// Our own, and its key.
+    identity: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Certificates {
+    /// None where the environment names none.
+    fn read(signal: Signal) -> Result<Option<Self>, String> {
+        let read = |name: &str, what: &str, is_there: fn(&[u8]) -> bool| {
+            let Some((name, path)) = of_signal(signal, name) else { return Ok(None) };
+            match std::fs::read(&path) {
+                // Libraries take a file with nothing in it for none.
+                Ok(pem) if !is_there(&pem) => Err(format!("{name}: there is no {what} in {path}")),
+                Ok(pem) => Ok(Some(pem)),
+                Err(error) => Err(format!("{name}: cannot read {path}: {error}")),
+            }
+        };
+        let is_certificate = |pem: &[u8]| CertificateDer::from_pem_slice(pem).is_ok();
+        let root = read("CERTIFICATE", "certificate", is_certificate)?;
+        let (own, its_key) = ("CLIENT_CERTIFICATE", "CLIENT_KEY");
+        if of_signal(signal, own).is_some() != of_signal(signal, its_key).is_some() {
+            let name = "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE";
+            return Err(format!("{name} and OTEL_EXPORTER_OTLP_CLIENT_KEY: set both or neither"));
         }
-    };
-    let root = read("OTEL_EXPORTER_OTLP_CERTIFICATE")?;
-    let (certificate, key) =
-        (read("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE")?, read("OTEL_EXPORTER_OTLP_CLIENT_KEY")?);
-    if root.is_none() && certificate.is_none() {
-        return Ok(None);
+        let certificate = read(own, "certificate", is_certificate)?;
+        let key = read(its_key, "key", |pem| PrivateKeyDer::from_pem_slice(pem).is_ok())?;
+        let identity = certificate.zip(key);
+        Ok((root.is_some() || identity.is_some()).then_some(Self { root, identity }))
     }
-    let mut config = ClientTlsConfig::new().with_enabled_roots();
-    if let Some(root) = root {
-        config = config.ca_certificate(Certificate::from_pem(root));
+
+    /// For gRPC.
+    fn of_grpc(self) -> ClientTlsConfig {
+        let mut config = ClientTlsConfig::new().with_enabled_roots();
+        if let Some(root) = self.root {
+            config = config.ca_certificate(Certificate::from_pem(root));
+        }
+        if let Some((certificate, key)) = self.identity {
+            config = config.identity(Identity::from_pem(certificate, key));
+        }
+        config
     }
-    if let Some((certificate, key)) = certificate.zip(key) {
-        config = config.identity(Identity::from_pem(certificate, key));
+
+    /// A client for HTTP.
+    fn of_http(self, timeout: Duration) -> Result<reqwest::blocking::Client, String> {
+        let mut builder = reqwest::blocking::Client::builder().timeout(timeout);
+        if let Some(root) = self.root {
+            let roots = reqwest::Certificate::from_pem_bundle(&root).map_err(|error| unusable(&error))?;
+            builder = builder.tls_certs_merge(roots);
+        }
+        if let Some((mut identity, key)) = self.identity {
+            identity.push(b'\n');
+            identity.extend(key);
+            let identity = reqwest::Identity::from_pem(&identity).map_err(|error| unusable(&error))?;
+            builder = builder.identity(identity);
+        }
+        // It has a runtime of its own, which may not be made or dropped within another.
+        let built = std::thread::spawn(move || builder.build()).join();
+        built.expect("it does not panic").map_err(|error| unusable(&error))
     }
-    Ok(Some(config))
+}
+
+/// Why certificates are refused: the cause too, as the error itself says little.
+fn unusable(error: &dyn std::error::Error) -> String {
+    let mut text = format!("the certificates of OTLP cannot be used: {error}");
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let _ = write!(text, ": {inner}");
+        cause = inner.source();
+    }
+    text
+}
+
+/// Whether a signal travels over gRPC; else it is HTTP, as the specification has it where nothing is said.
+fn is_grpc(signal: Signal) -> bool {
+    of_signal(signal, "PROTOCOL").is_some_and(|(_, protocol)| protocol == "grpc")
+}
+
+/// How long one export over HTTP may take. A client that the library does not make has to be told.
+fn timeout(signal: Signal) -> Duration {
+    let given = of_signal(signal, "TIMEOUT").and_then(|(_, millis)| millis.parse().ok());
+    given.map_or(opentelemetry_otlp::OTEL_EXPORTER_OTLP_TIMEOUT_DEFAULT, Duration::from_millis)
 }
 
 fn spans() -> Result<SpanExporter, String> {
-    let said = |error: ExporterBuildError| error.to_string();
-    match tls()? {
-        Some(config) => SpanExporter::builder().with_tonic().with_tls_config(config).build().map_err(said),
-        None => SpanExporter::builder().build().map_err(said),
-    }
+    let signal = Signal::Traces;
+    let builder = SpanExporter::builder();
+    let built = match Certificates::read(signal)? {
+        Some(given) if is_grpc(signal) => builder.with_tonic().with_tls_config(given.of_grpc()).build(),
+        Some(given) => builder.with_http().with_http_client(given.of_http(timeout(signal))?).build(),
+        None => builder.build(),
+    };
+    built.map_err(|error: ExporterBuildError| error.to_string())
 }
 
 fn metrics() -> Result<MetricExporter, String> {
-    let said = |error: ExporterBuildError| error.to_string();
-    match tls()? {
-        Some(config) => MetricExporter::builder().with_tonic().with_tls_config(config).build().map_err(said),
-        None => MetricExporter::builder().build().map_err(said),
-    }
+    let signal = Signal::Metrics;
+    let builder = MetricExporter::builder();
+    let built = match Certificates::read(signal)? {
+        Some(given) if is_grpc(signal) => builder.with_tonic().with_tls_config(given.of_grpc()).build(),
+        Some(given) => builder.with_http().with_http_client(given.of_http(timeout(signal))?).build(),
+        None => builder.build(),
+    };
+    built.map_err(|error: ExporterBuildError| error.to_string())
 }
 
 /// Instruments' provider, read by `/metrics` and, where `exported`, pushed.

@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use opentelemetry::trace::SpanContext;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::enqueue::NewTask;
 use crate::error::Error;
-use crate::{clock, limits, v1, words};
+use crate::{clock, limits, spans, v1, words};
 
 /// A task in a handler's hands. Clones are cheap and speak of the same task.
 #[derive(Clone)]
@@ -22,6 +23,8 @@ pub struct Context(Arc<Inner>);
 struct Inner {
     /// Without its payload, which the handler got.
     assignment: v1::Assignment,
+    /// The span that the handler runs in, where this program makes spans.
+    span: OnceLock<SpanContext>,
     end: Option<Instant>,
     cancelled: CancellationToken,
     draining: CancellationToken,
@@ -53,6 +56,7 @@ impl Context {
         let end = assignment.time_left.and_then(|left| now.checked_add(words::span(Some(left))));
         Self(Arc::new(Inner {
             assignment,
+            span: OnceLock::new(),
             end,
             cancelled: CancellationToken::new(),
             draining,
@@ -165,6 +169,27 @@ impl Context {
     /// W3C trace state of the producer; empty when there is none.
     pub fn tracestate(&self) -> &str {
         &self.0.assignment.tracestate
+    }
+
+    /// `traceparent` and `tracestate` for what the handler calls or starts: of the span that the handler runs in, or the
+    /// producer's where this program makes no spans.
+    pub fn onward_trace(&self) -> (String, String) {
+        match self.span() {
+            Some(span) => spans::headers(span),
+            None => (self.traceparent().to_owned(), self.tracestate().to_owned()),
+        }
+    }
+
+    /// The handler runs in this span. Without a tracer it is the producer's own, or none.
+    pub(crate) fn runs_in(&self, span: &SpanContext) {
+        if span.is_valid() && !span.is_remote() {
+            let _ = self.0.span.set(span.clone());
+        }
+    }
+
+    /// The span that the handler runs in.
+    pub(crate) fn span(&self) -> Option<&SpanContext> {
+        self.0.span.get()
     }
 
     /// Says how far the task is: `fraction` from 0 to 1 (others are brought there), a note of at most 1 KiB (longer ones

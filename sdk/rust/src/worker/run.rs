@@ -18,11 +18,12 @@ use super::outbox::{Queue, Settled};
 use super::task_error::{TaskError, given_back, stopped};
 use crate::client::Client;
 use crate::error::{self, Error};
+use crate::spans::{self, Settling};
 use crate::v1::outcome::Outcome;
 use crate::v1::work_request::Frame as Said;
 use crate::v1::work_response::Frame as Heard;
 use crate::words::span;
-use crate::{limits, spans, v1};
+use crate::{limits, v1};
 
 /// Time for the last receipts after the last handler has ended.
 const LEAVE: Duration = Duration::from_secs(5);
@@ -57,6 +58,8 @@ pub(crate) struct Loop {
     jobs: JoinSet<Result<Bytes, TaskError>>,
     leases: HashMap<Id, v1::Lease>,
     running: HashMap<v1::Lease, Job>,
+    /// Outcomes without a receipt whose way is traced.
+    settling: HashMap<v1::Lease, Settling>,
     graces: Queue,
     touched: mpsc::UnboundedSender<v1::Lease>,
     news: mpsc::UnboundedReceiver<v1::Lease>,
@@ -81,6 +84,7 @@ impl Loop {
             jobs: JoinSet::new(),
             leases: HashMap::new(),
             running: HashMap::new(),
+            settling: HashMap::new(),
             graces: Queue::default(),
             touched,
             news,
@@ -226,12 +230,11 @@ impl Loop {
             self.touched.clone(),
             self.max_checkpoint_bytes,
         );
-        let (handler, inner) = (handler.clone(), context.clone());
+        let (handler, about, inner) = (handler.clone(), context.clone(), context.clone());
         // The handler is called within its own task: what it does before its first await, panics too, stays there.
         let worker = self.config.worker_id.clone();
         let abort = self.jobs.spawn(async move {
-            let about = inner.clone();
-            spans::processed(about.assignment(), &worker, async move { handler(payload, inner).await }).await
+            spans::processed(&about, &worker, async move { handler(payload, inner).await }).await
         });
         self.leases.insert(abort.id(), lease.clone());
         self.running.insert(lease, Job { abort, context, grace: None });
@@ -274,7 +277,13 @@ impl Loop {
     fn finish(&mut self, lease: &v1::Lease, job: &Job, outcome: Outcome, now: Instant) {
         let news = job.context.take_news();
         self.book.news(lease, news.progress, news.checkpoint);
-        self.book.finish(lease, outcome, now);
+        let word = spans::word(&outcome);
+        // Of what is void nobody hears.
+        if self.book.finish(lease, outcome, now)
+            && let Some(settling) = Settling::begin(&job.context, &self.config.worker_id, word)
+        {
+            self.settling.insert(lease.clone(), settling);
+        }
     }
 
     fn on_news(&mut self, lease: &v1::Lease) {
@@ -291,9 +300,15 @@ impl Loop {
             if self.book.ack_receipt(lease, error) == Ruling::Lost {
                 self.abort(lease, error.map_or("", |error| error.reason.as_str()));
             }
-        } else if let Settled::Over(Some(refusal)) | Settled::Failed(refusal) =
-            self.book.outcome_receipt(lease, error)
+            return;
+        }
+        let settled = self.book.outcome_receipt(lease, error);
+        if let Settled::Over(refusal) = &settled
+            && let Some(settling) = self.settling.remove(lease)
         {
+            settling.answered(refusal.as_ref());
+        }
+        if let Settled::Over(Some(refusal)) | Settled::Failed(refusal) = settled {
             let v1::ItemError { reason, message, .. } = refusal;
             tracing::warn!(task_id = %lease.task_id, fence = lease.fence, reason, message, "outcome refused");
         }
