@@ -2,7 +2,8 @@
 """Holds everything under deploy/ against what it will be read by, without a cluster, a container engine or systemd running.
 
 Run by `just deploy-check`, with what tests/deploy/tools has installed. Tools of the distribution may be missing: what could
-not be checked is said at the end, and with LEDGERD_CHECK_ALL, as in CI, it is a fault. --pod OVERLAY prints its pod instead.
+not be checked is said at the end, and with LEDGERD_CHECK_ALL, as in CI, it is a fault. --pod OVERLAY COMPONENT... prints the pod
+of that instead.
 """
 
 import json
@@ -296,7 +297,7 @@ def texts():
 
 def main():
     if sys.argv[1:2] == ["--pod"]:
-        resources = [one for one in yaml.safe_load_all(render(sys.argv[2], [])) if one]
+        resources = [one for one in yaml.safe_load_all(render(sys.argv[2], sys.argv[3:])) if one]
         print(json.dumps(workload(resources)["spec"]["template"]["spec"]))
         return 0
     must("hadolint", [BIN / "hadolint", DEPLOY / "docker/Dockerfile"])
