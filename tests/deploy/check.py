@@ -2,7 +2,8 @@
 """Holds everything under deploy/ against what it will be read by, without a cluster, a container engine or systemd running.
 
 Run by `just deploy-check`, with what tests/deploy/tools has installed. Tools of the distribution may be missing: what could
-not be checked is said at the end, and with LEDGERD_CHECK_ALL, as in CI, it is a fault. --pod OVERLAY prints its pod instead.
+not be checked is said at the end, and with LEDGERD_CHECK_ALL, as in CI, it is a fault. --pod OVERLAY COMPONENT... prints the pod
+of that instead.
 """
 
 import json
@@ -75,11 +76,52 @@ def kubernetes():
                 except Exception as error:  # its own types differ from release to release
                     faults.append(f"{what} ({version}): {error}")
                 checked.append(what)
+    schemas = laid_out_for_kubeconform()
+    for name, resources in renders.items():
+        for version in KUBERNETES:
+            faults.extend(f"{name} ({version}): {one}" for one in against_kubeconform(schemas[version], resources))
+            checked.append(name)
     faults.extend(against_custom_schemas(custom))
     checked.extend(one["from"] for one in custom)
     pods(renders)
     alerts_are_the_same(renders)
-    the_checks_find_faults(renders)
+    the_checks_find_faults(renders, schemas)
+
+
+def laid_out_for_kubeconform():
+    """kubernetes-validate's schemas where kubeconform finds them, by version.
+
+    Their names lead into the web, where nothing is; without names they refer to the file beside them.
+    """
+    source = Path(kubernetes_validate.__file__).parent / "kubernetes-json-schema"
+    places = {}
+    for version in KUBERNETES:
+        places[version] = TOOLS / "schemas" / version
+        shutil.rmtree(places[version], ignore_errors=True)
+        places[version].mkdir(parents=True)
+        for path in (source / f"v{version}.0-local-strict").glob("*.json"):
+            text = re.sub(r'"\$id": "https://kubernetes.io/api/[^"]*"', '"$comment": ""', path.read_text())
+            (places[version] / path.name).write_text(text.replace('"$ref": "/api/_definitions.json', '"$ref": "_definitions.json'))
+    return places
+
+
+def against_kubeconform(schemas, resources):
+    """A second reader of the same schemas: all but custom resources, for which there are no schemas it can read."""
+    custom = {f"{one['apiVersion']}/{one['kind']}" for one in resources if one["apiVersion"] not in BUILT_IN}
+    location = f"{schemas}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"
+    done = run(TOOLS / "bin/kubeconform", "-strict", "-output", "json", "-verbose", "-summary", "-skip", ",".join(custom),
+               "-schema-location", location, input=yaml.safe_dump_all(resources))
+    try:
+        told = json.loads(done.stdout)
+    except ValueError:
+        return [f"kubeconform: {(done.stdout + done.stderr).strip()}"]
+    wrong = [f"kubeconform: {one['kind']} {one['name']}: {one['msg']}"
+             for one in told["resources"] if one["status"] not in ("statusValid", "statusSkipped")]
+    # Each was seen, and skipped is what custom.mjs holds against schemas, no more.
+    built_in = sum(one["apiVersion"] in BUILT_IN for one in resources)
+    if (told["summary"]["valid"], told["summary"]["skipped"]) != (built_in, len(resources) - built_in) and not wrong:
+        wrong.append(f"kubeconform: saw {told['summary']} of {built_in} and {len(resources) - built_in} custom ones")
+    return wrong
 
 
 def against_custom_schemas(custom):
@@ -127,7 +169,7 @@ def alerts_are_the_same(renders):
         faults.append("components/monitoring/prometheusrule.yaml and prometheus/rules.yaml differ")
 
 
-def the_checks_find_faults(renders):
+def the_checks_find_faults(renders, schemas):
     """A check that finds nothing may not be looking: each must refuse a resource with one wrong field."""
     wrong = workload(renders["sqlite"])
     wrong["spec"]["replica"] = 1
@@ -136,6 +178,11 @@ def the_checks_find_faults(renders):
         faults.append("kubernetes-validate takes a field that does not exist")
     except Exception:
         pass
+    if not against_kubeconform(schemas[KUBERNETES[-1]], renders["sqlite"]):
+        faults.append("kubeconform takes a field that does not exist")
+    unknown = {"apiVersion": "v1", "kind": "Nothing", "metadata": {"name": "nothing"}}
+    if not against_kubeconform(schemas[KUBERNETES[-1]], [unknown]):
+        faults.append("kubeconform takes a kind without a schema")
     for kind, spoil in [
         ("ScaledObject", lambda spec: spec.pop("scaleTargetRef")),
         ("ServiceMonitor", lambda spec: spec.update(endpoints="http")),
@@ -250,7 +297,7 @@ def texts():
 
 def main():
     if sys.argv[1:2] == ["--pod"]:
-        resources = [one for one in yaml.safe_load_all(render(sys.argv[2], [])) if one]
+        resources = [one for one in yaml.safe_load_all(render(sys.argv[2], sys.argv[3:])) if one]
         print(json.dumps(workload(resources)["spec"]["template"]["spec"]))
         return 0
     must("hadolint", [BIN / "hadolint", DEPLOY / "docker/Dockerfile"])

@@ -2,13 +2,15 @@
 """Rolls daemons over and over as a cluster would, with a load on them, and counts afterwards. No cluster is needed.
 
 They are started as the manifest of an overlay says: its arguments and environment, its user and group, a root that cannot be
-written, nothing of a capability; and probed as a kubelet does, over gRPC in plaintext on the HTTP port. Each round ends one with
+written, nothing of a capability, TLS and callers; and probed as a kubelet does, over gRPC in plaintext on the HTTP port. Callers
+show a token on `sqlite`, and on `postgres`, which has the component for KEDA, a certificate: each may do its own work and no more.
+The certificate of the daemon is renewed between rounds, as a Secret changes. Each round ends one with
 SIGTERM while producers enqueue and workers work. On `sqlite` (the default) the next gets the same volume; on `postgres`, inside
 of `.ci/postgres`, there are two, and a third is ready before the oldest goes. At the end every task whose enqueue was
 acknowledged is DONE, once, and no lease was lost on the way.
 
-Differs from pods: addresses are loopback, so TLS and callers are left out. LEDGERD_REHEARSALS says how many rounds, 3 unless
-said. Where this runs without root, user and root file system are its own, and it says so.
+Needs openssl. LEDGERD_REHEARSALS says how many rounds, 3 unless said. Where this runs without root, user and root file system
+are its own, and it says so.
 """
 
 import json
@@ -24,6 +26,7 @@ import threading
 import time
 
 import grpc
+from credentials import Credentials
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -35,14 +38,17 @@ from ledger.v1 import task_pb2, task_pb2_grpc, worker_pb2_grpc  # noqa: E402,F40
 
 ROUNDS = int(os.environ.get("LEDGERD_REHEARSALS", "3"))
 AGENT, BATCH, WORKERS, SLOTS = "rehearsal", 10, 3, 4
+# What tasks carry, which no log may.
+CANARY = b'{"canary":"of-the-rehearsal"}'
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def manifest(overlay):
     """The pod of an overlay."""
-    python = ROOT / "target/deploy/venv/bin/python"
-    told = subprocess.run([python, ROOT / "tests/deploy/check.py", "--pod", overlay], check=True, capture_output=True, text=True)
+    python, components = ROOT / "target/deploy/venv/bin/python", ["keda"] if overlay == "postgres" else []
+    told = subprocess.run([python, ROOT / "tests/deploy/check.py", "--pod", overlay, *components], check=True,
+                          capture_output=True, text=True)
     return json.loads(told.stdout)
 
 
@@ -64,6 +70,8 @@ class Pod:
         self.grace = pod["terminationGracePeriodSeconds"]
         grpc_port, http_port = free_ports(2)
         self.address, self.http = f"127.0.0.1:{grpc_port}", f"127.0.0.1:{http_port}"
+        self.ports = {"LEDGERD_LISTEN": grpc_port, "LEDGERD_HTTP_LISTEN": http_port}
+        self.mounts = {"data": folder / "volume", "tls": folder / "tls", "callers": folder / "callers"}
         self.volume = folder / "volume"
         self.binary = folder / "ledgerd"
         self.confined = os.geteuid() == 0 and all(map(shutil.which, ("setpriv", "unshare")))
@@ -82,14 +90,15 @@ class Pod:
     def environment(self):
         """The manifest's variables, with what a rehearsal has in other places."""
         said = {one["name"]: one.get("value", "") for one in self.spec["env"]}
-        said = {name: value for name, value in said.items() if not name.startswith(("LEDGERD_TLS_", "LEDGERD_CALLERS"))}
-        if self.overlay == "sqlite":
-            mount = next(one["mountPath"] for one in self.spec["volumeMounts"] if one["name"] == "data")
-            said["LEDGERD_DATA_DIR"] = said["LEDGERD_DATA_DIR"].replace(mount, str(self.volume), 1)
-        else:
+        for mount in self.spec["volumeMounts"]:
+            path, place = mount["mountPath"] + "/", f"{self.mounts.get(mount['name'], mount['mountPath'])}/"
+            said = {name: place + value.removeprefix(path) if value.startswith(path) else value for name, value in said.items()}
+        if self.overlay == "postgres":
             # From a Secret.
             said["LEDGERD_STORE"] = os.environ["LEDGERD_TEST_POSTGRES_URL"]
-        return said | {"LEDGERD_LISTEN": self.address, "LEDGERD_HTTP_LISTEN": self.http, "PATH": "/usr/bin:/bin"}
+        # Only the ports are others: several daemons have one network here.
+        said |= {name: f"{said[name].rpartition(':')[0]}:{port}" for name, port in self.ports.items()}
+        return said | {"PATH": "/usr/bin:/bin"}
 
     def command(self):
         plain = [str(self.binary), *self.spec["args"]]
@@ -143,17 +152,16 @@ class Pod:
 class Producer(threading.Thread):
     """Enqueues until it is told to stop; a batch that got no answer is repeated under its request id until it does."""
 
-    def __init__(self, addresses):
+    def __init__(self, addresses, credentials):
         super().__init__(daemon=True)
-        options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
-        self.stubs = [task_pb2_grpc.TaskServiceStub(grpc.insecure_channel(one, options)) for one in addresses]
+        self.stubs = [task_pb2_grpc.TaskServiceStub(credentials.channel("producer", one)) for one in addresses]
         self.enough, self.ids, self.repeats, self.fault = threading.Event(), [], 0, None
 
     def run(self):
         number = 0
         while not self.enough.is_set():
             number += 1
-            tasks = [task_pb2.NewTask(agent=AGENT, task_type="echo", payload=b"{}") for _ in range(BATCH)]
+            tasks = [task_pb2.NewTask(agent=AGENT, task_type="echo", payload=CANARY) for _ in range(BATCH)]
             request = task_pb2.EnqueueTasksRequest(tasks=tasks, request_id=f"rehearsal-{number}")
             while True:
                 try:
@@ -171,10 +179,12 @@ class Producer(threading.Thread):
             time.sleep(0.1)
 
 
-def worker(folder, addresses, number):
+def worker(folder, addresses, number, credentials):
+    everywhere = ",".join(f"https://{address}" for address in addresses)
     return subprocess.Popen(
-        [ROOT / "target/debug/ledgerd", "--address", ",".join(addresses), "worker", "exec", "--agent", AGENT,
+        [ROOT / "target/debug/ledgerd", "--address", everywhere, "worker", "exec", "--agent", AGENT,
          "--worker-id", f"rehearsal-{number}", "--capacity", str(SLOTS), "--", "sh", "-c", "sleep 0.1; cat"],
+        env=credentials.environment("worker") | {"PATH": os.environ["PATH"]},
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=open(folder / "workers", "ab"))
 
 
@@ -201,22 +211,32 @@ def main():
     folder = pathlib.Path(tempfile.mkdtemp(prefix="ledgerd-rehearsal-"))
     folder.chmod(0o755)
     spec = manifest(overlay)
-    Pod.prepare(folder, spec["securityContext"]["fsGroup"])
+    group = spec["securityContext"]["fsGroup"]
+    Pod.prepare(folder, group)
+    credentials = Credentials(folder, group, AGENT, by_certificate=overlay == "postgres")
     pods = [Pod(overlay, spec, folder) for _ in range(1 if overlay == "sqlite" else 3)]
     addresses = [pod.address for pod in pods]
-    print(f"rehearsal on {overlay}: {ROUNDS} rounds;", "as user 65532 on a read-only root" if pods[0].confined else
-          "NOT CONFINED: without root, setpriv and unshare, user and root file system are ours")
+    print(f"rehearsal on {overlay}: {ROUNDS} rounds", "as user 65532 on a read-only root" if pods[0].confined else
+          "NOT CONFINED: without root, setpriv and unshare, user and root file system are ours",
+          f"over TLS, callers known by {credentials.kind}", sep="; ")
     for pod in pods[:2]:
         pod.start()
-    producer, workers = Producer(addresses), [worker(folder, addresses, number) for number in range(WORKERS)]
+    strangers_are_refused(pods[0], credentials)
+    producer = Producer(addresses, credentials)
+    workers = [worker(folder, addresses, number, credentials) for number in range(WORKERS)]
     producer.start()
     ends, unheard, dead = [], 0, 0
     try:
         for _ in range(ROUNDS):
+            credentials.renew()
             end = time.monotonic() + 2
             while time.monotonic() < end:
                 dead += sum(not pod.probe("liveness") for pod in pods if pod.runs)
                 time.sleep(0.2)
+            for pod in pods:
+                while pod.runs and credentials.presented(pod.address) != credentials.newest():
+                    assert time.monotonic() < end + 10, f"a renewed certificate is not shown\n{pod.log()}"
+                    time.sleep(0.2)
             took, heard = roll(pods)
             ends.append(took)
             unheard += not heard
@@ -237,6 +257,26 @@ def main():
                 pod.process.wait(timeout=60)
         shutil.rmtree(folder, ignore_errors=True)
         conftest.pytest_unconfigure(None)
+
+
+def strangers_are_refused(pod, credentials):
+    """Nobody without credentials, nobody in the clear, and no caller beyond its role or agents."""
+    ours = task_pb2.NewTask(agent=AGENT, task_type="echo", payload=b"{}")
+    theirs = task_pb2.NewTask(agent="other", task_type="echo", payload=b"{}")
+    refused = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNAVAILABLE)
+    for who, channel, task, codes in [
+        ("a stranger", credentials.channel(None, pod.address), ours, refused),
+        ("one in the clear", grpc.insecure_channel(pod.address), ours, (grpc.StatusCode.UNAVAILABLE,)),
+        ("the worker", credentials.channel("worker", pod.address), ours, (grpc.StatusCode.PERMISSION_DENIED,)),
+        ("the producer", credentials.channel("producer", pod.address), theirs, (grpc.StatusCode.PERMISSION_DENIED,)),
+    ]:
+        try:
+            task_pb2_grpc.TaskServiceStub(channel).EnqueueTask(task_pb2.EnqueueTaskRequest(task=task), timeout=10)
+        except grpc.RpcError as error:
+            assert error.code() in codes, f"{who} is refused with {error.code()}: {error.details()}"
+        else:
+            raise AssertionError(f"{who} enqueues")
+        channel.close()
 
 
 def count(pod, stub, producer, ends, unheard, dead):
@@ -264,6 +304,8 @@ def count(pod, stub, producer, ends, unheard, dead):
           f"an end took {ends[len(ends) // 2]:.2f} s, {ends[-1]:.2f} s at most")
     assert set(stored) == acknowledged, "something was enqueued twice, or is gone"
     assert (lost, dead, unheard) == (0, 0, 0)
+    log = (pod.folder / "log").read_bytes()
+    assert b"canary" not in log and b"ldg_" not in log, "a log has what a task carries, or a token"
 
 
 if __name__ == "__main__":
