@@ -5,6 +5,7 @@
 mod alone;
 mod attacks;
 mod framing;
+mod handshakes;
 mod raw;
 mod transport;
 
