@@ -96,6 +96,10 @@ load *args:
 waiting *args:
     cargo run --quiet --release --locked -- bench waiting {{ args }}
 
+# Runs every attack on the wire for 3 s beside a good client, in the clear and under TLS, and prints its times; about five minutes
+attacks ms="3000":
+    LEDGERD_ATTACK_MS={{ ms }} cargo test {{ everything }} --test ledgerd -- --nocapture --test-threads 1 from_its_work
+
 # Simulates an outage under several retry policies; writes docs/outage
 outage-plot *args:
     cargo run --quiet --release --locked --package ledger-core --example outage -- {{ args }}

@@ -4,11 +4,20 @@
 
 mod matrix;
 
-use crate::support::secure::{ADMIN, Files, admin, caller, put, with_token};
+use crate::support::secure::{ADMIN, Files, Way, admin, caller, put, with_token};
 use crate::support::worker::{Stream, complete, hello, lease, outcome};
 use crate::support::*;
 use ledgerd_client::v1::{self, work_request::Frame};
 use tonic::{Code, Request};
+
+both_ways!(
+    without_good_credentials_nobody_is_known,
+    payloads_are_shown_to_those_who_may_read_them,
+    workers_reach_their_own_agents_tasks_and_no_others,
+    lists_show_what_is_within_reach,
+    what_is_taken_back_ends_what_it_opened,
+    the_trail_names_the_caller_whatever_they_say,
+);
 
 const CI: &str = "ldg_ci-of-the-tests";
 const BOX: &str = "ldg_box-of-the-tests";
@@ -22,9 +31,8 @@ async fn work(daemon: &Daemon, token: &str, hello: v1::Hello) -> Result<Stream, 
     Stream::open_over(&with_token(daemon, token).await, Some(Frame::Hello(hello))).await
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn without_good_credentials_nobody_is_known() {
-    let daemon = with(&[]).serve(&[]);
+async fn without_good_credentials_nobody_is_known(way: Way) {
+    let daemon = way.serve(&with(&[]), &[]);
     let bare = daemon.client().await;
     let bearer = |token: &str| format!("Bearer {token}");
     for (row, headers, said) in [
@@ -49,14 +57,17 @@ async fn without_good_credentials_nobody_is_known() {
     request.metadata_mut().insert("authorization", format!("bEARER {ADMIN}").parse().expect("a header"));
     assert!(bare.admin().get_stats(request).await.is_ok());
     // Probes have no credentials.
-    let health = command().args(["--address", &daemon.address, "healthcheck"]).status();
+    let mut health = command();
+    if let Some(ca) = daemon.ca() {
+        health.arg("--tls-ca").arg(ca);
+    }
+    let health = health.args(["--address", &daemon.address, "healthcheck"]).status();
     assert!(health.expect("it runs").success());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn payloads_are_shown_to_those_who_may_read_them() {
+async fn payloads_are_shown_to_those_who_may_read_them(way: Way) {
     let may = caller("may", CI, &["viewer"], &["*"], true);
-    let daemon = with(&[may, caller("eye", EYE, &["viewer", "producer"], &["*"], false)]).serve(&[]);
+    let daemon = way.serve(&with(&[may, caller("eye", EYE, &["viewer", "producer"], &["*"], false)]), &[]);
     let admin = with_token(&daemon, ADMIN).await;
     let id = enqueue(&admin, task("a")).await;
     let mut stream = work(&daemon, ADMIN, hello("w", "a", 1)).await.expect("a worker");
@@ -82,10 +93,9 @@ async fn payloads_are_shown_to_those_who_may_read_them() {
     assert!(waited.result.is_empty());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn workers_reach_their_own_agents_tasks_and_no_others() {
+async fn workers_reach_their_own_agents_tasks_and_no_others(way: Way) {
     let reviewer = caller("box", BOX, &["worker"], &["review-*"], false);
-    let daemon = with(&[reviewer, caller("ci", CI, &["producer"], &["review-*"], false)]).serve(&[]);
+    let daemon = way.serve(&with(&[reviewer, caller("ci", CI, &["producer"], &["review-*"], false)]), &[]);
     let admin = with_token(&daemon, ADMIN).await;
     // 46: a producer opens a worker's stream; 47: a worker for an agent that is not its own.
     let refused = work(&daemon, CI, hello("w", "review-1", 1)).await.expect_err("no worker");
@@ -135,9 +145,8 @@ async fn workers_reach_their_own_agents_tasks_and_no_others() {
     assert!(rows.iter().any(|row| row.worker_id == "admin/w"), "{rows:?}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn lists_show_what_is_within_reach() {
-    let daemon = with(&[caller("eye", EYE, &["viewer"], &["review-*"], false)]).serve(&[]);
+async fn lists_show_what_is_within_reach(way: Way) {
+    let daemon = way.serve(&with(&[caller("eye", EYE, &["viewer"], &["review-*"], false)]), &[]);
     let admin = with_token(&daemon, ADMIN).await;
     for agent in ["claude", "review-1", "review-2"] {
         enqueue(&admin, task(agent)).await;
@@ -159,11 +168,10 @@ async fn lists_show_what_is_within_reach() {
     assert_eq!(names, ["review-1", "review-2"]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_taken_back_ends_what_it_opened() {
+async fn what_is_taken_back_ends_what_it_opened(way: Way) {
     let worker = |agents: &[&str], roles: &[&str]| caller("box", BOX, roles, agents, false);
     let files = with(&[worker(&["a", "b"], &["worker", "viewer"])]);
-    let daemon = files.serve(&[]);
+    let daemon = way.serve(&files, &[]);
     let set = |stanza: &str| put(&files.path("callers.toml"), &format!("{}{stanza}", admin()));
     let admin = with_token(&daemon, ADMIN).await;
     let both = v1::Hello { agents: vec!["a".into(), "b".into()], ..hello("w", "a", 1) };
@@ -206,9 +214,8 @@ async fn what_is_taken_back_ends_what_it_opened() {
     assert_eq!(stays.complete_next("ok").await.error, None, "others noticed nothing");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_trail_names_the_caller_whatever_they_say() {
-    let daemon = with(&[caller("ops", CI, &["operator"], &["*"], false)]).serve(&[]);
+async fn the_trail_names_the_caller_whatever_they_say(way: Way) {
+    let daemon = way.serve(&with(&[caller("ops", CI, &["operator"], &["*"], false)]), &[]);
     let (admin, ops) = (with_token(&daemon, ADMIN).await, with_token(&daemon, CI).await);
     configure(&ops, "a", quick()).await;
     let pause = v1::PauseAgentRequest {

@@ -156,8 +156,7 @@ async fn a_new_process_of_a_worker_takes_over_once_the_old_one_is_gone() {
     old.ack(lease(&held)).await;
     old.receipt().await;
     let newer = v1::Hello { incarnation: 2, ..hello("w", "a", 1) };
-    let refused =
-        Stream::try_open(&daemon.address, Some(v1::work_request::Frame::Hello(newer.clone()))).await;
+    let refused = Stream::try_open(&daemon, Some(v1::work_request::Frame::Hello(newer.clone()))).await;
     let refused = refused.expect_err("the old process is alive");
     assert_eq!(
         (refused.code(), reason(&refused).as_str()),
@@ -166,12 +165,11 @@ async fn a_new_process_of_a_worker_takes_over_once_the_old_one_is_gone() {
     drop(old);
     let mut new = eventually("the old stream is seen to be gone", async || {
         let hello = v1::work_request::Frame::Hello(newer.clone());
-        Stream::try_open(&daemon.address, Some(hello)).await.ok()
+        Stream::try_open(&daemon, Some(hello)).await.ok()
     })
     .await;
     assert_eq!(new.assignment().await.fence, 2);
-    let older =
-        Stream::try_open(&daemon.address, Some(v1::work_request::Frame::Hello(hello("w", "a", 1)))).await;
+    let older = Stream::try_open(&daemon, Some(v1::work_request::Frame::Hello(hello("w", "a", 1)))).await;
     assert_eq!(reason(&older.expect_err("superseded")), "WORKER_SUPERSEDED");
 }
 
@@ -219,7 +217,7 @@ async fn a_task_that_is_lost_too_often_is_poison() {
         let hello = v1::Hello { incarnation, ..hello("w", "a", 1) };
         let mut worker = eventually("the stream before is seen to be gone", async || {
             let hello = v1::work_request::Frame::Hello(hello.clone());
-            Stream::try_open(&daemon.address, Some(hello)).await.ok()
+            Stream::try_open(&daemon, Some(hello)).await.ok()
         })
         .await;
         let held = worker.assignment().await;

@@ -3,28 +3,23 @@
 //! Numbers are rows of the table of bad inputs in `docs/reference/bad-inputs.md`.
 
 use crate::support::secure::{ADMIN, Authority, Files, Leaf, admin, certified, put};
+use crate::support::sockets::{Place, config};
 use crate::support::worker::{Frame, Stream, hello};
 use crate::support::*;
 use ledgerd_client::v1::work_request;
 use ledgerd_client::{Client, v1};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
 use std::process::Stdio;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// A daemon's files and its authority's.
 fn files(callers: &str) -> (Files, Authority) {
-    let (files, authority) = (Files::new(callers), Authority::new());
-    put(&files.path("ca.pem"), &authority.pem());
-    files.put_pair("server", &authority.server());
+    let files = Files::new(callers);
+    let authority = files.certify();
     (files, authority)
 }
 
@@ -35,25 +30,8 @@ async fn shake(
     protocols: &[&[u8]],
     identity: Option<&Leaf>,
 ) -> std::io::Result<TlsStream<TcpStream>> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).expect("PEM")).expect("a root");
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("it is spoken")
-        .with_root_certificates(roots);
-    let mut config = match identity {
-        None => builder.with_no_client_auth(),
-        Some(leaf) => {
-            let chain = vec![CertificateDer::from_pem_slice(leaf.cert.as_bytes()).expect("PEM")];
-            let key = PrivateKeyDer::from_pem_slice(leaf.key.as_bytes()).expect("PEM");
-            builder.with_client_auth_cert(chain, key).expect("a pair")
-        }
-    };
-    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
-    let socket = TcpStream::connect(address).await.expect("the daemon listens");
-    let name = ServerName::try_from("localhost").expect("a name");
-    TlsConnector::from(Arc::new(config)).connect(name, socket).await
+    let tls = Some(config(&authority.pem(), protocols, identity));
+    Place { address: address.to_owned(), tls }.shake().await
 }
 
 /// Reads until the other side ends it; with the error it ended with, if there was one.

@@ -2,15 +2,31 @@
 //!
 //! Numbers are rows of the table of bad inputs in `docs/reference/bad-inputs.md`.
 
+mod alone;
 mod attacks;
 mod framing;
+mod handshakes;
 mod raw;
 mod transport;
 
+use crate::support::secure::Way;
 use crate::support::worker::{Stream, complete, hello, lease, outcome};
 use crate::support::*;
 use ledgerd_client::v1::{self, work_request::Frame};
 use tonic::Code;
+
+both_ways!(
+    bad_fields_are_refused_by_name_and_nothing_is_stored,
+    good_oddities_are_taken_literally,
+    batches_ids_and_tokens_that_cannot_be_are_refused,
+    streams_that_begin_wrong_are_ended_by_name,
+    a_stream_without_hello_is_ended_after_five_seconds,
+    streams_that_go_wrong_later_are_ended_or_refuse_the_item,
+    a_thousand_beats_at_once_are_taken,
+    the_older_of_two_streams_of_one_process_is_superseded,
+    a_full_queue_of_an_agent_says_when_to_come_back,
+    a_worker_that_stops_reading_is_ended,
+);
 
 fn seconds(seconds: i64) -> Option<prost_types::Timestamp> {
     Some(prost_types::Timestamp { seconds, nanos: 0 })
@@ -24,8 +40,7 @@ fn policy(policy: v1::TaskPolicy) -> v1::NewTask {
     v1::NewTask { policy: Some(policy), ..task("a") }
 }
 
-#[tokio::test]
-async fn bad_fields_are_refused_by_name_and_nothing_is_stored() {
+async fn bad_fields_are_refused_by_name_and_nothing_is_stored(way: Way) {
     let label = |key: &str, value: &str| [(key.to_owned(), value.to_owned())].into();
     let duration = |seconds, nanos| Some(prost_types::Duration { seconds, nanos });
     let cases: Vec<(&str, v1::NewTask, &str)> = vec![
@@ -107,7 +122,7 @@ async fn bad_fields_are_refused_by_name_and_nothing_is_stored() {
             "task.policy.lease_duration",
         ),
     ];
-    let daemon = Daemon::start();
+    let daemon = way.start();
     let client = daemon.client().await;
     for (row, task, field) in cases {
         use tonic_types::StatusExt;
@@ -131,9 +146,8 @@ async fn bad_fields_are_refused_by_name_and_nothing_is_stored() {
     assert_eq!((stats.transitions, stats.agents), (0, 0));
 }
 
-#[tokio::test]
-async fn good_oddities_are_taken_literally() {
-    let daemon = Daemon::start();
+async fn good_oddities_are_taken_literally(way: Way) {
+    let daemon = way.start();
     let client = daemon.client().await;
     let odd = "'; DROP TABLE tasks; --\"";
     let labels = [("q".to_owned(), odd.to_owned())];
@@ -145,9 +159,8 @@ async fn good_oddities_are_taken_literally() {
     enqueue(&client, long).await;
 }
 
-#[tokio::test]
-async fn batches_ids_and_tokens_that_cannot_be_are_refused() {
-    let daemon = Daemon::start();
+async fn batches_ids_and_tokens_that_cannot_be_are_refused(way: Way) {
+    let daemon = way.start();
     let client = daemon.client().await;
     for (row, count) in [("72 batch of 0", 0), ("72 batch of 1,001", 1_001)] {
         let request = v1::EnqueueTasksRequest { tasks: vec![task("a"); count], ..Default::default() };
@@ -205,9 +218,8 @@ async fn batches_ids_and_tokens_that_cannot_be_are_refused() {
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::FailedPrecondition, "TASK_TERMINAL"));
 }
 
-#[tokio::test]
-async fn streams_that_begin_wrong_are_ended_by_name() {
-    let daemon = Daemon::start();
+async fn streams_that_begin_wrong_are_ended_by_name(way: Way) {
+    let daemon = way.start();
     let cases = [
         ("84 first frame is not Hello", Some(Frame::Goodbye(v1::Goodbye {})), Code::FailedPrecondition),
         (
@@ -225,7 +237,7 @@ async fn streams_that_begin_wrong_are_ended_by_name() {
         ("no worker id", Some(Frame::Hello(hello("", "a", 1))), Code::InvalidArgument),
     ];
     for (row, first, code) in cases {
-        let refused = Stream::try_open(&daemon.address, first).await.expect_err(row);
+        let refused = Stream::try_open(&daemon, first).await.expect_err(row);
         assert_eq!(refused.code(), code, "{row}: {refused}");
         assert!(!reason(&refused).is_empty(), "{row}: {refused:?}");
     }
@@ -234,9 +246,8 @@ async fn streams_that_begin_wrong_are_ended_by_name() {
     assert!(workers.into_inner().workers.is_empty());
 }
 
-#[tokio::test]
-async fn a_stream_without_hello_is_ended_after_five_seconds() {
-    let daemon = Daemon::start();
+async fn a_stream_without_hello_is_ended_after_five_seconds(way: Way) {
+    let daemon = way.start();
     let client = daemon.client().await;
     let frames = tokio_stream::pending::<v1::WorkRequest>();
     let opened = within("87 no Hello in 5 s", client.workers().work(frames)).await;
@@ -247,9 +258,8 @@ async fn a_stream_without_hello_is_ended_after_five_seconds() {
     assert_eq!(refused.code(), Code::DeadlineExceeded);
 }
 
-#[tokio::test]
-async fn streams_that_go_wrong_later_are_ended_or_refuse_the_item() {
-    let daemon = Daemon::start();
+async fn streams_that_go_wrong_later_are_ended_or_refuse_the_item(way: Way) {
+    let daemon = way.start();
     let client = daemon.client().await;
     let worker = Stream::open(&daemon, hello("w1", "a", 1)).await;
     worker.send(Frame::Hello(hello("w1", "a", 1))).await;
@@ -278,9 +288,8 @@ async fn streams_that_go_wrong_later_are_ended_or_refuse_the_item() {
     assert_eq!(worker.outcome_receipt().await.error, None, "the stream lives");
 }
 
-#[tokio::test]
-async fn a_thousand_beats_at_once_are_taken() {
-    let daemon = Daemon::start();
+async fn a_thousand_beats_at_once_are_taken(way: Way) {
+    let daemon = way.start();
     let mut worker = Stream::open(&daemon, hello("w", "a", 1)).await;
     for sequence in 1..=1_000 {
         worker.send(Frame::Heartbeat(v1::Heartbeat { held: vec![], sequence })).await;
@@ -293,18 +302,16 @@ async fn a_thousand_beats_at_once_are_taken() {
     }
 }
 
-#[tokio::test]
-async fn the_older_of_two_streams_of_one_process_is_superseded() {
-    let daemon = Daemon::start();
+async fn the_older_of_two_streams_of_one_process_is_superseded(way: Way) {
+    let daemon = way.start();
     let older = Stream::open(&daemon, hello("w", "a", 1)).await;
     let _newer = Stream::open(&daemon, hello("w", "a", 1)).await;
     assert_eq!(older.end().await.code(), Code::Aborted, "96");
 }
 
-#[tokio::test]
-async fn a_full_queue_of_an_agent_says_when_to_come_back() {
+async fn a_full_queue_of_an_agent_says_when_to_come_back(way: Way) {
     use tonic_types::StatusExt;
-    let daemon = Daemon::start();
+    let daemon = way.start();
     let client = daemon.client().await;
     configure(&client, "a", v1::AgentSettings { max_waiting: Some(2), ..Default::default() }).await;
     enqueue(&client, task("a")).await;
@@ -315,9 +322,8 @@ async fn a_full_queue_of_an_agent_says_when_to_come_back() {
     assert!(refused.get_details_retry_info().is_some_and(|info| info.retry_delay.is_some()));
 }
 
-#[tokio::test]
-async fn a_worker_that_stops_reading_is_ended() {
-    let daemon = Daemon::start();
+async fn a_worker_that_stops_reading_is_ended(way: Way) {
+    let daemon = way.start();
     let client = daemon.client().await;
     let worker = Stream::open(&daemon, hello("deaf", "a", 100)).await;
     // More than the windows of a stream and a connection take, so that frames wait in the daemon.

@@ -1,6 +1,6 @@
 //! Every role, every method, agents within reach and out of it: what is answered, method by method.
 
-use crate::support::secure::{ADMIN, Files, admin, caller, with_token};
+use crate::support::secure::{ADMIN, Files, Way, admin, caller, with_token};
 use crate::support::*;
 use bytes::{Buf, BufMut, Bytes};
 use ledgerd_client::{Client, v1};
@@ -8,6 +8,11 @@ use prost::Message;
 use std::collections::BTreeSet;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Status};
+
+both_ways!(
+    every_role_may_what_the_table_says_and_nothing_else,
+    what_is_served_beside_the_ledger_has_its_rules_too
+);
 
 const OWN: &str = "review-1";
 const FOREIGN: &str = "claude";
@@ -219,13 +224,12 @@ fn tells(answer: &Bytes, text: &str) -> bool {
     answer.windows(text.len()).any(|part| part == text.as_bytes())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_role_may_what_the_table_says_and_nothing_else() {
+async fn every_role_may_what_the_table_says_and_nothing_else(way: Way) {
     let token = |role: &str| format!("ldg_{role}-of-the-matrix");
     let roles = ["producer", "worker", "operator", "viewer"];
     let stanzas: String =
         roles.iter().map(|role| caller(role, &token(role), &[role], &["review-*"], false)).collect();
-    let daemon = Files::new(&format!("{}{stanzas}", admin())).serve(&[]);
+    let daemon = way.serve(&Files::new(&format!("{}{stanzas}", admin())), &[]);
     let admin = with_token(&daemon, ADMIN).await;
     let mut clients = Vec::new();
     for role in roles {
@@ -305,10 +309,9 @@ async fn every_role_may_what_the_table_says_and_nothing_else() {
     assert_eq!(seen, table.len() * roles.len() * 2);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_served_beside_the_ledger_has_its_rules_too() {
+async fn what_is_served_beside_the_ledger_has_its_rules_too(way: Way) {
     let eye = caller("eye", "ldg_eye-of-the-matrix", &["worker"], &["a"], false);
-    let daemon = Files::new(&eye).serve(&[]);
+    let daemon = way.serve(&Files::new(&eye), &[]);
     let (bare, known) = (daemon.client().await, with_token(&daemon, "ldg_eye-of-the-matrix").await);
     // Reflection asks for a caller, whoever it is: field 7, list the services.
     let list = vec![0x3a, 0x00];

@@ -4,10 +4,11 @@ pub(crate) mod canary;
 pub(crate) mod postgres;
 pub(crate) mod program;
 pub(crate) mod secure;
+pub(crate) mod sockets;
 pub(crate) mod transcript;
 pub(crate) mod worker;
 
-use ledgerd_client::{Client, v1};
+use ledgerd_client::{Client, ClientBuilder, v1};
 use std::ffi::OsString;
 use std::future::Future;
 use std::io::{BufRead, BufReader};
@@ -146,7 +147,22 @@ impl Daemon {
     }
 
     pub(crate) async fn client(&self) -> Client {
-        Client::connect(&self.address).await.expect("the daemon listens")
+        self.builder().connect().await.expect("the daemon listens")
+    }
+
+    /// A client that finds it, and trusts it where it has TLS.
+    pub(crate) fn builder(&self) -> ClientBuilder {
+        match self.ca() {
+            None => Client::builder(&self.address),
+            Some(ca) => {
+                Client::builder(format!("https://{}", self.address)).ca_file(ca).expect("a certificate")
+            }
+        }
+    }
+
+    /// Who signed its certificate, where it has TLS.
+    pub(crate) fn ca(&self) -> Option<PathBuf> {
+        self.flags.iter().any(|flag| flag == "--tls-cert").then(|| self.folder.path().join("ca.pem"))
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -205,6 +221,25 @@ pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T 
         Err(_) => panic!("{what}: nothing happened within {PATIENCE:?}"),
     }
 }
+
+/// Two tests of each function: one in the clear and one under TLS.
+macro_rules! both_ways {
+    ($($name:ident),* $(,)?) => {
+        mod in_the_clear {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name(crate::support::secure::Way::Clear).await;
+            })*
+        }
+        mod under_tls {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                super::$name(crate::support::secure::Way::Tls).await;
+            })*
+        }
+    };
+}
+pub(crate) use both_ways;
 
 /// A task for `agent` that needs nothing special.
 pub(crate) fn task(agent: &str) -> v1::NewTask {

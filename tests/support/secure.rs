@@ -134,6 +134,14 @@ impl Files {
         self.serve(&[&["--tls-cert", &cert, "--tls-key", &key], more].concat())
     }
 
+    /// An authority, as `ca.pem`, and the daemon's certificate of it.
+    pub(crate) fn certify(&self) -> Authority {
+        let authority = Authority::new();
+        put(&self.path("ca.pem"), &authority.pem());
+        self.put_pair("server", &authority.server());
+        authority
+    }
+
     fn start(&self, flags: &[&str]) -> Daemon {
         Daemon::start_with(Arc::clone(&self.folder), "127.0.0.1:0", flags)
     }
@@ -145,8 +153,7 @@ impl Files {
         token: Option<&str>,
         identity: Option<&str>,
     ) -> Result<Client, ledgerd_client::Error> {
-        let mut builder = Client::builder(format!("https://{}", daemon.address));
-        builder = builder.ca_file(self.path("ca.pem"))?;
+        let mut builder = daemon.builder();
         if let Some(token) = token {
             builder = builder.token(token)?;
         }
@@ -160,6 +167,44 @@ impl Files {
 
 /// A client with a token.
 pub(crate) async fn with_token(daemon: &Daemon, token: &str) -> Client {
-    let builder = Client::builder(&daemon.address).token(token).expect("a token");
+    let builder = daemon.builder().token(token).expect("a token");
     builder.connect().await.expect("the daemon listens")
+}
+
+/// How a daemon is reached. What is promised is promised both ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    Clear,
+    Tls,
+}
+
+impl Way {
+    /// A daemon that asks nobody who they are.
+    pub(crate) fn start(self) -> Daemon {
+        self.start_with(&[])
+    }
+
+    /// With more flags.
+    pub(crate) fn start_with(self, more: &[&str]) -> Daemon {
+        let files = Files { folder: Folder::new() };
+        match self {
+            Self::Clear => files.start(more),
+            Self::Tls => {
+                files.certify();
+                let (cert, key) = (files.text("server.pem"), files.text("server.key"));
+                files.start(&[&["--tls-cert", &cert, "--tls-key", &key], more].concat())
+            }
+        }
+    }
+
+    /// A daemon that knows its callers.
+    pub(crate) fn serve(self, files: &Files, more: &[&str]) -> Daemon {
+        match self {
+            Self::Clear => files.serve(more),
+            Self::Tls => {
+                files.certify();
+                files.serve_tls(more)
+            }
+        }
+    }
 }

@@ -68,18 +68,15 @@ pub(crate) fn fail_as(class: v1::ErrorClass, message: &str) -> v1::outcome::Outc
 
 impl Stream {
     pub(crate) async fn open(daemon: &Daemon, hello: v1::Hello) -> Self {
-        Self::try_open(&daemon.address, Some(work_request::Frame::Hello(hello)))
-            .await
-            .expect("Hello is welcome")
+        Self::try_open(daemon, Some(work_request::Frame::Hello(hello))).await.expect("Hello is welcome")
     }
 
     /// Opens a stream with this first frame, and waits for the Welcome.
     pub(crate) async fn try_open(
-        address: &str,
+        daemon: &Daemon,
         first: Option<work_request::Frame>,
     ) -> Result<Self, tonic::Status> {
-        let client = ledgerd_client::Client::connect(address).await.expect("the daemon listens");
-        Self::open_over(&client, first).await
+        Self::open_over(&daemon.client().await, first).await
     }
 
     /// The same over a connection that there is.

@@ -1,9 +1,9 @@
 //! HTTP/2 by hand: what no library would send.
 
+use crate::support::sockets::{Place, Socket};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::io;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 pub(super) const DATA: u8 = 0;
 pub(super) const HEADERS: u8 = 1;
@@ -99,20 +99,22 @@ impl Came {
     }
 }
 
-/// A connection.
-pub(super) struct Raw(pub(super) TcpStream);
+/// A connection, in the clear or not.
+pub(super) struct Raw(pub(super) Socket);
 
 impl Raw {
     /// Connects and says the preface, with settings that leave all as it is.
-    pub(super) async fn open(address: &str) -> io::Result<Self> {
-        let mut raw = Self(TcpStream::connect(address).await?);
+    pub(super) async fn open(place: &Place) -> io::Result<Self> {
+        let mut raw = Self(place.connect().await?);
         raw.send(PREFACE).await?;
         raw.send(&frame(SETTINGS, 0, 0, &[])).await?;
         Ok(raw)
     }
 
     pub(super) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.0.write_all(bytes).await
+        self.0.write_all(bytes).await?;
+        // TLS keeps what the socket did not take at once.
+        self.0.flush().await
     }
 
     /// The next frame; an error or its end when the connection is over.
