@@ -1,19 +1,19 @@
 //! Clients that want to do harm, beside one that works: its calls all succeed, and the daemon's memory stays bounded.
 //!
 //! Each script runs for `LEDGERD_ATTACK_MS`, 300 ms unless that says otherwise. Times are printed and not judged, for a busy
-//! machine has times of its own.
+//! machine has times of its own; `docs/reference/bad-inputs.md` says how to see them.
 
 use super::raw::*;
 use crate::support::*;
 use bytes::{BufMut, Bytes, BytesMut};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 
 const WAIT_TASK: &str = "/ledger.v1.TaskService/WaitTask";
 const LIST_TASKS: &str = "/ledger.v1.TaskService/ListTasks";
 /// Resident memory at its highest.
-const MOST_KIB: u64 = 256 << 10;
+pub(super) const MOST_KIB: u64 = 256 << 10;
 /// Frames that are sent at once.
 const BURST: usize = 256;
 
@@ -92,7 +92,7 @@ const SCRIPTS: [(&str, Script); 18] = [
     ("bytes that are no frames", |burst| vec![burst as u8 ^ 0xa5; 16 << 10].into()),
 ];
 
-fn span() -> Duration {
+pub(super) fn span() -> Duration {
     let ms = std::env::var("LEDGERD_ATTACK_MS").ok().and_then(|ms| ms.parse().ok());
     Duration::from_millis(ms.unwrap_or(300))
 }
@@ -122,7 +122,7 @@ async fn attack(address: &str, script: Script, until: Instant) -> (u32, u64) {
 }
 
 /// A client that works, until its time is over: how long its calls took.
-async fn work(client: &ledgerd_client::Client, until: Instant) -> Vec<Duration> {
+pub(super) async fn work(client: &ledgerd_client::Client, until: Instant) -> Vec<Duration> {
     let mut took = Vec::new();
     while Instant::now() < until || took.is_empty() {
         let start = Instant::now();
@@ -133,12 +133,50 @@ async fn work(client: &ledgerd_client::Client, until: Instant) -> Vec<Duration> 
     took
 }
 
-fn p99(took: &[Duration]) -> Duration {
-    took[(took.len() * 99 / 100).min(took.len() - 1)]
+/// What so many in a hundred took at most, in ms.
+fn at(took: &[Duration], hundredth: usize) -> f64 {
+    took[(took.len() * hundredth / 100).min(took.len() - 1)].as_secs_f64() * 1_000.0
 }
 
+/// Works by itself for a while and then beside an attack, and prints what came of it as a line of [`HEAD`]. The attack ends with
+/// how many connections it made and what it sent.
+pub(super) async fn beside<F>(
+    daemon: &Daemon,
+    client: &ledgerd_client::Client,
+    name: &str,
+    attack: impl FnOnce(Instant) -> F,
+) where
+    F: Future<Output = (u32, u64)> + Send + 'static,
+{
+    // Just before, for a busy machine is not equally busy all the time.
+    let idle = work(client, Instant::now() + span()).await;
+    let until = Instant::now() + span();
+    let attacking = tokio::spawn(attack(until));
+    let took = work(client, until).await;
+    let (connections, sent) = attacking.await.expect("no panic");
+    let peak = peak_kib(daemon);
+    eprintln!(
+        "| {name} | {} | {:.1} / {:.1} | {} | {:.1} / {:.1} | {:.1} | {connections} | {:.1} | {} |",
+        idle.len(),
+        at(&idle, 50),
+        at(&idle, 99),
+        took.len(),
+        at(&took, 50),
+        at(&took, 99),
+        at(&took, 99) / at(&idle, 99),
+        sent as f64 / f64::from(1 << 20),
+        peak >> 10
+    );
+    assert!(connections > 0, "{name}");
+    assert!(peak < MOST_KIB, "{name}: {peak} KiB");
+}
+
+pub(super) const HEAD: &str = "\
+| attack | idle calls | p50 / p99, ms | calls | p50 / p99, ms | p99 times idle | connections | MiB sent | peak MiB |\n\
+|---|---|---|---|---|---|---|---|---|";
+
 /// The most memory that a process had, in KiB.
-fn peak_kib(daemon: &Daemon) -> u64 {
+pub(super) fn peak_kib(daemon: &Daemon) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).expect("it lives");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("it is told");
     line.trim().trim_end_matches(" kB").parse().expect("a number")
@@ -148,44 +186,44 @@ fn peak_kib(daemon: &Daemon) -> u64 {
 async fn attacks_do_not_keep_a_good_client_from_its_work() {
     let daemon = Daemon::start();
     let client = daemon.client().await;
-    let idle = p99(&work(&client, Instant::now() + span()).await);
+    eprintln!("{HEAD}");
     for (name, script) in SCRIPTS {
-        let until = Instant::now() + span();
         let address = daemon.address.clone();
-        let attacking = tokio::spawn(async move { attack(&address, script, until).await });
-        let took = work(&client, until).await;
-        let (connections, sent) = attacking.await.expect("no panic");
-        assert!(connections > 0, "{name}");
-        let peak = peak_kib(&daemon);
-        eprintln!(
-            "{name}: {connections} connections, {} KiB sent; {} good calls, p99 {:.1} times idle; peak {} MiB",
-            sent >> 10,
-            took.len(),
-            p99(&took).as_secs_f64() / idle.as_secs_f64(),
-            peak >> 10
-        );
-        assert!(peak < MOST_KIB, "{name}: {peak} KiB");
+        beside(&daemon, &client, name, |until| async move { attack(&address, script, until).await }).await;
     }
     assert!(!daemon.log().contains("panic"), "{}", daemon.log());
+}
+
+/// Tasks that are long to list.
+pub(super) async fn store_much(client: &ledgerd_client::Client) {
+    for _ in 0..32 {
+        let big = ledgerd_client::v1::NewTask { payload: vec![7; 256 << 10].into(), ..task("big") };
+        enqueue(client, big).await;
+    }
+}
+
+/// Asks for them, again and again until nothing more is taken.
+pub(super) async fn ask_and_never_read<S: AsyncRead + AsyncWrite + Unpin>(
+    raw: &mut Raw<S>,
+    headers: &[(&str, &str)],
+) {
+    for stream in 0..256 {
+        let call = call_with(2 * stream + 1, LIST_TASKS, headers, &[]);
+        if tokio::time::timeout(Duration::from_millis(20), raw.send(&call)).await.is_err() {
+            break;
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_never_reads_costs_no_more_than_its_window() {
     let daemon = Daemon::start();
     let client = daemon.client().await;
-    for _ in 0..32 {
-        let big = ledgerd_client::v1::NewTask { payload: vec![7; 256 << 10].into(), ..task("big") };
-        enqueue(&client, big).await;
-    }
+    store_much(&client).await;
     let mut deaf = Vec::new();
     for _ in 0..8 {
         let mut raw = Raw::open(&daemon.address).await.expect("the daemon listens");
-        for stream in 0..256 {
-            let call = call(2 * stream + 1, LIST_TASKS, &[]);
-            if tokio::time::timeout(Duration::from_millis(20), raw.send(&call)).await.is_err() {
-                break;
-            }
-        }
+        ask_and_never_read(&mut raw, &[]).await;
         deaf.push(raw);
     }
     work(&client, Instant::now() + span()).await;

@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use std::io;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 pub(super) const DATA: u8 = 0;
@@ -71,8 +71,13 @@ pub(super) fn text(block: &mut Vec<u8>, text: &str) {
 
 /// A call with this message that ends.
 pub(super) fn call(stream: u32, path: &str, message: &[u8]) -> Bytes {
+    call_with(stream, path, &[], message)
+}
+
+/// One with more headers.
+pub(super) fn call_with(stream: u32, path: &str, more: &[(&str, &str)], message: &[u8]) -> Bytes {
     let mut bytes = BytesMut::new();
-    bytes.put(frame(HEADERS, END_HEADERS, stream, &block(path, &[])));
+    bytes.put(frame(HEADERS, END_HEADERS, stream, &block(path, more)));
     let mut body = BytesMut::new();
     body.put_u8(0);
     body.put_u32(message.len() as u32);
@@ -100,12 +105,19 @@ impl Came {
 }
 
 /// A connection.
-pub(super) struct Raw(pub(super) TcpStream);
+pub(super) struct Raw<S = TcpStream>(pub(super) S);
 
 impl Raw {
     /// Connects and says the preface, with settings that leave all as it is.
     pub(super) async fn open(address: &str) -> io::Result<Self> {
-        let mut raw = Self(TcpStream::connect(address).await?);
+        Self::over(TcpStream::connect(address).await?).await
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Raw<S> {
+    /// As [`Raw::open`], over what is a connection already.
+    pub(super) async fn over(stream: S) -> io::Result<Self> {
+        let mut raw = Self(stream);
         raw.send(PREFACE).await?;
         raw.send(&frame(SETTINGS, 0, 0, &[])).await?;
         Ok(raw)
