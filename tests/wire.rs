@@ -5,6 +5,7 @@
 mod attacks;
 mod framing;
 mod raw;
+mod room;
 mod transport;
 
 use crate::support::worker::{Stream, complete, hello, lease, outcome};

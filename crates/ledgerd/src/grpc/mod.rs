@@ -8,6 +8,7 @@
 pub(crate) mod access;
 mod admin;
 mod convert;
+pub(crate) mod room;
 mod scaler;
 pub(crate) mod status;
 mod task;

@@ -6,6 +6,7 @@
 use super::wire::ItemError;
 use crate::callers::{Permission, Role};
 use crate::ledger::command::LedgerError;
+use ledger_core::limits::ITEMS;
 use ledger_core::store::StoreError;
 use ledger_core::{Refusal, TaskId, Violation};
 use std::collections::HashMap;
@@ -56,8 +57,10 @@ impl Spoken {
     }
 }
 
+/// When to try again what will pass by itself.
+const SOON: Duration = Duration::from_secs(1);
+
 fn speak(error: &LedgerError) -> Spoken {
-    const SOON: Duration = Duration::from_secs(1);
     match error {
         LedgerError::Invalid(_) => Spoken::new(Code::InvalidArgument, "INVALID_FIELD"),
         LedgerError::UnknownTask(task) => Spoken::new(Code::NotFound, "TASK_NOT_FOUND")
@@ -188,6 +191,12 @@ pub(crate) enum Refused {
     RoleMissing(Permission),
     /// There is no such method.
     UnknownMethod,
+    /// Messages of others take all the room there is.
+    NoRoom,
+    /// Half a message, and then nothing.
+    Unfinished,
+    /// A message that lists more than any call or frame may.
+    TooManyItems,
 }
 
 impl From<Refused> for Status {
@@ -264,6 +273,22 @@ impl From<Refused> for Status {
             Refused::UnknownMethod => {
                 (Code::Unimplemented, "UNKNOWN_METHOD", "there is no such method here".to_owned())
             }
+            Refused::NoRoom => (
+                Code::ResourceExhausted,
+                "NO_ROOM",
+                "too many messages are on their way at once and nothing was done; try again, or send less at a time"
+                    .to_owned(),
+            ),
+            Refused::Unfinished => (
+                Code::DeadlineExceeded,
+                "MESSAGE_UNFINISHED",
+                "half a message came, and for 30 s no more of it; open a new stream".to_owned(),
+            ),
+            Refused::TooManyItems => (
+                Code::InvalidArgument,
+                "TOO_MANY_ITEMS",
+                format!("the message lists too many things; send up to {ITEMS} items at a time"),
+            ),
             Refused::NoDeadLetter(task) => (
                 Code::NotFound,
                 "DEAD_LETTER_NOT_FOUND",
@@ -277,7 +302,11 @@ impl From<Refused> for Status {
             Refused::NoDeadLetter(task) => vec![("task_id", task.to_string())],
             _ => Vec::new(),
         };
-        Self::with_error_details(code, message, details(reason, facts))
+        let mut details = details(reason, facts);
+        if refused == Refused::NoRoom {
+            details.set_retry_info(Some(SOON));
+        }
+        Self::with_error_details(code, message, details)
     }
 }
 
