@@ -6,6 +6,7 @@ mod attacks;
 mod framing;
 mod raw;
 mod room;
+mod secured;
 mod transport;
 
 use crate::support::worker::{Stream, complete, hello, lease, outcome};
