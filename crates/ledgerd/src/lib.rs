@@ -17,6 +17,7 @@ mod grpc;
 mod http;
 mod lately;
 mod process;
+mod room;
 mod server;
 
 use clock::Clock;

@@ -17,8 +17,8 @@ mod weigh;
 pub(crate) use health::Health;
 
 use crate::grpc;
-use crate::grpc::room::Room;
 use crate::ledger::Handle;
+use crate::room::Room;
 use crate::telemetry::Telemetry;
 use crate::trust::Trusted;
 use authorize::AuthorizeLayer;

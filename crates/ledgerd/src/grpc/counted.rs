@@ -4,8 +4,8 @@
 //! anything could say that it lists too much. This reads the tags alone, by the shapes that the build finds in `proto/`. It judges
 //! nothing else: what is malformed is for the decoder to say. What the lists will take, they take of the room of their call.
 
-use super::room::Held;
 use super::status::Refused;
+use crate::room::{Held, NoRoom};
 use prost::Message;
 use prost::encoding::{WireType, decode_key, decode_varint};
 use std::marker::PhantomData;
@@ -139,7 +139,7 @@ impl<U: Message + Shaped + Default + Send + 'static> Decoder for CountedDecoder<
             return Err(Refused::TooManyItems.into());
         }
         if let Some(held) = &self.held {
-            held.grows(takes)?;
+            held.grows(takes).map_err(|NoRoom| Refused::NoRoom)?;
         }
         self.inner.decode(bytes)
     }

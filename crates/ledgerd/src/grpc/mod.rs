@@ -9,7 +9,6 @@ pub(crate) mod access;
 mod admin;
 mod convert;
 mod counted;
-pub(crate) mod room;
 mod scaler;
 pub(crate) mod status;
 mod task;

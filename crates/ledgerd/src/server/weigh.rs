@@ -5,8 +5,8 @@
 
 use super::authorize::HEALTH;
 use crate::grpc::TimeLeft;
-use crate::grpc::room::{BEGINNING, HELD, Held, Room, Weight};
 use crate::grpc::status::Refused;
+use crate::room::{BEGINNING, HELD, Held, NoRoom, Room, Weight};
 use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::{Body as HttpBody, Frame};
@@ -126,6 +126,8 @@ impl At {
     }
 }
 
+type Waits = Pin<Box<dyn Future<Output = Result<(), NoRoom>> + Send>>;
+
 /// A body that is weighed as it is read.
 struct Weighed {
     body: Body,
@@ -134,7 +136,7 @@ struct Weighed {
     /// Of a stream that has begun a message and waits for the rest of it.
     unfinished: Option<Pin<Box<Sleep>>>,
     /// What was read and waits for room.
-    waits: Option<(Frame<Bytes>, Pin<Box<dyn Future<Output = Result<(), Refused>> + Send>>)>,
+    waits: Option<(Frame<Bytes>, Waits)>,
 }
 
 impl Weighed {
@@ -160,7 +162,9 @@ impl HttpBody for Weighed {
         if let Some((_, waits)) = &mut self.waits {
             let room = ready!(waits.as_mut().poll(cx));
             let frame = self.waits.take().map(|(frame, _)| frame);
-            return Poll::Ready(frame.map(|frame| room.map(|()| frame).map_err(Status::from)));
+            return Poll::Ready(
+                frame.map(|frame| room.map(|()| frame).map_err(|NoRoom| Refused::NoRoom.into())),
+            );
         }
         if self.at.is_start() {
             self.held.asks_for_the_next();
@@ -188,6 +192,9 @@ impl HttpBody for Weighed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http_body_util::{BodyExt as _, StreamBody};
+    use tokio::time::timeout;
+    use tokio_stream::StreamExt as _;
 
     fn message(packed: u8, length: usize) -> Vec<u8> {
         let mut message = vec![packed];
@@ -228,5 +235,26 @@ mod tests {
         assert_eq!((beginnings, rest), (10, (4 << 20) - 10));
         let (_, rest, _) = weigh(&message(1, 10)[..14], 2);
         assert_eq!(rest, 0, "it is not whole");
+    }
+
+    /// A body of this, and then nothing.
+    fn unended(piece: Vec<u8>, is_stream: bool) -> Weighed {
+        let pieces = tokio_stream::iter([Ok::<_, Status>(Frame::data(Bytes::from(piece)))]);
+        let body = Body::new(StreamBody::new(pieces.chain(tokio_stream::pending())));
+        Weighed { body, at: START, held: Held::new(Room::new(), is_stream), unfinished: None, waits: None }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn half_a_message_is_not_kept_for_ever_and_a_quiet_stream_is() {
+        let mut half = unended(message(0, 100)[..50].to_vec(), true);
+        assert!(half.frame().await.is_some_and(|frame| frame.is_ok()));
+        let error = half.frame().await.expect("an end").expect_err("it took too long");
+        assert_eq!(error.code(), tonic::Code::DeadlineExceeded);
+        let mut quiet = unended(message(0, 100), true);
+        assert!(quiet.frame().await.is_some_and(|frame| frame.is_ok()));
+        assert!(timeout(MORE_WITHIN * 10, quiet.frame()).await.is_err());
+        let mut call = unended(message(0, 100)[..50].to_vec(), false);
+        assert!(call.frame().await.is_some_and(|frame| frame.is_ok()));
+        assert!(timeout(MORE_WITHIN * 10, call.frame()).await.is_err(), "it has a deadline of its own");
     }
 }

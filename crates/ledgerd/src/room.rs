@@ -1,11 +1,10 @@
 //! Room for messages on their way in: one bound over all connections.
 //!
 //! Windows bound what is unread, but what is read waits in a buffer until its message is whole: 4 MiB a stream, 4 GiB a
-//! connection. So bytes take room as they are taken up. A call keeps it until it is answered, for so long its message lives; a
-//! stream until it asks for the next message. Where there is none, nothing more is read, for a while: halves of messages that
-//! wait for each other would wait for ever.
+//! connection. So bytes take room as they are taken up. A call keeps it until it is answered, for so long its message lives;
+//! what is passed on to the ledger, until the ledger has done with it. Where there is none, nothing more is read, for a while:
+//! halves of messages that wait for each other would wait for ever.
 
-use super::status::Refused;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
@@ -21,6 +20,10 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const WAITING: usize = 16;
 /// A stream waits longer: what a worker says is read later rather than refused.
 const PATIENCE_OF_STREAMS: Duration = Duration::from_secs(10);
+
+/// There was none in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NoRoom;
 
 /// Room for all; see the module.
 #[derive(Clone, Debug)]
@@ -73,7 +76,7 @@ impl Weight {
 
 /// Room that is taken, until it is dropped.
 #[derive(Debug)]
-struct Taken {
+pub(crate) struct Taken {
     beginnings: OwnedSemaphorePermit,
     rest: OwnedSemaphorePermit,
 }
@@ -97,7 +100,7 @@ impl Held {
     }
 
     /// That of the call that is answered here, unless it is not weighed.
-    pub(super) fn of_this_call() -> Option<Self> {
+    pub(crate) fn of_this_call() -> Option<Self> {
         HELD.try_with(Self::clone).ok()
     }
 
@@ -105,12 +108,8 @@ impl Held {
     ///
     /// # Errors
     /// There is no room, and this is a call. Decoding cannot wait, and a frame that was read is not refused.
-    pub(super) fn grows(&self, bytes: usize) -> Result<(), Refused> {
-        if bytes == 0 || self.take_now(Weight::of(bytes)) || self.is_stream {
-            Ok(())
-        } else {
-            Err(Refused::NoRoom)
-        }
+    pub(crate) fn grows(&self, bytes: usize) -> Result<(), NoRoom> {
+        if bytes == 0 || self.take_now(Weight::of(bytes)) || self.is_stream { Ok(()) } else { Err(NoRoom) }
     }
 
     /// Takes room where there is some. Whether there was.
@@ -123,16 +122,16 @@ impl Held {
     ///
     /// # Errors
     /// None came in time, or this would be one call too many to wait.
-    pub(crate) async fn take(self, weight: Weight) -> Result<(), Refused> {
+    pub(crate) async fn take(self, weight: Weight) -> Result<(), NoRoom> {
         let (patience, waiting) = if self.is_stream {
             (PATIENCE_OF_STREAMS, None)
         } else {
-            (PATIENCE, Some(self.room.waiting.try_acquire().map_err(|_| Refused::NoRoom)?))
+            (PATIENCE, Some(self.room.waiting.try_acquire().map_err(|_| NoRoom)?))
         };
         let taken = timeout(patience, self.room.take(weight)).await;
         drop(waiting);
         // The room is never closed, so the second error is none that happens.
-        let taken = taken.map_err(|_| Refused::NoRoom)?.map_err(|_| Refused::NoRoom)?;
+        let taken = taken.map_err(|_| NoRoom)?.map_err(|_| NoRoom)?;
         self.keep(taken);
         Ok(())
     }
@@ -153,11 +152,16 @@ impl Held {
         }
     }
 
-    /// The body asks for more. A stream that does, and is between two messages, has passed the last one on; a call has not.
+    /// The body asks for more. A stream that does, and is between two messages, has done with the last one; a call has not.
     pub(crate) fn asks_for_the_next(&self) {
         if self.is_stream {
-            self.taken.lock().unwrap_or_else(PoisonError::into_inner).take();
+            drop(self.hand_on());
         }
+    }
+
+    /// What was taken, for whoever the message is passed on to.
+    pub(crate) fn hand_on(&self) -> Option<Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -177,7 +181,7 @@ mod tests {
         let second = Held::new(room.clone(), false);
         assert!(!second.take_now(rest(1)));
         assert!(second.take_now(Weight { beginnings: 1, rest: 0 }), "a small message has a room of its own");
-        assert_eq!(second.clone().take(rest(1)).await, Err(Refused::NoRoom), "it took too long");
+        assert_eq!(second.clone().take(rest(1)).await, Err(NoRoom), "it took too long");
         let waits = tokio::spawn(second.take(rest(1)));
         tokio::task::yield_now().await;
         first.asks_for_the_next();
@@ -196,9 +200,9 @@ mod tests {
         let calls: Vec<_> = (0..WAITING).map(|_| call()).collect();
         let another = tokio::spawn(Held::new(room.clone(), true).take(rest(1)));
         tokio::task::yield_now().await;
-        assert_eq!(call().await.expect("no panic"), Err(Refused::NoRoom), "one too many");
+        assert_eq!(call().await.expect("no panic"), Err(NoRoom), "one too many");
         for call in calls {
-            assert_eq!(call.await.expect("no panic"), Err(Refused::NoRoom), "it took too long");
+            assert_eq!(call.await.expect("no panic"), Err(NoRoom), "it took too long");
         }
         tokio::time::advance(PATIENCE).await;
         assert!(!another.is_finished());
