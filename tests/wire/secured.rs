@@ -154,7 +154,7 @@ fn oversized(kind: u8) -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn attacks_under_tls_do_not_keep_a_good_client_from_its_work() {
     let Secured { daemon, client, attacker, _files } = Secured::start().await;
-    eprintln!("{HEAD}");
+    eprintln!("\n{HEAD}");
     let by = || attacker.clone();
     beside(&daemon, &client, "handshakes", |until| by().handshakes(until)).await;
     beside(&daemon, &client, "half hellos", |until| by().halves(until)).await;
