@@ -7,6 +7,7 @@ mod attacks;
 mod framing;
 mod handshakes;
 mod raw;
+mod room;
 mod transport;
 
 use crate::support::secure::Way;

@@ -19,6 +19,7 @@ mod lately;
 mod process;
 #[cfg(test)]
 mod reference;
+mod room;
 mod server;
 
 use clock::Clock;

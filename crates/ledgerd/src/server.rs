@@ -12,11 +12,13 @@ mod guard;
 mod health;
 mod prompt;
 mod tls;
+mod weigh;
 
 pub(crate) use health::Health;
 
 use crate::grpc;
 use crate::ledger::Handle;
+use crate::room::Room;
 use crate::telemetry::Telemetry;
 use crate::trust::Trusted;
 use authorize::AuthorizeLayer;
@@ -27,6 +29,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
+use weigh::WeighLayer;
 
 /// Streams of one connection: a worker needs one, a page a few, a gateway that serves many clients a thousand.
 const STREAMS: u32 = 1_024;
@@ -77,6 +80,8 @@ pub(crate) async fn serve(
         .layer(CallsLayer::new(telemetry))
         .layer(GateLayer)
         .layer(AuthorizeLayer { trusted: trusted.clone() })
+        // Behind it: who may not call takes no room.
+        .layer(WeighLayer(Room::new()))
         .serve_with_incoming_shutdown(
             routes.prepare(),
             tls::incoming(listener, trusted),
@@ -95,6 +100,7 @@ fn tell_ceiling() {
         streams_each = STREAMS,
         most_mib_each = each >> 20,
         most_mib = connections.saturating_mul(each) >> 20,
+        messages_mib = Room::BYTES >> 20,
         "what connections may take of memory, were all of them hostile"
     );
 }

@@ -8,6 +8,7 @@
 pub(crate) mod access;
 mod admin;
 mod convert;
+mod counted;
 mod reasons;
 mod scaler;
 pub(crate) mod status;

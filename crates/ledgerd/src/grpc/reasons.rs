@@ -50,6 +50,7 @@ macro_rules! reasons {
 
 reasons! {
     INVALID_FIELD: InvalidArgument, No, "A field breaks its rule. BadRequest lists fields and rules, up to 16 of them.";
+    TOO_MANY_ITEMS: InvalidArgument, No, "The message lists more than any call or frame may.";
     UNKNOWN_FENCE: InvalidArgument, No, "The fence of a lease was never issued.";
     MALFORMED_TIMEOUT: InvalidArgument, No, "`grpc-timeout` is no time.";
     TASK_NOT_FOUND: NotFound, No, "There is no such task, or none within the caller's reach.";
@@ -72,10 +73,12 @@ reasons! {
     HELLO_AGAIN: FailedPrecondition, NewStream, "A stream said Hello twice.";
     PROTOCOL_VERSION: FailedPrecondition, No, "Hello names a version of the protocol that is not spoken here.";
     HELLO_MISSING: DeadlineExceeded, NewStream, "A stream said nothing within 5 s.";
+    MESSAGE_UNFINISHED: DeadlineExceeded, NewStream, "Half a message came, and for 30 s no more of it.";
     DEADLINE_EXCEEDED: DeadlineExceeded, SameRequestId, "No answer in the time of the call; it may have been recorded.";
     WORKER_SUPERSEDED: Aborted, No, "A newer process of this worker has taken over; this one ends.";
     SUPERSEDED: Aborted, NewStream, "The session is over, or a newer stream of the same process has taken over.";
     OVERTAKEN: Aborted, Yes, "Another daemon changed the same thing, again and again; nothing was written.";
+    NO_ROOM: ResourceExhausted, Yes, "Messages of all callers on their way take all the room there is. RetryInfo says when to try again.";
     EXHAUSTED: ResourceExhausted, Yes,
         "A queue is full: the daemon's, or the agent's of waiting tasks. RetryInfo says when to try again.";
     STORE_FULL: ResourceExhausted, Yes, "The disk of the ledger is full; nothing was written. RetryInfo says when to try again.";

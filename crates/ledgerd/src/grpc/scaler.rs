@@ -27,7 +27,7 @@ use wire::external_scaler_server::{ExternalScaler, ExternalScalerServer};
 
 /// Generated from `proto/externalscaler`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
-mod wire {
+pub(super) mod wire {
     tonic::include_proto!("externalscaler");
 }
 

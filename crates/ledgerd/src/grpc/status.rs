@@ -7,6 +7,7 @@ use super::reasons::{self, Reason};
 use super::wire::ItemError;
 use crate::callers::{Permission, Role};
 use crate::ledger::command::LedgerError;
+use ledger_core::limits::ITEMS;
 use ledger_core::store::StoreError;
 use ledger_core::{Refusal, TaskId, Violation};
 use std::collections::HashMap;
@@ -56,8 +57,10 @@ impl Spoken {
     }
 }
 
+/// When to try again what will pass by itself.
+const SOON: Duration = Duration::from_secs(1);
+
 fn speak(error: &LedgerError) -> Spoken {
-    const SOON: Duration = Duration::from_secs(1);
     match error {
         LedgerError::Invalid(_) => Spoken::new(reasons::INVALID_FIELD),
         LedgerError::UnknownTask(task) => {
@@ -183,6 +186,12 @@ pub(crate) enum Refused {
     RoleMissing(Permission),
     /// There is no such method.
     UnknownMethod,
+    /// Messages of others take all the room there is.
+    NoRoom,
+    /// Half a message, and then nothing.
+    Unfinished,
+    /// A message that lists more than any call or frame may.
+    TooManyItems,
 }
 
 impl From<Refused> for Status {
@@ -247,6 +256,19 @@ impl From<Refused> for Status {
             Refused::UnknownMethod => {
                 (reasons::UNKNOWN_METHOD, "there is no such method here".to_owned())
             }
+            Refused::NoRoom => (
+                reasons::NO_ROOM,
+                "too many messages are on their way at once and nothing was done; try again, or send less at a time"
+                    .to_owned(),
+            ),
+            Refused::Unfinished => (
+                reasons::MESSAGE_UNFINISHED,
+                "half a message came, and for 30 s no more of it; open a new stream".to_owned(),
+            ),
+            Refused::TooManyItems => (
+                reasons::TOO_MANY_ITEMS,
+                format!("the message lists too many things; send up to {ITEMS} items at a time"),
+            ),
             Refused::NoDeadLetter(task) => (
                 reasons::DEAD_LETTER_NOT_FOUND,
                 format!("task {task} has no dead letter; only FAILED tasks have one"),
@@ -259,7 +281,11 @@ impl From<Refused> for Status {
             Refused::NoDeadLetter(task) => vec![("task_id", task.to_string())],
             _ => Vec::new(),
         };
-        Self::with_error_details(reason.code, message, details(reason, facts))
+        let mut details = details(reason, facts);
+        if refused == Refused::NoRoom {
+            details.set_retry_info(Some(SOON));
+        }
+        Self::with_error_details(reason.code, message, details)
     }
 }
 

@@ -15,6 +15,7 @@ use super::wire::{self, work_request, worker_service_server::WorkerService};
 use crate::callers::Permission;
 use crate::ledger::Handle;
 use crate::ledger::command::{FromWorker, LedgerError};
+use crate::room::Held;
 use ledger_core::SessionId;
 use ledger_core::limits::ITEMS;
 use ledger_core::session::Hello;
@@ -87,8 +88,10 @@ impl WorkerService for Workers {
         request: Request<Streaming<wire::WorkRequest>>,
     ) -> Result<Response<Outbound>, Status> {
         let access = Access::of(request.extensions())?;
-        let mut inbound = request.into_inner();
-        let first = timeout(HELLO_WITHIN, inbound.message()).await.map_err(|_| Refused::HelloMissing)??;
+        let held = Held::of_this_call();
+        let mut inbound = Inbound { frames: request.into_inner(), held };
+        let first =
+            timeout(HELLO_WITHIN, inbound.frames.message()).await.map_err(|_| Refused::HelloMissing)??;
         let mut hello = match first.and_then(|first| first.frame) {
             Some(work_request::Frame::Hello(hello)) => convert::hello(hello)?,
             _ => return Err(Refused::HelloExpected.into()),
@@ -112,12 +115,18 @@ impl WorkerService for Workers {
     }
 }
 
+/// What a worker says, and the room that it takes.
+struct Inbound {
+    frames: Streaming<wire::WorkRequest>,
+    held: Option<Held>,
+}
+
 /// Opens a session, reads its frames to the end, and tells the ledger that it is gone.
 async fn session(
     handle: Handle,
     access: Access,
     hello: Hello,
-    mut inbound: Streaming<wire::WorkRequest>,
+    mut inbound: Inbound,
     reply: oneshot::Sender<Result<Outbound, Status>>,
 ) {
     let agents = hello.agents.clone();
@@ -153,7 +162,7 @@ async fn read(
     handle: &Handle,
     access: &Access,
     session: SessionId,
-    inbound: &mut Streaming<wire::WorkRequest>,
+    inbound: &mut Inbound,
     flow: &Flow,
     side: &mpsc::UnboundedSender<Side>,
     gone: &CancellationToken,
@@ -179,7 +188,7 @@ async fn read(
             biased;
             () = gone.cancelled() => return None,
             () = flow.moved() => continue,
-            said = inbound.message(), if may_read => said,
+            said = inbound.frames.message(), if may_read => said,
             _ = look.tick() => {
                 if flow.is_stalled(STALLED_AFTER) {
                     return Some(Refused::Stalled.into());
@@ -207,7 +216,8 @@ async fn read(
         }
         if let Some(frame) = read.frame {
             // Only an ended ledger refuses; its outbox says so to the stream.
-            handle.frame(session, frame).await.ok()?;
+            let room = inbound.held.as_ref().and_then(Held::hand_on);
+            handle.frame_with(session, frame, room).await.ok()?;
         }
     }
 }

@@ -11,6 +11,7 @@ use super::pulse::{Beat, Pulse};
 use super::replicas::Heard;
 use super::retention::Retention;
 use crate::clock::Clock;
+use crate::room::{Held, Taken};
 use crate::store::Wake;
 use ledger_core::explain::{Explanation, explain};
 use ledger_core::session::{Hello, Unsent};
@@ -28,6 +29,8 @@ use tokio::sync::{mpsc, oneshot};
 pub(super) struct Order {
     pub(super) command: Command,
     pub(super) reply: Option<oneshot::Sender<Result<Answer, LedgerError>>>,
+    /// What its message takes of the room for messages, until it is done with: whoever sent it may have left.
+    pub(super) _room: Option<Taken>,
 }
 
 /// The ledger, as seen from outside. Cheap to clone.
@@ -279,7 +282,17 @@ impl Handle {
     /// # Errors
     /// Draining when the ledger has ended.
     pub async fn frame(&self, session: SessionId, frame: FromWorker) -> Result<(), LedgerError> {
-        let order = Order { command: Command::Frame(session, frame), reply: None };
+        self.frame_with(session, frame, None).await
+    }
+
+    /// As [`Handle::frame`], with the room that the frame takes.
+    pub(crate) async fn frame_with(
+        &self,
+        session: SessionId,
+        frame: FromWorker,
+        room: Option<Taken>,
+    ) -> Result<(), LedgerError> {
+        let order = Order { command: Command::Frame(session, frame), reply: None, _room: room };
         self.frames.send(order).await.map_err(|_| LedgerError::Draining)
     }
 
@@ -427,19 +440,29 @@ impl Handle {
 
     async fn call(&self, command: Command) -> Result<Answer, LedgerError> {
         let (reply, answer) = oneshot::channel();
-        self.calls.try_send(Order { command, reply: Some(reply) }).map_err(|refused| match refused {
-            mpsc::error::TrySendError::Full(_) => LedgerError::Exhausted {
-                what: "the queue of commands",
-                retry_after: Duration::from_millis(100),
+        self.calls.try_send(Order { command, reply: Some(reply), _room: of_this_call() }).map_err(
+            |refused| match refused {
+                mpsc::error::TrySendError::Full(_) => LedgerError::Exhausted {
+                    what: "the queue of commands",
+                    retry_after: Duration::from_millis(100),
+                },
+                mpsc::error::TrySendError::Closed(_) => LedgerError::Draining,
             },
-            mpsc::error::TrySendError::Closed(_) => LedgerError::Draining,
-        })?;
+        )?;
         answer.await.unwrap_or(Err(LedgerError::Draining))
     }
 
     pub(super) async fn frame_call(&self, command: Command) -> Result<Answer, LedgerError> {
         let (reply, answer) = oneshot::channel();
-        self.frames.send(Order { command, reply: Some(reply) }).await.map_err(|_| LedgerError::Draining)?;
+        self.frames
+            .send(Order { command, reply: Some(reply), _room: of_this_call() })
+            .await
+            .map_err(|_| LedgerError::Draining)?;
         answer.await.unwrap_or(Err(LedgerError::Draining))
     }
+}
+
+/// What the call has taken that a command is of.
+fn of_this_call() -> Option<Taken> {
+    Held::of_this_call()?.hand_on()
 }

@@ -19,6 +19,9 @@ use tokio::time::sleep;
 /// The operating system tries a silent connection so often, and gives up on unconfirmed data after this.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 const USER_TIMEOUT_MS: u32 = 30_000;
+/// Bytes of one turn. h2 takes up everything that there is before it lets others go on, and tokio counts reads, not what they
+/// bring: a hundred of them can be 100,000 frames, and whoever shares the thread waits for all.
+const TURN: usize = 16 << 10;
 /// First and longest pause after an accept that failed.
 const PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -43,7 +46,8 @@ async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> Option<Guarde
                     tracing::debug!(%error, %peer, "a connection was gone before it began");
                     continue;
                 }
-                return Some(Guarded { stream: Prompt::new(stream), conduct: Conduct::new(), _slot: slot });
+                let stream = Prompt::new(stream);
+                return Some(Guarded { stream, conduct: Conduct::new(), turn: 0, _slot: slot });
             }
             // Out of descriptors, most likely; the next try would fail as well.
             Err(error) => {
@@ -64,10 +68,12 @@ fn settle(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// A connection that must speak soon, and that counts.
+/// A connection that must speak soon, that counts, and that lets others have their turn.
 pub(super) struct Guarded {
     stream: Prompt<TcpStream>,
     conduct: Conduct,
+    /// Bytes that came in this turn.
+    turn: usize,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -84,9 +90,15 @@ impl AsyncRead for Guarded {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.turn >= TURN {
+            self.turn = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         let came = buf.filled().len() - before;
+        self.turn = if read.is_ready() { self.turn + came } else { 0 };
         if read.is_ready() && !self.conduct.came(came) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }

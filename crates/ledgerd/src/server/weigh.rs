@@ -1,0 +1,264 @@
+//! Weighs the messages of calls as they are read, so that all of them together have no more than [`Room`].
+//!
+//! What is weighed is what came and not what a length prefix announces: nobody takes room with five bytes. Health is not
+//! weighed: probes without credentials ask it, and its messages are shorter than the buffer that every call has.
+
+use super::authorize::HEALTH;
+use crate::grpc::TimeLeft;
+use crate::grpc::status::Refused;
+use crate::room::{BEGINNING, HELD, Held, NoRoom, Room, Weight};
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::{Body as HttpBody, Frame};
+use ledger_core::limits::MESSAGE_BYTES;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::task::coop::poll_proceed;
+use tokio::time::{Sleep, sleep};
+use tonic::Status;
+use tonic::body::Body;
+use tower::{Layer, Service};
+
+/// More of a message that has begun comes within this time.
+const MORE_WITHIN: Duration = Duration::from_secs(30);
+
+/// Puts a [`Weigh`] before a service.
+#[derive(Clone, Debug)]
+pub(super) struct WeighLayer(pub(super) Room);
+
+impl<S> Layer<S> for WeighLayer {
+    type Service = Weigh<S>;
+
+    fn layer(&self, inner: S) -> Weigh<S> {
+        Weigh { inner, room: self.0.clone() }
+    }
+}
+
+/// Passes on what there is room for.
+#[derive(Clone, Debug)]
+pub(super) struct Weigh<S> {
+    inner: S,
+    room: Room,
+}
+
+impl<S> Service<Request<Body>> for Weigh<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if request.uri().path().starts_with(HEALTH) {
+            return Box::pin(self.inner.call(request));
+        }
+        // What has no deadline is a stream.
+        let is_stream = request.extensions().get::<TimeLeft>().is_none();
+        let held = Held::new(self.room.clone(), is_stream);
+        let of_body = held.clone();
+        let weighed =
+            |body| Body::new(Weighed { body, at: START, held: of_body, unfinished: None, waits: None });
+        // It holds what is taken until there is an answer.
+        Box::pin(HELD.scope(held, self.inner.call(request.map(weighed))))
+    }
+}
+
+/// Where a body is: in a prefix, or in a message.
+#[derive(Clone, Copy, Debug)]
+enum At {
+    Prefix { heard: usize, is_packed: bool, length: u32 },
+    Message { came: usize, is_packed: bool, length: usize },
+}
+
+const PREFIX_BYTES: usize = 5;
+const START: At = At::Prefix { heard: 0, is_packed: false, length: 0 };
+
+impl At {
+    /// Moves on by a piece of a body, which is a frame of HTTP/2, and weighs it.
+    fn weigh(&mut self, mut piece: &[u8]) -> Weight {
+        let (mut beginnings, mut rest) = (0, 0);
+        while let Some((&first, others)) = piece.split_first() {
+            match self {
+                Self::Prefix { heard, is_packed, length } => {
+                    if *heard == 0 {
+                        *is_packed = first == 1;
+                    } else {
+                        *length = *length << 8 | u32::from(first);
+                    }
+                    *heard += 1;
+                    piece = others;
+                    if *heard == PREFIX_BYTES {
+                        *self = Self::Message { came: 0, is_packed: *is_packed, length: *length as usize };
+                    }
+                }
+                Self::Message { came, length, .. } => {
+                    let (ours, others) = piece.split_at(piece.len().min(*length - *came));
+                    let begins = ours.len().min(BEGINNING.saturating_sub(*came));
+                    beginnings += begins;
+                    rest += ours.len() - begins;
+                    *came += ours.len();
+                    piece = others;
+                }
+            }
+            if let Self::Message { came, is_packed, length } = *self
+                && came == length
+            {
+                if is_packed {
+                    // Whole, so it is unpacked next, to as much as a message may be.
+                    rest += MESSAGE_BYTES.saturating_sub(length);
+                }
+                *self = START;
+            }
+        }
+        let bytes = |bytes| u32::try_from(bytes).unwrap_or(u32::MAX);
+        Weight { beginnings: bytes(beginnings), rest: bytes(rest) }
+    }
+
+    const fn is_start(self) -> bool {
+        matches!(self, Self::Prefix { heard: 0, .. })
+    }
+}
+
+type Waits = Pin<Box<dyn Future<Output = Result<(), NoRoom>> + Send>>;
+
+/// A body that is weighed as it is read.
+struct Weighed {
+    body: Body,
+    at: At,
+    held: Held,
+    /// Of a stream that has begun a message and waits for the rest of it.
+    unfinished: Option<Pin<Box<Sleep>>>,
+    /// What was read and waits for room.
+    waits: Option<(Frame<Bytes>, Waits)>,
+}
+
+impl Weighed {
+    /// Calls have a deadline; a stream would keep the room of half a message as long as its connection lives.
+    fn poll_patience<T>(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<T, Status>>> {
+        if !self.held.is_stream() || self.at.is_start() {
+            return Poll::Pending;
+        }
+        let unfinished = self.unfinished.get_or_insert_with(|| Box::pin(sleep(MORE_WITHIN)));
+        ready!(unfinished.as_mut().poll(cx));
+        Poll::Ready(Some(Err(Refused::Unfinished.into())))
+    }
+}
+
+impl HttpBody for Weighed {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if let Some((_, waits)) = &mut self.waits {
+            let room = ready!(waits.as_mut().poll(cx));
+            let frame = self.waits.take().map(|(frame, _)| frame);
+            return Poll::Ready(
+                frame.map(|frame| room.map(|()| frame).map_err(|NoRoom| Refused::NoRoom.into())),
+            );
+        }
+        // h2 counts nothing against a task's turn: whoever reads pieces of a byte each would read all that there are.
+        let turn = ready!(poll_proceed(cx));
+        if self.at.is_start() {
+            self.held.asks_for_the_next();
+        }
+        let frame = match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => frame,
+            Poll::Ready(ended) => return Poll::Ready(ended),
+            Poll::Pending => return self.poll_patience(cx),
+        };
+        turn.made_progress();
+        self.unfinished = None;
+        let weight = frame.data_ref().map(|piece| self.at.weigh(piece)).unwrap_or_default();
+        if self.held.take_now(weight) {
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        let held = self.held.clone();
+        self.waits = Some((frame, Box::pin(held.take(weight))));
+        self.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.waits.is_none() && self.body.is_end_stream()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::{BodyExt as _, StreamBody};
+    use tokio::time::timeout;
+    use tokio_stream::StreamExt as _;
+
+    fn message(packed: u8, length: usize) -> Vec<u8> {
+        let mut message = vec![packed];
+        message.extend((length as u32).to_be_bytes());
+        message.resize(5 + length, 7);
+        message
+    }
+
+    /// What is weighed of a body that comes in pieces of this length.
+    fn weigh(body: &[u8], pieces: usize) -> (u32, u32, At) {
+        let (mut at, mut beginnings, mut rest) = (START, 0, 0);
+        for piece in body.chunks(pieces) {
+            let weight = at.weigh(piece);
+            beginnings += weight.beginnings;
+            rest += weight.rest;
+        }
+        (beginnings, rest, at)
+    }
+
+    #[test]
+    fn bodies_weigh_the_same_however_they_are_cut() {
+        let small = message(0, 100);
+        let large = message(0, 20_000);
+        let two = [&small[..], &large[..], &message(0, 0)[..]].concat();
+        for pieces in [1, 3, 5, 16 << 10, 1 << 20] {
+            let (beginnings, rest, at) = weigh(&two, pieces);
+            assert_eq!((beginnings, rest), (100 + 8_192, 20_000 - 8_192), "{pieces}");
+            assert!(at.is_start(), "{pieces}");
+        }
+    }
+
+    #[test]
+    fn a_prefix_weighs_nothing_and_what_is_packed_as_much_as_it_may_be() {
+        let (beginnings, rest, at) = weigh(&message(0, 4 << 20)[..5], 5);
+        assert_eq!((beginnings, rest), (0, 0));
+        assert!(!at.is_start());
+        let (beginnings, rest, _) = weigh(&message(1, 10), 2);
+        assert_eq!((beginnings, rest), (10, (4 << 20) - 10));
+        let (_, rest, _) = weigh(&message(1, 10)[..14], 2);
+        assert_eq!(rest, 0, "it is not whole");
+    }
+
+    /// A body of this, and then nothing.
+    fn unended(piece: Vec<u8>, is_stream: bool) -> Weighed {
+        let pieces = tokio_stream::iter([Ok::<_, Status>(Frame::data(Bytes::from(piece)))]);
+        let body = Body::new(StreamBody::new(pieces.chain(tokio_stream::pending())));
+        Weighed { body, at: START, held: Held::new(Room::new(), is_stream), unfinished: None, waits: None }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn half_a_message_is_not_kept_for_ever_and_a_quiet_stream_is() {
+        let mut half = unended(message(0, 100)[..50].to_vec(), true);
+        assert!(half.frame().await.is_some_and(|frame| frame.is_ok()));
+        let error = half.frame().await.expect("an end").expect_err("it took too long");
+        assert_eq!(error.code(), tonic::Code::DeadlineExceeded);
+        let mut quiet = unended(message(0, 100), true);
+        assert!(quiet.frame().await.is_some_and(|frame| frame.is_ok()));
+        assert!(timeout(MORE_WITHIN * 10, quiet.frame()).await.is_err());
+        let mut call = unended(message(0, 100)[..50].to_vec(), false);
+        assert!(call.frame().await.is_some_and(|frame| frame.is_ok()));
+        assert!(timeout(MORE_WITHIN * 10, call.frame()).await.is_err(), "it has a deadline of its own");
+    }
+}
