@@ -47,7 +47,7 @@ def eventually(what, look):
         if seen:
             return seen
         time.sleep(0.1)
-    raise SystemExit(f"scrape: not within {PATIENCE} s: {what}")
+    raise SystemExit(f"{pathlib.Path(sys.argv[0]).stem}: not within {PATIENCE} s: {what}")
 
 
 def main():
