@@ -23,6 +23,9 @@ use tower::{Layer, Service};
 /// More of a message that has begun comes within this time.
 const MORE_WITHIN: Duration = Duration::from_secs(30);
 
+/// The most that DEFLATE makes of a byte (zlib.net/zlib_tech.html). zstd knows no such number.
+const GZIP_UNPACKS: usize = 1_032;
+
 /// Puts a [`Weigh`] before a service.
 #[derive(Clone, Debug)]
 pub(super) struct WeighLayer(pub(super) Room);
@@ -64,8 +67,13 @@ where
         let is_stream = request.extensions().get::<TimeLeft>().is_none();
         let held = Held::new(self.room.clone(), is_stream);
         let of_body = held.clone();
-        let weighed =
-            |body| Body::new(Weighed { body, at: START, held: of_body, unfinished: None, waits: None });
+        let unpacks = match request.headers().get("grpc-encoding") {
+            Some(packed) if packed == "gzip" => GZIP_UNPACKS,
+            _ => usize::MAX,
+        };
+        let weighed = |body| {
+            Body::new(Weighed { body, at: START, unpacks, held: of_body, unfinished: None, waits: None })
+        };
         // It holds what is taken until there is an answer.
         Box::pin(HELD.scope(held, self.inner.call(request.map(weighed))))
     }
@@ -83,7 +91,8 @@ const START: At = At::Prefix { heard: 0, is_packed: false, length: 0 };
 
 impl At {
     /// Moves on by a piece of a body, which is a frame of HTTP/2, and weighs it.
-    fn weigh(&mut self, mut piece: &[u8]) -> Weight {
+    /// One byte of what is packed may become so many.
+    fn weigh(&mut self, mut piece: &[u8], unpacks: usize) -> Weight {
         let (mut beginnings, mut rest) = (0, 0);
         while let Some((&first, others)) = piece.split_first() {
             match self {
@@ -113,7 +122,7 @@ impl At {
             {
                 if is_packed {
                     // Whole, so it is unpacked next, to as much as a message may be.
-                    rest += MESSAGE_BYTES.saturating_sub(length);
+                    rest += length.saturating_mul(unpacks).min(MESSAGE_BYTES).saturating_sub(length);
                 }
                 *self = START;
             }
@@ -133,6 +142,7 @@ type Waits = Pin<Box<dyn Future<Output = Result<(), NoRoom>> + Send>>;
 struct Weighed {
     body: Body,
     at: At,
+    unpacks: usize,
     held: Held,
     /// Of a stream that has begun a message and waits for the rest of it.
     unfinished: Option<Pin<Box<Sleep>>>,
@@ -179,7 +189,8 @@ impl HttpBody for Weighed {
         };
         turn.made_progress();
         self.unfinished = None;
-        let weight = frame.data_ref().map(|piece| self.at.weigh(piece)).unwrap_or_default();
+        let unpacks = self.unpacks;
+        let weight = frame.data_ref().map(|piece| self.at.weigh(piece, unpacks)).unwrap_or_default();
         if self.held.take_now(weight) {
             return Poll::Ready(Some(Ok(frame)));
         }
@@ -211,7 +222,7 @@ mod tests {
     fn weigh(body: &[u8], pieces: usize) -> (u32, u32, At) {
         let (mut at, mut beginnings, mut rest) = (START, 0, 0);
         for piece in body.chunks(pieces) {
-            let weight = at.weigh(piece);
+            let weight = at.weigh(piece, usize::MAX);
             beginnings += weight.beginnings;
             rest += weight.rest;
         }
@@ -239,13 +250,22 @@ mod tests {
         assert_eq!((beginnings, rest), (10, (4 << 20) - 10));
         let (_, rest, _) = weigh(&message(1, 10)[..14], 2);
         assert_eq!(rest, 0, "it is not whole");
+        let mut at = START;
+        assert_eq!(at.weigh(&message(1, 10), GZIP_UNPACKS), Weight { beginnings: 10, rest: 10 * 1_031 });
     }
 
     /// A body of this, and then nothing.
     fn unended(piece: Vec<u8>, is_stream: bool) -> Weighed {
         let pieces = tokio_stream::iter([Ok::<_, Status>(Frame::data(Bytes::from(piece)))]);
         let body = Body::new(StreamBody::new(pieces.chain(tokio_stream::pending())));
-        Weighed { body, at: START, held: Held::new(Room::new(), is_stream), unfinished: None, waits: None }
+        Weighed {
+            body,
+            at: START,
+            unpacks: 1,
+            held: Held::new(Room::new(), is_stream),
+            unfinished: None,
+            waits: None,
+        }
     }
 
     #[tokio::test(start_paused = true)]
