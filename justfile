@@ -39,6 +39,13 @@ deploy-check *args: _tools
     python tests/deploy/rehearse.py sqlite
     .ci/postgres python tests/deploy/rehearse.py postgres
 
+# Has a real OpenTelemetry Collector, with the configuration of deploy/, take what a daemon exports; builds it, in two minutes
+collector-check: _tools
+    tests/deploy/tools
+    PATH="$PWD/target/deploy/venv/bin:$PATH" GOTOOLCHAIN=local go build -C tests/deploy/collector -buildvcs=false -o ../../../target/deploy/bin/collector .
+    cargo build {{ everything }}
+    python tests/deploy/collect.py
+
 # Checks format, proto, clippy and docs; warnings are fatal
 lint: _tools
     cargo fmt --all --check

@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """Has a real OpenTelemetry Collector, with the configuration of deploy/, take what a daemon exports, over both transports.
 
-Not a part of CI yet. The collector is built first, with Go 1.26:
-`go build -C tests/deploy/collector -buildvcs=false -o ../../../target/deploy/bin/collector .`. A second configuration moves its ports and adds an
+`just collector-check` builds it and runs this; CI does not, for the time that takes. A second configuration moves its ports and adds an
 exporter to a file, which is read here. A task fails once and is done: its trace and its metrics are to arrive whole.
 """
 
