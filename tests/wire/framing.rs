@@ -16,7 +16,7 @@ both_ways!(
     malformed_frames_get_the_code_of_the_table,
     gzip_and_zstd_are_taken,
     a_message_that_grows_beyond_the_limit_when_unpacked_is_refused,
-    reflection_is_on,
+    reflection_is_on_where_the_ledger_is_and_off_beside_it,
 );
 
 const GET_TASK: &str = "/ledger.v1.TaskService/GetTask";
@@ -138,12 +138,16 @@ async fn a_message_that_grows_beyond_the_limit_when_unpacked_is_refused(way: Way
     assert_eq!(status, Some(3), "it still answers");
 }
 
-async fn reflection_is_on(way: Way) {
-    let daemon = way.start();
+async fn reflection_is_on_where_the_ledger_is_and_off_beside_it(way: Way) {
+    let daemon = way.start_with(&["--http-listen", "127.0.0.1:0"]);
+    let beside = Place { address: daemon.http.clone().expect("it listens"), tls: None };
     for version in ["v1", "v1alpha"] {
         let path = format!("/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo");
-        // Field 7: list the services. Row 16 has it off; the design has it on, so it is answered.
-        let (_, status) = send(&Place::of(&daemon), &path, &[], message(&[0x3a, 0x00])).await;
-        assert_eq!(status, Some(0), "16 reflection, {version}");
+        // Field 7: list the services. The design has reflection on, so row 16 is about the port of probes alone.
+        let list = message(&[0x3a, 0x00]);
+        let (_, status) = send(&Place::of(&daemon), &path, &[], list.clone()).await;
+        assert_eq!(status, Some(0), "{version}");
+        let (_, status) = send(&beside, &path, &[], list).await;
+        assert_eq!(status, Some(12), "16 reflection when off, {version}");
     }
 }

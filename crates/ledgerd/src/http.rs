@@ -4,6 +4,7 @@
 //! Nothing here says anything about single tasks, so it may listen anywhere. Small on purpose: no reflection, short requests, small
 //! buffers, a cap on connections and on their age.
 
+use crate::grpc::status::Refused;
 use crate::ledger::Handle;
 use crate::server::Health;
 use crate::telemetry::Telemetry;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tonic::body::Body;
 use tower::{Service, ServiceExt};
 
@@ -149,6 +151,11 @@ async fn answer(request: Request<Body>, health: &Health, stop: &CancellationToke
         let Ok(service) = ServiceExt::<Request<Body>>::ready(&mut service).await;
         let Ok(response) = service.call(request).await;
         return response;
+    }
+    let content = request.headers().get(header::CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
+    if request.method() == Method::POST && content.starts_with(b"application/grpc") {
+        // Clients of gRPC would make something else of an answer of HTTP.
+        return Status::from(Refused::UnknownMethod).into_http();
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n".to_owned());
