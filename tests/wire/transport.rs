@@ -150,7 +150,7 @@ async fn a_daemon_out_of_descriptors_waits_and_goes_on(way: Way) {
         crowd.push(TcpStream::connect(&daemon.address).await.expect("the queue takes it"));
     }
     let failures = || daemon.log().matches("no connection can be taken").count();
-    // The fifth comes 1.5 s after the first, all of which tonic alone spends on trying (`alone`).
+    // The fifth comes 0.75 s after the first, all of which tonic alone spends on trying (`alone`).
     eventually("it runs out", async || (failures() >= 5).then_some(())).await;
     let (took, busy) = (begun.elapsed(), cpu(daemon.pid()) - busy);
     assert!(busy < took / 4, "{busy:?} of {took:?} spent on connections that cannot be taken");
