@@ -134,9 +134,7 @@ impl Telemetry {
         }
         Ok(())
     }
-}
 
-impl Telemetry {
     /// Sends what waits to be exported, for so long at most, and nothing after it.
     pub fn end(&self) {
         last_words(|| {
