@@ -194,6 +194,9 @@ async fn what_is_taken_back_ends_what_it_opened(way: Way) {
     let third = v1::Hello { incarnation: 3, ..hello("w", "a", 0) };
     let stream =
         eventually("the rights are back", async || work(&daemon, BOX, third.clone()).await.ok()).await;
+    let watch = v1::WatchTasksRequest { agent: "c".into(), ..Default::default() };
+    let mut watched = box_client.tasks().watch_tasks(watch).await.expect("it begins").into_inner();
+    within("its first message", watched.message()).await.expect("it begins");
     let waiting = tokio::spawn(async move {
         let request = v1::WaitTaskRequest { task_id: id, ..v1::WaitTaskRequest::default() };
         box_client.tasks().wait_task(request).await
@@ -208,6 +211,8 @@ async fn what_is_taken_back_ends_what_it_opened(way: Way) {
     let waited =
         within("the long poll ends", waiting).await.expect("no panic").expect_err("it was taken back");
     assert_eq!((waited.code(), &*reason(&waited)), (Code::Unauthenticated, "CALLER_REVOKED"));
+    let watched = within("the watch ends", watched.message()).await.expect_err("it was taken back");
+    assert_eq!((watched.code(), &*reason(&watched)), (Code::Unauthenticated, "CALLER_REVOKED"));
     let refused = work(&daemon, BOX, both).await.expect_err("nobody any more");
     assert_eq!((refused.code(), &*reason(&refused)), (Code::Unauthenticated, "CALLER_UNKNOWN"));
     enqueue(&admin, task("a")).await;

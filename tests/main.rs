@@ -30,4 +30,5 @@ mod telemetry;
 mod timers;
 mod tls;
 mod waiting;
+mod watching;
 mod wire;

@@ -7,6 +7,7 @@ use crate::durability::nothing_is_missing;
 use crate::postgres::Server;
 use crate::support::worker::{Stream, complete, fail, hello, lease, outcome};
 use crate::support::*;
+use crate::watching::{all_is_told, lives_at};
 use balancer::Balancer;
 use ledgerd_client::v1::{self, LeaseState, TaskState};
 use ledgerd_client::{CancellationToken, Client, Context, TaskError, Worker};
@@ -310,6 +311,25 @@ async fn a_wait_ends_when_the_task_ends_at_another_daemon() {
     worker.settle(vec![outcome(lease(&held), complete("done"))]).await;
     let ended = within("the wait ends", waits).await.expect("it runs").expect("it is answered").into_inner();
     assert_eq!(ended.task.map(|task| task.state()), Some(TaskState::Done));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_happens_at_any_daemon_is_told_at_every_one_in_order() {
+    let Some(daemons) = replicas(3) else { return };
+    let mut watch = daemons[2].client().await.watch(v1::WatchTasksRequest::default());
+    let first = within("the first message", watch.next()).await.expect("it begins");
+    let id = enqueue(&daemons[0].client().await, task("b")).await;
+    let enqueued = Instant::now();
+    let told = loop {
+        let message = within("a message", watch.next()).await.expect("it goes on");
+        if let [event] = &message.events[..] {
+            break event.clone();
+        }
+    };
+    assert_eq!((&told.task_id, told.agent.as_str()), (&id, "b"));
+    eprintln!("told at another daemon after {:?}", enqueued.elapsed());
+    let transitions = lives_at(&daemons, 2_000).await;
+    all_is_told(&daemons, first.resume_token, transitions).await;
 }
 
 #[tokio::test]

@@ -75,6 +75,10 @@ fn table() -> Vec<Row> {
             timeout: ms(1),
             ..Default::default()
         }),
+        row!(WatchTasks, SEE_TASKS, Agent, |a, t| WatchTasksRequest {
+            agent: a.into(),
+            ..Default::default()
+        }),
         row!(ExplainTask, SEE_TASKS, Task, |a, t| ExplainTaskRequest { task_id: t.into() }),
         row!(CancelTask, CHANGE, Task, |a, t| CancelTaskRequest { task_id: t.into(), ..Default::default() }),
         row!(UpdateTask, CHANGE, Task, |a, t| UpdateTaskRequest {

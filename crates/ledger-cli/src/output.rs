@@ -47,18 +47,34 @@ pub(crate) fn print_json(name: &str, message: &impl Message) -> Result<(), Failu
 /// A message in its JSON form: lowerCamelCase names, 64-bit numbers as strings, bytes in base64. Fields at their
 /// default are written too: `created: false` is an answer, and an empty list is one as well.
 pub(crate) fn json(name: &str, message: &impl Message) -> String {
+    let mut text = Vec::new();
+    let mut serializer = serde_json::Serializer::pretty(&mut text);
+    write_json(name, message, &mut serializer);
+    text.push(b'\n');
+    String::from_utf8(text).expect("JSON is UTF-8")
+}
+
+/// Prints a message of package `ledger.v1` as one of many, on a line of its own.
+pub(crate) fn print_json_line(name: &str, message: &impl Message) -> Result<(), Failure> {
+    let mut text = Vec::new();
+    write_json(name, message, &mut serde_json::Serializer::new(&mut text));
+    text.push(b'\n');
+    print(&String::from_utf8(text).expect("JSON is UTF-8"))
+}
+
+fn write_json<W: Write, F: serde_json::ser::Formatter>(
+    name: &str,
+    message: &impl Message,
+    serializer: &mut serde_json::Serializer<W, F>,
+) {
     let pool = DescriptorPool::decode(ledgerd_client::DESCRIPTOR).expect("the SDK's descriptors are valid");
     let descriptor =
         pool.get_message_by_name(&format!("ledger.v1.{name}")).expect("the message is of ledger.v1");
     let message = DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice())
         .expect("what prost encodes its own descriptor decodes");
-    let mut text = Vec::new();
-    let mut serializer = serde_json::Serializer::pretty(&mut text);
     message
-        .serialize_with_options(&mut serializer, &SerializeOptions::new().skip_default_fields(false))
+        .serialize_with_options(serializer, &SerializeOptions::new().skip_default_fields(false))
         .expect("a decoded message has a JSON form");
-    text.push(b'\n');
-    String::from_utf8(text).expect("JSON is UTF-8")
 }
 
 /// Rows under a heading, or `nothing` when there are none.

@@ -6,7 +6,7 @@ use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use ledgerd_client::limits::MAX_ANSWER_BYTES;
 use ledgerd_client::v1::{
     CancelTaskRequest, GetTaskHistoryRequest, GetTaskRequest, HistoryEvent, ListTasksRequest,
-    ListTasksResponse, Task, TaskState, UnblockTaskRequest, UpdateTaskRequest,
+    ListTasksResponse, Task, TaskEvent, TaskState, UnblockTaskRequest, UpdateTaskRequest, WatchTasksRequest,
 };
 
 use crate::actor::Actor;
@@ -15,8 +15,8 @@ use crate::enqueue::Enqueue;
 use crate::explain::Explain;
 use crate::failure::Failure;
 use crate::output::{
-    Facts, Format, Rows, cell, instant, moment, one_line, pairs, print, print_json, readable, state_cell,
-    task_state, with_reason,
+    Facts, Format, Rows, cell, instant, moment, one_line, pairs, print, print_json, print_json_line,
+    readable, state_cell, task_state, with_reason,
 };
 use crate::policy::{self, Span, parse_label};
 use crate::time::{Direction, When, now, to_wire};
@@ -37,6 +37,8 @@ pub enum TaskCommand {
     Explain(Explain),
     /// Wait until a task is done, failed or cancelled
     Wait(Wait),
+    /// Show what happens to tasks as it happens, until interrupted
+    Watch(Watch),
     /// Cancel a task
     Cancel(Cancel),
     /// Change priority or time of a waiting task
@@ -54,6 +56,7 @@ impl TaskCommand {
             Self::History(command) => command.run(global).await,
             Self::Explain(command) => command.run(global).await,
             Self::Wait(command) => wait::run(&command, global).await,
+            Self::Watch(command) => command.run(global).await,
             Self::Cancel(command) => command.run(global).await,
             Self::Update(command) => command.run(global).await,
             Self::Unblock(command) => command.run(global).await,
@@ -291,13 +294,18 @@ impl History {
     }
 }
 
+/// Failure, time and facts of an event.
+fn remarks(event: &HistoryEvent) -> String {
+    let mut note = Vec::new();
+    note.extend(event.error.as_ref().map(show_error));
+    note.extend(event.until.as_ref().map(|until| format!("until {}", instant(Some(until)))));
+    note.extend((!event.facts.is_empty()).then(|| pairs(&event.facts)));
+    note.join("; ")
+}
+
 fn history_rows(events: &[HistoryEvent]) -> Rows {
     let mut rows = Rows::new(["#", "TIME", "EVENT", "STATE", "ATTEMPT", "FENCE", "WORKER", "NOTE"]);
     for event in events {
-        let mut note = Vec::new();
-        note.extend(event.error.as_ref().map(show_error));
-        note.extend(event.until.as_ref().map(|until| format!("until {}", instant(Some(until)))));
-        note.extend((!event.facts.is_empty()).then(|| pairs(&event.facts)));
         rows.push([
             cell(event.version),
             cell(moment(event.time.as_ref())),
@@ -306,10 +314,80 @@ fn history_rows(events: &[HistoryEvent]) -> Rows {
             cell(event.attempt),
             cell(event.fence),
             cell(&event.worker_id),
-            cell(note.join("; ")),
+            cell(remarks(event)),
         ]);
     }
     rows
+}
+
+/// `task watch`.
+#[derive(Debug, Args)]
+pub struct Watch {
+    /// Only this task
+    id: Option<String>,
+    /// Only of this agent
+    #[arg(long)]
+    agent: Option<String>,
+    /// Only what leaves a task in this state; several may be given
+    #[arg(long, value_enum, ignore_case = true, value_delimiter = ',')]
+    state: Vec<State>,
+    /// Only of this type
+    #[arg(long = "type", value_name = "TYPE")]
+    task_type: Option<String>,
+    /// Only with this label; several must all be there
+    #[arg(long, value_name = "K=V", value_parser = parse_label)]
+    label: Vec<(String, String)>,
+    /// Begin behind a message of an earlier watch: its resumeToken
+    #[arg(long, value_name = "TOKEN", default_value = "", hide_default_value = true)]
+    resume: String,
+    /// End after this many events
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: Option<u64>,
+}
+
+impl Watch {
+    async fn run(self, global: &Global) -> Result<(), Failure> {
+        let request = WatchTasksRequest {
+            agent: self.agent.unwrap_or_default(),
+            states: self.state.into_iter().map(|state| TaskState::from(state).into()).collect(),
+            task_type: self.task_type.unwrap_or_default(),
+            labels: self.label.into_iter().collect(),
+            task_id: self.id.unwrap_or_default(),
+            resume_token: self.resume,
+        };
+        let mut watch = connect(global).await?.watch(request);
+        let mut left = self.limit;
+        while left != Some(0) {
+            let mut message = watch.next().await?;
+            if let Some(left) = &mut left {
+                message.events.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
+                *left -= message.events.len() as u64;
+            }
+            match global.output {
+                // The token is worth a line where nothing happened, too.
+                Format::Json => print_json_line("WatchTasksResponse", &message)?,
+                Format::Table => print(&message.events.iter().map(event_line).collect::<String>())?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An event on a line of its own: nobody knows how wide what comes later is.
+fn event_line(happened: &TaskEvent) -> String {
+    let event = happened.event.clone().unwrap_or_default();
+    let words = [
+        moment(event.time.as_ref()),
+        happened.task_id.clone(),
+        format!("{}/{}", happened.agent, happened.task_type),
+        event.event.clone(),
+        with_reason(task_state(event.to), &event.reason),
+        event.worker_id.clone(),
+        remarks(&event),
+    ];
+    let words: Vec<String> =
+        words.iter().filter(|word| !word.is_empty()).map(|word| one_line(word)).collect();
+    format!("{}\n", words.join("  "))
 }
 
 /// `task wait`.

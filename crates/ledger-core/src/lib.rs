@@ -20,6 +20,7 @@ pub mod store;
 pub mod task;
 pub mod time;
 mod transition;
+pub mod watch;
 
 pub use agent::Agent;
 pub use breakers::{Breakers, Guard};

@@ -16,6 +16,7 @@ use crate::spans::Sending;
 use crate::v1::admin_service_client::AdminServiceClient;
 use crate::v1::task_service_client::TaskServiceClient;
 use crate::v1::worker_service_client::WorkerServiceClient;
+use crate::watch::Watch;
 use crate::{clock, limits, retry, v1};
 
 /// Where a daemon listens when nothing else is said.
@@ -163,6 +164,12 @@ impl Client {
     /// The tasks that match `filter`, newest first, page by page. They come without payload and result.
     pub fn list(&self, filter: v1::ListTasksRequest) -> TaskPages {
         TaskPages::new(self.clone(), filter)
+    }
+
+    /// What happens to the tasks that match `filter`, as it happens: in order for each task, and each event once. With the
+    /// `resume_token` of an earlier message it begins behind that one.
+    pub fn watch(&self, filter: v1::WatchTasksRequest) -> Watch {
+        Watch::new(self.clone(), filter)
     }
 
     pub(crate) async fn enqueue_one(

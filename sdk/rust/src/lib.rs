@@ -52,6 +52,7 @@ mod handle;
 pub mod limits;
 mod retry;
 mod spans;
+mod watch;
 mod words;
 mod worker;
 
@@ -77,6 +78,7 @@ pub use error::{Error, Violation};
 pub use explain::{Explanation, Gate};
 pub use handle::{Cancel, ResultOf, TaskHandle, TaskPages, Update, Wait};
 pub use tokio_util::sync::CancellationToken;
+pub use watch::Watch;
 pub use words::UnknownWord;
 pub use worker::{Context, TaskError, Worker, WorkerBuilder};
 

@@ -5,6 +5,7 @@ use crate::event::Record;
 use crate::id::{AgentId, TaskId};
 use crate::task::{Reason, State, Task};
 use crate::time::Timestamp;
+use crate::watch::{Cut, End, Stretch};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
@@ -170,6 +171,18 @@ pub trait Reader: Send + Sync {
     /// # Errors
     /// That the store cannot be read.
     fn history(&self, id: TaskId) -> Fut<'_, Option<Vec<HistoryView>>>;
+
+    /// Where the history of all tasks ends.
+    ///
+    /// # Errors
+    /// That the store cannot be read.
+    fn end(&self) -> Fut<'_, End>;
+
+    /// What follows a cut that the history reaches, at most so many rows of each slot; none when tasks were removed whose rows did.
+    ///
+    /// # Errors
+    /// That the store cannot be read.
+    fn after<'a>(&'a self, cut: &'a Cut, limit: usize) -> Fut<'a, Option<Stretch>>;
 
     /// One dead letter.
     ///

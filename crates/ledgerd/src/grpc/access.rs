@@ -27,9 +27,12 @@ impl Method {
     pub(crate) const fn permission(self) -> Permission {
         match self {
             Self::EnqueueTask | Self::EnqueueTasks => Permission::Enqueue,
-            Self::GetTask | Self::ListTasks | Self::GetTaskHistory | Self::WaitTask | Self::ExplainTask => {
-                Permission::SeeTasks
-            }
+            Self::GetTask
+            | Self::ListTasks
+            | Self::GetTaskHistory
+            | Self::WaitTask
+            | Self::WatchTasks
+            | Self::ExplainTask => Permission::SeeTasks,
             Self::CancelTask | Self::UpdateTask | Self::UnblockTask => Permission::ChangeTasks,
             Self::Work | Self::SettleTasks => Permission::Work,
             Self::ListAgents

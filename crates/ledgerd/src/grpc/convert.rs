@@ -14,8 +14,9 @@ pub(super) use admin::{
 };
 pub(super) use breaker::{agent_event, breaker, breaker_named, forced, trip_time};
 pub(super) use check::{At, Check};
-pub(super) use page::Page;
+pub(super) use page::{Page, Place};
 pub(super) use task::{
-    enqueued, event, new_task, note, request_key, span, state, task, task_filter, task_id, time, update,
+    WatchFilter, enqueued, event, new_task, note, request_key, span, state, task, task_filter, task_id, time,
+    update, watch_filter,
 };
 pub(super) use worker::{FromWire, assignment, from_worker, hello, receipt, settlements, verdict, worker_id};

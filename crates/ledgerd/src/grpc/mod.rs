@@ -56,9 +56,12 @@ pub(crate) fn unary_methods() -> impl Iterator<Item = String> {
 
 /// Calls that are no unary calls, or wait on purpose: bounded by their own rules, not by the deadline of a call.
 pub(crate) const WORK: &str = "/ledger.v1.WorkerService/Work";
-/// What autoscalers hold open.
-pub(crate) const SCALER_STREAMS: [&str; 2] =
-    ["/externalscaler.ExternalScaler/StreamIsActive", "/externalscaler.ExternalScaler/StreamMetricSpec"];
+/// What stays open as long as its caller listens.
+pub(crate) const STREAMS: [&str; 3] = [
+    "/ledger.v1.TaskService/WatchTasks",
+    "/externalscaler.ExternalScaler/StreamIsActive",
+    "/externalscaler.ExternalScaler/StreamMetricSpec",
+];
 /// The long poll.
 pub(crate) const WAIT_TASK: &str = "/ledger.v1.TaskService/WaitTask";
 

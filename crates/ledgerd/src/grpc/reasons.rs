@@ -75,12 +75,15 @@ reasons! {
     HELLO_MISSING: DeadlineExceeded, NewStream, "A stream said nothing within 5 s.";
     MESSAGE_UNFINISHED: DeadlineExceeded, NewStream, "Half a message came, and for 30 s no more of it.";
     DEADLINE_EXCEEDED: DeadlineExceeded, SameRequestId, "No answer in the time of the call; it may have been recorded.";
+    RESUME_TOO_OLD: OutOfRange, No,
+        "A watch cannot go on from its token: tasks to which something happened since were removed, or the ledger was restored or moved. \
+         List the tasks, and watch from now on.";
     WORKER_SUPERSEDED: Aborted, No, "A newer process of this worker has taken over; this one ends.";
     SUPERSEDED: Aborted, NewStream, "The session is over, or a newer stream of the same process has taken over.";
     OVERTAKEN: Aborted, Yes, "Another daemon changed the same thing, again and again; nothing was written.";
     NO_ROOM: ResourceExhausted, Yes, "Messages of all callers on their way take all the room there is. RetryInfo says when to try again.";
     EXHAUSTED: ResourceExhausted, Yes,
-        "A queue is full: the daemon's, or the agent's of waiting tasks. RetryInfo says when to try again.";
+        "A queue is full: the daemon's, the agent's of waiting tasks, or the list of those who watch. RetryInfo says when to try again.";
     STORE_FULL: ResourceExhausted, Yes, "The disk of the ledger is full; nothing was written. RetryInfo says when to try again.";
     STREAM_STALLED: ResourceExhausted, NewStream, "Nothing was read from a stream for 30 s.";
     DRAINING: Unavailable, Yes, "The daemon is about to end; nothing was written. RetryInfo says when to try again.";

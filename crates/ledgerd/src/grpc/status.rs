@@ -87,6 +87,7 @@ fn speak(error: &LedgerError) -> Spoken {
             .resource("ledger.v1.Task", task),
         LedgerError::RequestConflict => Spoken::new(reasons::REQUEST_ID_REUSED),
         LedgerError::Exhausted { retry_after, .. } => Spoken::new(reasons::EXHAUSTED).after(*retry_after),
+        LedgerError::ResumeTooOld => Spoken::new(reasons::RESUME_TOO_OLD),
         LedgerError::WorkerIdInUse(worker) => {
             Spoken::new(reasons::WORKER_ID_IN_USE).fact("worker_id", worker)
         }
@@ -340,6 +341,7 @@ mod tests {
                 ResourceExhausted,
                 "EXHAUSTED",
             ),
+            (LedgerError::ResumeTooOld, OutOfRange, "RESUME_TOO_OLD"),
             (LedgerError::WorkerIdInUse("w".into()), FailedPrecondition, "WORKER_ID_IN_USE"),
             (LedgerError::WorkerSuperseded("w".into()), Aborted, "WORKER_SUPERSEDED"),
             (LedgerError::SessionEnded, Aborted, "SUPERSEDED"),

@@ -1,6 +1,7 @@
 //! TaskService: what producers call.
 
 mod explain;
+mod watch;
 
 use super::access::Access;
 use super::convert::{self, At, Check, Page};
@@ -320,6 +321,19 @@ impl TaskService for Tasks {
                 waited.map(Response::new).map_err(|error| status(&error))
             }
         }
+    }
+
+    type WatchTasksStream = watch::Answers;
+
+    async fn watch_tasks(
+        &self,
+        request: Request<wire::WatchTasksRequest>,
+    ) -> Result<Response<watch::Answers>, Status> {
+        let access = Access::of(request.extensions())?;
+        watch::watch(&self.handle, access, self.drain.clone(), request.into_inner())
+            .await
+            .map(Response::new)
+            .map_err(|error| status(&error))
     }
 
     async fn update_task(

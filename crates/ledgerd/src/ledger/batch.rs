@@ -533,7 +533,7 @@ pub(super) fn speak(
     shared: &super::handle::Shared,
     assignments: Vec<(SessionId, ToWorker)>,
     took: Duration,
-    _proof: &Committed,
+    proof: &Committed,
 ) {
     let traced = shared.observer.as_ref().is_some_and(|observer| observer.traces);
     let origins = if traced { origins(&assignments) } else { Vec::new() };
@@ -563,6 +563,7 @@ pub(super) fn speak(
         memory.outboxes.remove(&session);
     }
     // After those who wait for an answer.
+    shared.feed.durable(proof.seq());
     if let Some(observer) = &shared.observer {
         observer.tell(Told { seen: said.observed, origins, took });
     }

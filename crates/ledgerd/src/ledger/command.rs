@@ -48,6 +48,9 @@ pub enum LedgerError {
         /// When to try again.
         retry_after: Duration,
     },
+    /// A watch was to go on from a place behind which tasks were removed, or which is not of this ledger.
+    #[error("not all that happened since then is stored any more; list the tasks, and watch from now on")]
+    ResumeTooOld,
     /// A worker of that name is connected and alive.
     #[error("worker id {0:?} is in use by a process that is alive; use another id, or stop that process")]
     WorkerIdInUse(Arc<str>),

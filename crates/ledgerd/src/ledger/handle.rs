@@ -10,6 +10,7 @@ use super::observed::Observer;
 use super::pulse::{Beat, Pulse};
 use super::replicas::Heard;
 use super::retention::Retention;
+use super::watch::Feed;
 use crate::clock::Clock;
 use crate::room::{Held, Taken};
 use crate::store::Wake;
@@ -63,6 +64,8 @@ pub(super) struct Shared {
     pub(super) removed: AtomicU64,
     /// Signs of life of the loop.
     pub(super) pulse: Pulse,
+    /// What happened last, for those who watch.
+    pub(super) feed: Feed,
 }
 
 impl Shared {

@@ -25,6 +25,7 @@ mod retention;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod watch;
 mod work;
 
 pub use handle::Handle;
@@ -52,6 +53,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+pub(crate) use watch::Watch;
 
 /// Commands that may wait. One batch takes 3,000 operations, so a few batches' worth: beyond that waiting is only delay,
 /// and the caller is told so.
@@ -119,6 +121,7 @@ pub async fn start(
         retention: OnceLock::new(),
         removed: AtomicU64::new(0),
         pulse: Pulse::default(),
+        feed: watch::Feed::default(),
     });
     let (calls, call_lane) = mpsc::channel(CALLS);
     let (frames, frame_lane) = mpsc::channel(FRAMES);

@@ -6,7 +6,7 @@
 use super::conduct::Conduct;
 use super::tls::Peer;
 use crate::grpc::status::Refused;
-use crate::grpc::{SCALER_STREAMS, TimeLeft, WAIT_TASK, WORK};
+use crate::grpc::{STREAMS, TimeLeft, WAIT_TASK, WORK};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
@@ -135,7 +135,7 @@ fn longest(path: &str) -> Option<Duration> {
     match path {
         WAIT_TASK => Some(LONG_CALL),
         WORK | "/grpc.health.v1.Health/Watch" => None,
-        path if path.starts_with("/grpc.reflection.") || SCALER_STREAMS.contains(&path) => None,
+        path if path.starts_with("/grpc.reflection.") || STREAMS.contains(&path) => None,
         _ => Some(CALL),
     }
 }

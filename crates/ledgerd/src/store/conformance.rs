@@ -9,8 +9,9 @@ use ledger_core::fold::Folded;
 use ledger_core::store::{
     AgentRow, Ask, BreakerRow, BudgetRow, Changes, Pause, RequestRow, SessionRow, Want,
 };
+use ledger_core::watch::{Cut, Happening, Placed};
 use ledger_core::{
-    AgentId, AgentOverrides, Class, Event, Outcome, Overrides, Reason, SessionId, State, Task, TaskId,
+    AgentId, AgentOverrides, Class, Event, Outcome, Overrides, Reason, Record, SessionId, State, Task, TaskId,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,6 +67,7 @@ promises! {
     rows_beside_the_tasks_read_back
     what_is_removed_is_gone_with_all_that_belongs_to_it
     folding_the_history_gives_the_state
+    the_history_is_read_on_from_any_place
 }
 
 /// Hands the open batch over, with so many new tasks that it takes a while to be written.
@@ -603,4 +605,68 @@ async fn folding_the_history_gives_the_state(mut rig: Rig) {
         assert_eq!((folded.free_releases, folded.blocks), (task.free_releases, task.blocks));
         assert_eq!((folded.redrives, folded.discarded), (task.redrives, task.discarded));
     }
+}
+
+/// All that follows a cut, read so many rows at a time; none when some of it was removed.
+async fn follows(rig: &Rig, cut: &Cut, limit: usize) -> Option<(Vec<Placed<Happening>>, Cut)> {
+    let reader = rig.reader().expect("it is asked where there is one");
+    let (mut rows, mut cut) = (Vec::new(), cut.clone());
+    loop {
+        let stretch = reader.after(&cut, limit).await.expect("it is read")?;
+        assert_eq!(stretch.from, cut);
+        rows.extend(stretch.rows);
+        cut = stretch.to;
+        if !stretch.more {
+            return Some((rows, cut));
+        }
+    }
+}
+
+async fn the_history_is_read_on_from_any_place(mut rig: Rig) {
+    if rig.reader().is_none() {
+        return;
+    }
+    let labels = vec![("run".to_owned(), "7".to_owned())];
+    let gone = rig.enqueue(New { labels: labels.clone(), ..New::of("a") }).await;
+    let failed = rig.enqueue(New::of("b")).await;
+    rig.complete(gone).await;
+    rig.commit().await;
+    let then = rig.reader().expect("a reader").end().await.expect("it is read");
+    let fence = rig.run(failed).await;
+    rig.end(failed, fence, failure(Class::Permanent)).await;
+    rig.commit().await;
+
+    let (rows, end) = follows(&rig, &Cut::default(), 100).await.expect("all is there");
+    let told: Vec<_> = rows.iter().map(|row| row.what.record.clone()).collect();
+    let of = |id| told.iter().filter(move |record: &&Record| record.task == id).cloned().collect::<Vec<_>>();
+    for id in [gone, failed] {
+        assert_eq!(of(id), rig.history(id).await);
+    }
+    assert_eq!(told.len(), of(gone).len() + of(failed).len());
+    assert!(
+        rows.iter().all(|row| (row.task, row.version) == (row.what.record.task, row.what.record.version))
+    );
+    let first = rows.iter().find(|row| row.task == gone).expect("it is there");
+    assert_eq!((first.what.agent, &*first.what.task_type, &first.what.labels), (AGENT, "a", &labels));
+    assert_eq!(rig.reader().expect("a reader").end().await.expect("it is read").cut, end);
+    for limit in 1..4 {
+        assert_eq!(follows(&rig, &Cut::default(), limit).await, Some((rows.clone(), end.clone())), "{limit}");
+    }
+    let later = |row: &&Placed<Happening>| row.seq > then.cut.of(row.slot);
+    let later: Vec<_> = rows.iter().filter(later).cloned().collect();
+    assert!((1..rows.len()).contains(&later.len()));
+    assert_eq!(follows(&rig, &then.cut, 100).await, Some((later.clone(), end.clone())));
+    assert_eq!(follows(&rig, &end, 100).await, Some((Vec::new(), end.clone())), "nothing follows the end");
+
+    assert!(rig.get(gone).await.is_some());
+    rig.write(Changes { removed: vec![gone], ..Changes::default() }).await;
+    rig.commit().await;
+    let rig = rig.reopen().await;
+    let newest = rows.iter().rfind(|row| row.task == gone).expect("it is there");
+    let mut before = Cut::default();
+    before.pass(newest.slot, newest.seq - 1);
+    assert_eq!(follows(&rig, &before, 100).await, None, "its last row is missing");
+    let removed = rig.reader().expect("a reader").end().await.expect("it is read").removed;
+    assert_eq!(removed.slots().filter(|(_, seq)| *seq > 0).collect::<Vec<_>>(), [(newest.slot, newest.seq)]);
+    assert_eq!(follows(&rig, &then.cut, 100).await, Some((later, end)), "nothing that follows is");
 }

@@ -9,6 +9,7 @@ use ledger_core::store::{
     AgentEvent, AgentEventKind, AgentRow, BreakerRow, BudgetRow, DeadLetter, Notes, ProgressNote, SessionRow,
     StoreError,
 };
+use ledger_core::watch::{Happening, Placed};
 use ledger_core::{
     AgentId, EventKind, Holder, Lease, Overrides, Reason, Record, Sample, SessionId, Spec, State, Stop,
     StopCause, Task, TaskError, TaskId, Timestamp,
@@ -31,6 +32,13 @@ macro_rules! record_columns {
     () => {
         "h.task_id, h.version, h.kind, h.from_state, h.to_state, h.reason, h.at, h.fence, h.attempt, h.worker, \
          h.until, h.digest, h.error, h.facts"
+    };
+}
+/// The columns that [`Columns::placed`] reads after slot and number, of `task_history AS h` and, where it is stored,
+/// `task_specs AS s`.
+macro_rules! placed_columns {
+    () => {
+        concat!($crate::store::rows::record_columns!(), ", s.agent, s.task_type, s.labels")
     };
 }
 /// The columns that [`Columns::data`] reads, of `task_specs AS s`, without the payload.
@@ -61,7 +69,8 @@ macro_rules! dead_letter_columns {
     };
 }
 pub(super) use {
-    data_columns, dead_letter_columns, event_columns, note_columns, record_columns, task_columns,
+    data_columns, dead_letter_columns, event_columns, note_columns, placed_columns, record_columns,
+    task_columns,
 };
 
 /// Texts that many rows share, kept once. A scan of a million tasks meets few types and workers.
@@ -313,6 +322,16 @@ impl<'r, R: Cells> Columns<'r, R> {
             error: self.error()?,
             facts: self.maybe_text()?.map(text::facts_of).transpose()?.unwrap_or_default(),
         })
+    }
+
+    pub(super) fn placed(&mut self, shared: &mut Shared) -> Result<Placed<Option<Happening>>, StoreError> {
+        let (slot, seq, record) = (self.narrow()?, self.number()?, self.record()?);
+        let (task, version) = (record.task, record.version);
+        let Some(agent) = self.maybe()? else { return Ok(Placed { slot, seq, task, version, what: None }) };
+        let agent = u32::try_from(agent).map(AgentId).map_err(|_| self.wrong(&agent))?;
+        let task_type = shared.text(self.text()?);
+        let labels = self.maybe_text()?.map(text::labels_of).transpose()?.unwrap_or_default();
+        Ok(Placed { slot, seq, task, version, what: Some(Happening { record, agent, task_type, labels }) })
     }
 
     pub(super) fn data(&mut self, payload: Bytes) -> Result<TaskData, StoreError> {

@@ -445,6 +445,58 @@ pub struct WaitTaskResponse {
     #[prost(message, optional, tag = "1")]
     pub task: ::core::option::Option<Task>,
 }
+/// WatchTasksRequest filters what happens. Absent fields do not filter.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WatchTasksRequest {
+    /// Only to tasks of this agent.
+    #[prost(string, tag = "1")]
+    pub agent: ::prost::alloc::string::String,
+    /// Only what leaves a task in one of these states.
+    #[prost(enumeration = "TaskState", repeated, tag = "2")]
+    pub states: ::prost::alloc::vec::Vec<i32>,
+    /// Only to tasks of this type.
+    #[prost(string, tag = "3")]
+    pub task_type: ::prost::alloc::string::String,
+    /// Only to tasks with all of these labels.
+    #[prost(btree_map = "string, string", tag = "4")]
+    pub labels: ::prost::alloc::collections::BTreeMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
+    /// Only to this task.
+    #[prost(string, tag = "5")]
+    pub task_id: ::prost::alloc::string::String,
+    /// From a message of an earlier watch of the same ledger, whatever its filter was: begin behind that message, at any daemon.
+    /// Empty: begin with what happens from now on. OUT_OF_RANGE when some of it was removed since.
+    #[prost(string, tag = "6")]
+    pub resume_token: ::prost::alloc::string::String,
+}
+/// WatchTasksResponse is what happened since the message before.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WatchTasksResponse {
+    /// In order; those of one task in the order in which they happened. None: nothing did that fits.
+    #[prost(message, repeated, tag = "1")]
+    pub events: ::prost::alloc::vec::Vec<TaskEvent>,
+    /// To go on behind this message later.
+    #[prost(string, tag = "2")]
+    pub resume_token: ::prost::alloc::string::String,
+}
+/// TaskEvent is something that happened to a task.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TaskEvent {
+    /// Its id.
+    #[prost(string, tag = "1")]
+    pub task_id: ::prost::alloc::string::String,
+    /// The agent that it has now.
+    #[prost(string, tag = "2")]
+    pub agent: ::prost::alloc::string::String,
+    /// Its type.
+    #[prost(string, tag = "3")]
+    pub task_type: ::prost::alloc::string::String,
+    /// What happened.
+    #[prost(message, optional, tag = "4")]
+    pub event: ::core::option::Option<HistoryEvent>,
+}
 /// CancelTaskRequest asks for the end of a task.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CancelTaskRequest {
@@ -1129,6 +1181,32 @@ pub mod task_service_client {
             req.extensions_mut()
                 .insert(GrpcMethod::new("ledger.v1.TaskService", "WaitTask"));
             self.inner.unary(req, path, codec).await
+        }
+        /// WatchTasks sends what happens to tasks once it is durable, of each task in the order in which it happened. It goes on until the
+        /// caller ends it or the daemon does. A first message comes at once and has no events; one comes at least every 15 s.
+        pub async fn watch_tasks(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchTasksRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::WatchTasksResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ledger.v1.TaskService/WatchTasks",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ledger.v1.TaskService", "WatchTasks"));
+            self.inner.server_streaming(req, path, codec).await
         }
         /// CancelTask cancels a waiting task at once and asks the worker of a running one to stop.
         pub async fn cancel_task(

@@ -1,11 +1,13 @@
-//! Pages of lists: how many, and where to go on.
+//! Pages of lists: how many, and where to go on; and where a watch does.
 //!
 //! A token is hexadecimal: version, digest of the filter, where to go on, checksum. It is no secret, but one that was
-//! made up, garbled, or given for another filter is refused rather than answered with the wrong rows.
+//! made up, garbled, or given for another filter is refused rather than answered with the wrong rows. That of a watch has a digest
+//! of the ledger instead, for it goes on with any filter.
 
 use super::check::{At, Check};
 use super::digest::Digest;
 use crate::ledger::command::LedgerError;
+use ledger_core::watch::{Cut, End};
 use prost::Message;
 use std::fmt::Write as _;
 
@@ -13,6 +15,11 @@ const VERSION: u8 = 1;
 /// Version and digest before the cursor, checksum after it.
 const HEAD: usize = 9;
 const TAIL: usize = 4;
+/// Longer than any name, so that nobody makes us read megabytes.
+const PAGE_TOKEN: usize = 1_024;
+/// A place among rows has ten bytes for each slot, and slots are used again.
+const RESUME_TOKEN: usize = 64 << 10;
+const SLOT_BYTES: usize = 10;
 
 /// A page that was asked for.
 #[derive(Debug)]
@@ -41,7 +48,10 @@ impl Page {
             }
         };
         let filter = Digest::of("filter").part(list.as_bytes()).part(&filter.encode_to_vec()).finish();
-        let cursor = if token.is_empty() { Some(Vec::new()) } else { open(token, filter) };
+        let cursor = match token {
+            "" => Some(Vec::new()),
+            token => open(token, PAGE_TOKEN).filter(|(of, _)| *of == filter).map(|(_, cursor)| cursor),
+        };
         if cursor.is_none() {
             check.refuse(
                 At::Root,
@@ -83,20 +93,74 @@ impl Page {
     }
 
     fn seal(&self, cursor: &[u8]) -> String {
-        let mut bytes = vec![VERSION];
-        bytes.extend(self.filter.to_be_bytes());
-        bytes.extend(cursor);
-        bytes.extend(checksum(&bytes));
-        bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+        seal(self.filter, cursor)
     }
 }
 
-fn open(token: &str, filter: u64) -> Option<Vec<u8>> {
-    // Longer than any name, so that nobody makes us read megabytes.
-    if token.len() > 1_024 || !token.len().is_multiple_of(2) {
+/// A place in the history of a ledger, as one that watches is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::grpc) struct Place {
+    /// Digest of the ledger's seed.
+    ledger: u64,
+    pub(in crate::grpc) cut: Cut,
+}
+
+impl Place {
+    /// Where the history ends.
+    pub(in crate::grpc) fn at(end: &End) -> Self {
+        let ledger = Digest::of("ledger").part(&end.seed.to_be_bytes()).finish();
+        Self { ledger, cut: end.cut.clone() }
+    }
+
+    /// Reads the token of an earlier watch; none where there is none.
+    pub(in crate::grpc) fn read(check: &mut Check, token: &str) -> Option<Self> {
+        if token.is_empty() {
+            return None;
+        }
+        let place = open(token, RESUME_TOKEN).and_then(|(ledger, cursor)| {
+            let (slots, []) = cursor.as_chunks::<SLOT_BYTES>() else { return None };
+            let cut = slots
+                .iter()
+                .map(|&[a, b, ref seq @ ..]| (u16::from_be_bytes([a, b]), u64::from_be_bytes(*seq)));
+            Some(Self { ledger, cut: cut.collect() })
+        });
+        if place.is_none() {
+            check.refuse(At::Root, "resume_token", "send the token of a message of WatchTasks, unchanged");
+        }
+        place
+    }
+
+    /// Whether it lies in the history that has this end, and all that follows it is still there.
+    pub(in crate::grpc) fn is_within(&self, end: &End) -> bool {
+        self.ledger == Self::at(end).ledger && end.cut.reaches(&self.cut) && self.cut.reaches(&end.removed)
+    }
+
+    /// The token to go on behind it.
+    pub(in crate::grpc) fn token(&self) -> String {
+        let slots = self.cut.slots();
+        let mut cursor = Vec::with_capacity(SLOT_BYTES * slots.len());
+        for (slot, seq) in slots {
+            cursor.extend(slot.to_be_bytes());
+            cursor.extend(seq.to_be_bytes());
+        }
+        seal(self.ledger, &cursor)
+    }
+}
+
+fn seal(digest: u64, cursor: &[u8]) -> String {
+    let mut bytes = vec![VERSION];
+    bytes.extend(digest.to_be_bytes());
+    bytes.extend(cursor);
+    bytes.extend(checksum(&bytes));
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Digest and cursor of a token.
+fn open(token: &str, longest: usize) -> Option<(u64, Vec<u8>)> {
+    if token.len() > longest || !token.len().is_multiple_of(2) {
         return None;
     }
     let digit = |byte: u8| match byte {
@@ -108,11 +172,9 @@ fn open(token: &str, filter: u64) -> Option<Vec<u8>> {
     let bytes: Vec<u8> =
         pairs.map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect::<Option<_>>()?;
     let (rest, sum) = bytes.split_at_checked(bytes.len().checked_sub(TAIL)?)?;
-    let good = rest.len() > HEAD
-        && checksum(rest) == *sum
-        && rest[0] == VERSION
-        && rest[1..HEAD] == filter.to_be_bytes();
-    good.then(|| rest[HEAD..].to_vec())
+    let (&[version, ref digest @ ..], cursor) = rest.split_first_chunk::<HEAD>()?;
+    let good = !cursor.is_empty() && checksum(rest) == *sum && version == VERSION;
+    good.then(|| (u64::from_be_bytes(*digest), cursor.to_vec()))
 }
 
 fn checksum(bytes: &[u8]) -> [u8; TAIL] {
@@ -160,12 +222,41 @@ mod tests {
     }
 
     #[test]
+    fn a_place_is_what_its_token_says_and_nothing_else_is_one() {
+        let end = |seed, slots: &[(u16, u64)], removed: &[(u16, u64)]| {
+            let cut = |slots: &[(u16, u64)]| slots.iter().copied().collect();
+            End { seed, cut: cut(slots), removed: cut(removed) }
+        };
+        let read = |token: &str| {
+            let mut check = Check::default();
+            let place = Place::read(&mut check, token);
+            check.done(place)
+        };
+        let here = [(0, 3), (9, u64::MAX)];
+        let place = Place::at(&end(7, &here, &[]));
+        let token = place.token();
+        assert_eq!(read(&token).expect("a token"), Some(place.clone()));
+        assert_eq!(read("").expect("no token"), None);
+        assert!(place.is_within(&end(7, &[(0, 3), (2, 1), (9, u64::MAX)], &here)));
+        assert!(!place.is_within(&end(8, &here, &[])), "another ledger");
+        assert!(
+            !place.is_within(&end(7, &[(0, 2), (9, u64::MAX)], &[])),
+            "a ledger that has not come so far"
+        );
+        assert!(!place.is_within(&end(7, &[(0, 4), (9, u64::MAX)], &[(0, 4)])), "what follows was removed");
+        let page = page("", "f").expect("a page").token_before(Some(7));
+        for bad in ["00", "x", &token[2..], &token[..token.len() - 2], &token.replace('9', "8"), &page] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn a_list_in_memory_is_cut_without_gaps() {
         let all = || vec!["c", "a", "b"];
         let first = Page { limit: 2, filter: 1, cursor: None };
         let (items, token) = first.cut(all(), |name| name);
         assert_eq!(items, ["a", "b"]);
-        let second = Page { limit: 2, filter: 1, cursor: open(&token, 1) };
+        let second = Page { limit: 2, filter: 1, cursor: open(&token, PAGE_TOKEN).map(|(_, cursor)| cursor) };
         assert_eq!(second.cut(all(), |name| name), (vec!["c"], String::new()));
     }
 }

@@ -8,6 +8,7 @@ use ledger_core::limits::{
     KEY_BYTES, NOTE_BYTES, PAYLOAD_BYTES, RUN_AT_AHEAD, TASK_TYPE_BYTES, TRACEPARENT_BYTES, TRACESTATE_BYTES,
 };
 use ledger_core::store::{HistoryView, TaskData, TaskFilter, TaskView};
+use ledger_core::watch::Happening;
 use ledger_core::{Class, Overrides, Reason, Settings, State, StopCause, TaskError, TaskId, Timestamp};
 use prost::Message;
 use retry_core::Jitter;
@@ -161,18 +162,7 @@ pub(in crate::grpc) fn task_id(text: &str) -> Result<TaskId, LedgerError> {
 
 /// Which tasks to list, but for the agent, whose number the ledger knows.
 pub(in crate::grpc) fn task_filter(check: &mut Check, request: wire::ListTasksRequest) -> TaskFilter {
-    let mut states = Vec::new();
-    let mut any = false;
-    for number in request.states {
-        match u8::try_from(number).ok().filter(|code| *code > 0).map(State::from_code) {
-            Some(Some(state)) => states.push(state),
-            _ if number == 0 => any = true,
-            _ => check.refuse(At::Root, "states", "send a number that the enum has"),
-        }
-    }
-    if any {
-        states.clear();
-    }
+    let states = states(check, request.states);
     if !request.agent.is_empty() {
         check.agent(At::Root, "agent", &request.agent);
     }
@@ -192,6 +182,53 @@ pub(in crate::grpc) fn task_filter(check: &mut Check, request: wire::ListTasksRe
         labels: check.labels(At::Root, request.labels.into_iter()),
         created_after: check.time(At::Root, "created_after", request.created_after),
         created_before: check.time(At::Root, "created_before", request.created_before),
+    }
+}
+
+/// What states a filter names; none for any.
+fn states(check: &mut Check, numbers: Vec<i32>) -> Vec<State> {
+    let mut states = Vec::new();
+    let mut any = false;
+    for number in numbers {
+        match u8::try_from(number).ok().filter(|code| *code > 0).map(State::from_code) {
+            Some(Some(state)) => states.push(state),
+            _ if number == 0 => any = true,
+            _ => check.refuse(At::Root, "states", "send a number that the enum has"),
+        }
+    }
+    if any { Vec::new() } else { states }
+}
+
+/// What a watch is about; the agent is looked at by its name.
+#[derive(Debug, Default)]
+pub(in crate::grpc) struct WatchFilter {
+    pub(in crate::grpc) task: Option<TaskId>,
+    states: Vec<State>,
+    task_type: Option<String>,
+    labels: Vec<(String, String)>,
+}
+
+impl WatchFilter {
+    /// Whether it fits, as far as it says of itself.
+    pub(in crate::grpc) fn fits(&self, what: &Happening) -> bool {
+        self.task.is_none_or(|task| task == what.record.task)
+            && (self.states.is_empty() || self.states.contains(&what.record.to))
+            && self.task_type.as_ref().is_none_or(|name| **name == *what.task_type)
+            && self.labels.iter().all(|label| what.labels.contains(label))
+    }
+}
+
+pub(in crate::grpc) fn watch_filter(check: &mut Check, request: wire::WatchTasksRequest) -> WatchFilter {
+    if !request.agent.is_empty() {
+        check.agent(At::Root, "agent", &request.agent);
+    }
+    check.plain(At::Root, "task_type", &request.task_type, 0..=TASK_TYPE_BYTES);
+    let task = (!request.task_id.is_empty()).then(|| check.task(At::Root, "task_id", &request.task_id));
+    WatchFilter {
+        task,
+        states: states(check, request.states),
+        task_type: Some(request.task_type).filter(|name| !name.is_empty()),
+        labels: check.labels(At::Root, request.labels.into_iter()),
     }
 }
 

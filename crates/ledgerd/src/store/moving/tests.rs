@@ -514,7 +514,7 @@ async fn an_export_is_of_one_moment_while_a_store_is_written() {
 }
 
 /// What each store has beside the columns that are moved: what is derived, and how `meta` is kept.
-const OF_SQLITE: [&str; 18] = [
+const OF_SQLITE: [&str; 19] = [
     "agent_blocks.agent",
     "agent_blocks.block",
     "counts.agent",
@@ -527,6 +527,7 @@ const OF_SQLITE: [&str; 18] = [
     "meta.last_seq",
     "meta.last_session",
     "meta.last_task",
+    "meta.removed_seq",
     "meta.seed",
     "requests.hash",
     "requests.seq",
@@ -534,7 +535,7 @@ const OF_SQLITE: [&str; 18] = [
     "tasks.history",
     "tasks.result",
 ];
-const OF_POSTGRES: [&str; 40] = [
+const OF_POSTGRES: [&str; 42] = [
     "agents.changed",
     "agents.revision",
     "breakers.changed",
@@ -565,6 +566,8 @@ const OF_POSTGRES: [&str; 40] = [
     "ready.task_id",
     "ready.task_type",
     "ready.urgency",
+    "removed_history.seq",
+    "removed_history.slot",
     "sessions.replaces",
     "sessions.shown",
     "slots.beat_at",

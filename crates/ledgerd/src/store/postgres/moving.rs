@@ -42,6 +42,9 @@ const META: &str = "UPDATE meta SET seed = $1, created_at = $2 WHERE id = 1";
 /// Nobody has it; the first daemon that comes takes it, and all that is in it.
 const SLOT: &str =
     "INSERT INTO slots (slot, name, beat_at, last_seq, last_session) VALUES (0, '', 0, $1, $2)";
+/// Rows were numbered anew: nobody goes on from a place in another ledger.
+const BEGINS: &str =
+    "INSERT INTO removed_history (slot, seq) SELECT slot, last_seq FROM slots WHERE last_seq > 0";
 /// What daemons leave that did nothing; a budget that was begun then fills with time alone.
 const NO_DAEMONS: &str = "DELETE FROM slots; DELETE FROM mail; DELETE FROM budgets";
 /// Who would take a slot waits, and finds the ledger when all is there.
@@ -220,6 +223,7 @@ async fn fill_meta(conn: &mut PgConnection, row: &[Value]) -> sqlx::Result<()> {
     };
     sqlx::query(META).bind(seed).bind(created_at).execute(&mut *conn).await?;
     sqlx::query(SLOT).bind(last_seq).bind(last_session).execute(&mut *conn).await?;
+    sqlx::query(BEGINS).execute(&mut *conn).await?;
     // Undone with the transaction, other than setval.
     let restart = AssertSqlSafe(format!("ALTER SEQUENCE task_blocks RESTART WITH {blocks}"));
     sqlx::raw_sql(restart).execute(&mut *conn).await.map(drop)

@@ -14,8 +14,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-const MIGRATIONS: [(i64, &str, &str); 1] =
-    [(1, "ledger", include_str!("../../../migrations/postgres/0001_ledger.sql"))];
+const MIGRATIONS: [(i64, &str, &str); 2] = [
+    (1, "ledger", include_str!("../../../migrations/postgres/0001_ledger.sql")),
+    (2, "watch", include_str!("../../../migrations/postgres/0002_watch.sql")),
+];
 
 /// Settings of each session. A statement that takes longer is ended by the server, and its batch with it.
 const SESSION: [(&str, &str); 8] = [

@@ -208,6 +208,13 @@ const PURGE_REQUESTS: &str = "DELETE FROM requests WHERE id IN ( \
 const GONE_WORKERS: &str = "DELETE FROM sessions WHERE worker = ANY($1) AND open = 0";
 const OLD_EVENTS: &str = "DELETE FROM agent_events WHERE seq IN ( \
     SELECT seq FROM (SELECT seq, at FROM agent_events ORDER BY seq LIMIT $1) AS oldest WHERE at < $2)";
+/// Before their rows go. In the order of slots, as another daemon that is at it.
+const REMOVED: &str = "INSERT INTO removed_history AS r (slot, seq) \
+    SELECT h.slot, max(h.seq) FROM tasks AS t JOIN task_specs AS s ON s.id = t.id \
+    CROSS JOIN LATERAL (SELECT * FROM history AS newest WHERE newest.task_id = t.id AND newest.version = t.version \
+        AND newest.at BETWEEN s.created_at AND t.updated_at) AS h \
+    WHERE t.id = ANY($1) GROUP BY h.slot ORDER BY h.slot \
+    ON CONFLICT (slot) DO UPDATE SET seq = excluded.seq WHERE r.seq < excluded.seq";
 /// Those that are as they were judged; names them.
 const REMOVE_TASKS: &str = "DELETE FROM tasks AS t USING unnest($1::bigint[], $2::bigint[]) AS judged (id, version) \
     WHERE t.id = judged.id AND t.version = judged.version RETURNING t.id";
@@ -241,6 +248,7 @@ pub(super) fn statements() -> Vec<&'static str> {
         &LIVE_BLOCKS,
     ];
     let fixed = [
+        REMOVED,
         REMOVE_TASKS,
         LEAVE_READY,
         FREE_KEYS,
@@ -470,6 +478,7 @@ async fn write_rest(conn: &mut PgConnection, staged: &Staged, slot: i64) -> Resu
     .await?;
     if !staged.removed.is_empty() {
         let ids = numbers(staged.removed.iter().map(|(id, _)| id));
+        listed(conn, REMOVED, ids.clone()).await?;
         let query = sqlx::query(REMOVE_TASKS)
             .bind(ids.clone())
             .bind(staged.removed.iter().map(|(_, version)| version.cast_signed()).collect::<Vec<_>>());

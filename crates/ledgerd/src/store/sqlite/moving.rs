@@ -24,8 +24,9 @@ const COMING: &str = "ledger.db.import";
 /// The newest row of each task's history, and the row before another: a look each, a fifth of what a recursive statement costs.
 const NEWEST_ROWS: &str = "SELECT history FROM tasks WHERE history > 0 ORDER BY id";
 const ROW_BEFORE: &str = "SELECT prev FROM task_history WHERE seq = ?";
-const META: &str =
-    "UPDATE meta SET seed = ?, created_at = ?, last_task = ?, last_seq = ?, last_session = ? WHERE id = 1";
+/// Rows were numbered anew: nobody goes on from a place in another ledger.
+const META: &str = "UPDATE meta SET seed = ?1, created_at = ?2, last_task = ?3, last_seq = ?4, removed_seq = ?4, \
+    last_session = ?5 WHERE id = 1";
 const SMALL: &str = "UPDATE tasks SET result = ?2 WHERE id = ?1 AND state = ?3";
 const NEWEST: &str = "UPDATE tasks SET history = ? WHERE id = ?";
 /// What is derived. Below 5 are the states that have not ended.

@@ -9,7 +9,8 @@ use super::write::ids;
 use crate::store::fresh::Fresh;
 use crate::store::page::next;
 use crate::store::rows::{
-    Shared, data_columns, dead_letter_columns, event_columns, note_columns, record_columns, task_columns,
+    Shared, data_columns, dead_letter_columns, event_columns, note_columns, placed_columns, record_columns,
+    task_columns,
 };
 use crate::store::text;
 use bytes::Bytes;
@@ -18,6 +19,7 @@ use ledger_core::store::{
     AgentEvent, DeadLetter, DeadLetterFilter, Fut, HistoryView, Leaving, LetterGroup, LetterGroups, Notes,
     Page, Reader, Sizes, StoreError, TaskData, TaskFilter, TaskView,
 };
+use ledger_core::watch::{Cut, End, Stretch, in_order};
 use ledger_core::{AgentId, State, TaskId, Timestamp};
 use sqlx::pool::PoolConnection;
 use sqlx::query::Query;
@@ -87,6 +89,13 @@ const HISTORY: &str = concat!(
     record_columns!(),
     " FROM chain CROSS JOIN task_history AS h ON h.seq = chain.seq ORDER BY h.seq"
 );
+const END: &str = "SELECT seed, last_seq, removed_seq FROM meta WHERE id = 1";
+const AFTER: &str = concat!(
+    "SELECT 0, h.seq, ",
+    placed_columns!(),
+    " FROM task_history AS h LEFT JOIN task_specs AS s ON s.id = h.task_id WHERE h.seq > ? ORDER BY h.seq LIMIT ?"
+);
+const REMOVED: &str = "SELECT removed_seq FROM meta WHERE id = 1";
 const DEAD_LETTERS: &str = concat!(
     "SELECT ",
     dead_letter_columns!(),
@@ -161,7 +170,7 @@ const QUICK_CHECK: &str = "PRAGMA quick_check(1)";
 
 /// Every statement here, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 19] = [
+pub(super) const STATEMENTS: [&str; 22] = [
     EXPIRED,
     NEWEST,
     NEWEST_OF_AGENT,
@@ -171,6 +180,9 @@ pub(super) const STATEMENTS: [&str; 19] = [
     NEWEST_FAILED_OF_AGENT,
     VIEWS,
     HISTORY,
+    END,
+    AFTER,
+    REMOVED,
     DEAD_LETTERS,
     DATA,
     NOTES,
@@ -366,6 +378,33 @@ impl Reader for SqliteReader {
                 .collect();
             // A task has at least the row of its enqueue.
             Ok(Some(views?).filter(|views| !views.is_empty()))
+        })
+    }
+
+    fn end(&self) -> Fut<'_, End> {
+        Box::pin(async move {
+            let row = sqlx::query(END).fetch_one(&self.pool).await.map_err(|error| failed(&error))?;
+            let mut row = Columns::of(&row);
+            let seed = row.bits()?;
+            let mut cut = || Ok::<Cut, StoreError>([(0, row.number()?)].into_iter().collect());
+            Ok(End { seed, cut: cut()?, removed: cut()? })
+        })
+    }
+
+    fn after<'a>(&'a self, cut: &'a Cut, limit: usize) -> Fut<'a, Option<Stretch>> {
+        Box::pin(async move {
+            let from = cut.of(0);
+            let query = sqlx::query(AFTER).bind(from.cast_signed()).bind(limit as i64);
+            let rows = query.fetch_all(&self.pool).await.map_err(|error| failed(&error))?;
+            // After them: what was removed before they were read is known of.
+            let removed = sqlx::query(REMOVED).fetch_one(&self.pool).await.map_err(|error| failed(&error))?;
+            if Columns::of(&removed).number()? > from {
+                return Ok(None);
+            }
+            let mut shared = Shared::default();
+            let lane: Result<Vec<_>, StoreError> =
+                rows.iter().map(|row| Columns::of(row).placed(&mut shared)).collect();
+            Ok(Some(Stretch::of(cut, in_order(vec![lane?], []), rows.len() == limit)))
         })
     }
 

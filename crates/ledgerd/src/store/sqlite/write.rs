@@ -68,6 +68,9 @@ const PRUNE_SALVAGE: &str = "DELETE FROM salvage \
 const PURGE_REQUESTS: &str = "DELETE FROM requests WHERE seq IN ( \
     SELECT seq FROM (SELECT seq, at FROM requests ORDER BY seq LIMIT ?) WHERE at < ?)";
 
+/// Before their rows go.
+const REMOVED: &str = "UPDATE meta SET removed_seq = max(removed_seq, COALESCE( \
+    (SELECT max(t.history) FROM json_each(?) AS gone CROSS JOIN tasks AS t ON t.id = gone.value), 0))";
 /// Along the chain from the newest row of each.
 const REMOVE_HISTORY: &str = "DELETE FROM task_history WHERE seq IN ( \
     WITH RECURSIVE chain (seq) AS ( \
@@ -91,7 +94,8 @@ const OLD_EVENTS: &str = "DELETE FROM agent_events WHERE seq IN ( \
 
 /// Every statement that is no insert, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 20] = [
+pub(super) const STATEMENTS: [&str; 21] = [
+    REMOVED,
     REMOVE_HISTORY,
     REMOVE[0],
     REMOVE[1],
@@ -316,7 +320,7 @@ impl Writer {
         }
         if !staged.removed.is_empty() {
             let removed = ids(staged.removed.iter());
-            for statement in std::iter::once(REMOVE_HISTORY).chain(REMOVE) {
+            for statement in [REMOVED, REMOVE_HISTORY].into_iter().chain(REMOVE) {
                 listed(statement, removed.clone())?;
             }
         }
