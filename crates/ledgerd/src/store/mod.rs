@@ -27,6 +27,9 @@ pub use wake::Wake;
 
 pub(crate) use text::settings_text;
 
+/// Bytes of a result that fits into its task's row: the row is to stay narrow.
+const SMALL_RESULT: usize = 256;
+
 /// Proof that a batch is durable: replies are made from it. Only a store's commit can make one.
 #[derive(Debug)]
 pub struct Committed {

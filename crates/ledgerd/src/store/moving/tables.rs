@@ -193,14 +193,16 @@ pub(in crate::store) static TABLES: [Table; 15] = [
         postgres: "task_notes ORDER BY task_id",
         of_postgres: &[],
     },
-    // SQLite has small ones in the rows of their tasks.
+    // Small ones are in the rows of their tasks.
     Table {
         name: "results",
         columns: &[("task_id", Int), ("result", Bytes)],
         sqlite: "(SELECT t.id AS task_id, COALESCE(t.result, r.result) AS result \
             FROM tasks AS t LEFT JOIN results AS r ON r.task_id = t.id) \
             WHERE result IS NOT NULL ORDER BY task_id",
-        postgres: "results ORDER BY task_id",
+        postgres: "(SELECT t.id AS task_id, COALESCE(t.result, r.result) AS result \
+            FROM tasks AS t LEFT JOIN results AS r ON r.task_id = t.id) AS kept \
+            WHERE result IS NOT NULL ORDER BY task_id",
         of_postgres: &[],
     },
     Table {

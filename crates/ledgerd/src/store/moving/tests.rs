@@ -535,7 +535,7 @@ const OF_SQLITE: [&str; 19] = [
     "tasks.history",
     "tasks.result",
 ];
-const OF_POSTGRES: [&str; 42] = [
+const OF_POSTGRES: [&str; 43] = [
     "agents.changed",
     "agents.revision",
     "breakers.changed",
@@ -578,6 +578,7 @@ const OF_POSTGRES: [&str; 42] = [
     "slots.owner",
     "slots.slot",
     "task_history.slot",
+    "tasks.result",
 ];
 
 /// Columns of a store that no table of a file has.

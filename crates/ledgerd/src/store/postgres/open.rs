@@ -14,9 +14,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-const MIGRATIONS: [(i64, &str, &str); 2] = [
+const MIGRATIONS: [(i64, &str, &str); 3] = [
     (1, "ledger", include_str!("../../../migrations/postgres/0001_ledger.sql")),
     (2, "watch", include_str!("../../../migrations/postgres/0002_watch.sql")),
+    (3, "rows", include_str!("../../../migrations/postgres/0003_rows.sql")),
 ];
 
 /// Settings of each session. A statement that takes longer is ended by the server, and its batch with it.

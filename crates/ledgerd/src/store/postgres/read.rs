@@ -54,7 +54,7 @@ const VIEWS: &str = concat!(
     task_columns!(),
     ", a.name, CASE WHEN $2 THEN s.payload END, ",
     data_columns!(),
-    ", octet_length(s.payload), octet_length(r.result), CASE WHEN $2 THEN r.result END, ",
+    ", octet_length(s.payload), octet_length(COALESCE(t.result, r.result)), CASE WHEN $2 THEN COALESCE(t.result, r.result) END, ",
     note_columns!(),
     " FROM tasks AS t \
      JOIN task_specs AS s ON s.id = t.id \

@@ -22,12 +22,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 static NEW_AGENTS: Table = Table::new(
+    "new_agents",
     "INSERT INTO agents",
     &[("id", Int), ("name", Text), ("settings", Text), ("created_at", Int), ("pause", Text)],
     "",
 );
 /// Only those that are as they were read or written last; names them.
 static AGENTS: Table = Table::new(
+    "changed_agents",
     "UPDATE agents AS a SET settings = new.settings, pause = new.pause, revision = a.revision + 1, \
      changed = pg_current_xact_id()",
     &[("id", Int), ("name", Text), ("settings", Text), ("created_at", Int), ("pause", Text), ("known", Int)],
@@ -44,10 +46,11 @@ macro_rules! breaker_row {
         ]
     };
 }
-static NEW_BREAKERS: Table = Table::new("INSERT INTO breakers", breaker_row!(), "");
+static NEW_BREAKERS: Table = Table::new("new_breakers", "INSERT INTO breakers", breaker_row!(), "");
 /// Only those whose epoch is as it was known. Where a permit was given or the breaker moved (`exact`), nothing else may have
 /// changed either; what closed ones count meanwhile may overwrite what another daemon counted at the same moment.
 static BREAKERS: Table = Table::new(
+    "changed_breakers",
     "UPDATE breakers AS b SET version = new.version, state = new.state, epoch = new.epoch, run = new.run, \
      successes = new.successes, reopens = new.reopens, since_ns = new.since_ns, until_ns = new.until_ns, \
      cause = new.cause, ramp_until_ns = new.ramp_until_ns, probes = new.probes, \"window\" = new.\"window\", \
@@ -58,6 +61,7 @@ static BREAKERS: Table = Table::new(
         AND (b.revision = new.known OR new.exact = 0) RETURNING b.agent, b.task_type, b.revision, b.epoch",
 );
 static BUDGETS: Table = Table::new(
+    "new_budgets",
     "INSERT INTO budgets",
     &[("agent", Int), ("millitokens", Int), ("updated_at", Int), ("slot", Int)],
     "ON CONFLICT (agent, slot) DO UPDATE SET millitokens = excluded.millitokens, updated_at = excluded.updated_at",
@@ -74,6 +78,7 @@ const SESSION_ROW: &[(&str, Kind)] = &[
 ];
 /// Only where it takes the place of the one that was read; names them.
 static NEW_SESSIONS: Table = Table::new(
+    "new_sessions",
     "INSERT INTO sessions AS s",
     SESSION_ROW,
     "ON CONFLICT (worker) DO UPDATE SET incarnation = excluded.incarnation, session = excluded.session, \
@@ -83,6 +88,7 @@ static NEW_SESSIONS: Table = Table::new(
 );
 /// Of a worker that went to another daemon nothing is written: it is that one's now.
 static SESSIONS: Table = Table::new(
+    "new_sessions",
     "UPDATE sessions AS s SET beat_at = new.beat_at, open = new.open, shown = new.shown",
     SESSION_ROW,
     "WHERE s.worker = new.worker AND s.session = new.session",

@@ -1,17 +1,23 @@
-//! Tables as a batch writes them: one statement, whatever the number of rows, whose columns travel as arrays.
+//! Tables as a batch writes them: one statement, whatever the number of rows, which travel as one array of a composite type.
 //!
-//! Invariant: every statement has a fixed text, so its plan is made once.
+//! An array for each column would be the plain way, and costs twice as much: the server keeps each of them apart, row by row,
+//! until it has put them together. Invariants: every statement has a fixed text, so its plan is made once; a type of a migration
+//! has the columns that are here, in their order (a test compares them).
 
 use super::failed;
 use crate::store::bind::{Cell, Sink};
 use ledger_core::store::StoreError;
-use sqlx::Postgres;
-use sqlx::postgres::{PgArguments, PgConnection, PgRow};
+use sqlx::encode::{Encode, IsNull};
+use sqlx::error::BoxDynError;
+use sqlx::postgres::{
+    PgArgumentBuffer, PgArguments, PgBindIterExt as _, PgConnection, PgRow, PgTypeInfo, Postgres,
+};
 use sqlx::query::Query;
+use sqlx::types::Type;
 use std::sync::OnceLock;
 
 /// What a column's values travel as.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Int,
     Real,
@@ -22,108 +28,153 @@ pub(super) enum Kind {
 use Kind::{Bytes, Int, Real, Text};
 
 impl Kind {
-    const fn array(self) -> &'static str {
+    /// The number of its type, which is the same in every database (`pg_type.dat` of PostgreSQL).
+    const fn number(self) -> u32 {
         match self {
-            Int => "bigint[]",
-            Real => "float8[]",
-            Text => "text[]",
-            Bytes => "bytea[]",
+            Int => 20,
+            Real => 701,
+            Text => 25,
+            Bytes => 17,
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Int => "bigint",
+            Real => "double precision",
+            Text => "text",
+            Bytes => "bytea",
         }
     }
 }
 
 /// How rows of one shape are written.
 pub(super) struct Table {
+    /// The type of a row.
+    pub(super) row: &'static str,
     /// Before the rows, which are called `new` and have the columns' names.
     head: &'static str,
-    columns: &'static [(&'static str, Kind)],
+    pub(super) columns: &'static [(&'static str, Kind)],
     tail: &'static str,
     text: OnceLock<String>,
 }
 
 impl Table {
     pub(super) const fn new(
+        row: &'static str,
         head: &'static str,
         columns: &'static [(&'static str, Kind)],
         tail: &'static str,
     ) -> Self {
-        Self { head, columns, tail, text: OnceLock::new() }
+        Self { row, head, columns, tail, text: OnceLock::new() }
     }
 
     /// Its statement.
     pub(super) fn text(&'static self) -> &'static str {
         self.text.get_or_init(|| {
-            let names: Vec<_> = self.columns.iter().map(|(name, _)| format!("\"{name}\"")).collect();
-            let arrays: Vec<_> = self
-                .columns
-                .iter()
-                .enumerate()
-                .map(|(at, (_, kind))| format!("${}::{}", at + 1, kind.array()))
-                .collect();
-            let (names, arrays) = (names.join(", "), arrays.join(", "));
-            let rows = format!("unnest({arrays}) AS new ({names})");
-            match self.head.strip_prefix("INSERT INTO ") {
-                Some(_) => format!("{} ({names}) SELECT {names} FROM {rows} {}", self.head, self.tail),
-                None => format!("{} FROM {rows} {}", self.head, self.tail),
+            let rows = format!("unnest($1::{}[]) AS new", self.row);
+            if !self.head.starts_with("INSERT INTO ") {
+                return format!("{} FROM {rows} {}", self.head, self.tail);
             }
+            let names: Vec<_> = self.columns.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+            let names = names.join(", ");
+            format!("{} ({names}) SELECT {names} FROM {rows} {}", self.head, self.tail)
         })
     }
 }
 
-/// Rows on their way, a column at a time.
+/// Rows on their way, in the binary form of a composite: the number of fields, and of each its type, its length and itself.
 pub(super) struct Rows {
-    columns: Vec<Column>,
+    table: &'static Table,
+    bytes: Vec<u8>,
+    /// Where each row ends.
+    ends: Vec<usize>,
+    /// The column that is next.
     at: usize,
 }
 
-enum Column {
-    Int(Vec<Option<i64>>),
-    Real(Vec<Option<f64>>),
-    Text(Vec<Option<String>>),
-    Bytes(Vec<Option<Vec<u8>>>),
-}
-
 impl Rows {
-    pub(super) fn of(table: &Table) -> Self {
-        let column = |(_, kind): &(&str, Kind)| match kind {
-            Int => Column::Int(Vec::new()),
-            Real => Column::Real(Vec::new()),
-            Text => Column::Text(Vec::new()),
-            Bytes => Column::Bytes(Vec::new()),
-        };
-        Self { columns: table.columns.iter().map(column).collect(), at: 0 }
+    pub(super) const fn of(table: &'static Table) -> Self {
+        Self { table, bytes: Vec::new(), ends: Vec::new(), at: 0 }
     }
 
-    pub(super) fn bind(
-        self,
-        mut query: Query<'_, Postgres, PgArguments>,
-    ) -> Query<'_, Postgres, PgArguments> {
-        for column in self.columns {
-            query = match column {
-                Column::Int(values) => query.bind(values),
-                Column::Real(values) => query.bind(values),
-                Column::Text(values) => query.bind(values),
-                Column::Bytes(values) => query.bind(values),
-            };
-        }
-        query
+    /// Its statement with them.
+    pub(super) fn query(self) -> Query<'static, Postgres, PgArguments> {
+        sqlx::query(self.table.text()).bind(self)
+    }
+
+    fn field(&mut self, value: Option<&[u8]>) {
+        let length = value.map_or(-1, |value| i32::try_from(value.len()).unwrap_or(i32::MAX));
+        self.bytes.extend_from_slice(&length.to_be_bytes());
+        self.bytes.extend_from_slice(value.unwrap_or_default());
     }
 }
 
 impl Sink for Rows {
     fn add<'v>(&mut self, value: impl Into<Cell<'v>>) {
-        let at = self.at;
-        self.at = (at + 1) % self.columns.len();
-        match (&mut self.columns[at], value.into()) {
-            (Column::Int(values), Cell::Int(value)) => values.push(Some(value)),
-            (Column::Real(values), Cell::Real(value)) => values.push(Some(value)),
-            (Column::Text(values), Cell::Text(value)) => values.push(Some(value.into_owned())),
-            (Column::Bytes(values), Cell::Bytes(value)) => values.push(Some(value.to_vec())),
-            (Column::Int(values), _) => values.push(None),
-            (Column::Real(values), _) => values.push(None),
-            (Column::Text(values), _) => values.push(None),
-            (Column::Bytes(values), _) => values.push(None),
+        let columns = self.table.columns;
+        if self.at == 0 {
+            let fields = u32::try_from(columns.len()).unwrap_or(u32::MAX);
+            self.bytes.extend_from_slice(&fields.to_be_bytes());
         }
+        let kind = columns[self.at].1;
+        self.bytes.extend_from_slice(&kind.number().to_be_bytes());
+        match (kind, value.into()) {
+            (Int, Cell::Int(value)) => self.field(Some(&value.to_be_bytes())),
+            (Real, Cell::Real(value)) => self.field(Some(&value.to_be_bytes())),
+            (Text, Cell::Text(value)) => self.field(Some(value.as_bytes())),
+            (Bytes, Cell::Bytes(value)) => self.field(Some(value)),
+            _ => self.field(None),
+        }
+        self.at += 1;
+        if self.at == columns.len() {
+            self.at = 0;
+            self.ends.push(self.bytes.len());
+        }
+    }
+}
+
+impl Type<Postgres> for Rows {
+    fn type_info() -> PgTypeInfo {
+        // Each says of itself what it is.
+        PgTypeInfo::with_name("record[]")
+    }
+}
+
+impl Encode<'_, Postgres> for Rows {
+    fn encode_by_ref(&self, buf: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        let row =
+            |(start, end): (usize, &usize)| Row { of: self.table.row, fields: &self.bytes[start..*end] };
+        starts.zip(&self.ends).map(row).bind_iter().encode(buf)
+    }
+
+    fn produces(&self) -> Option<PgTypeInfo> {
+        Some(PgTypeInfo::array_of(self.table.row))
+    }
+}
+
+/// One of them.
+struct Row<'r> {
+    of: &'static str,
+    fields: &'r [u8],
+}
+
+impl Type<Postgres> for Row<'_> {
+    fn type_info() -> PgTypeInfo {
+        PgTypeInfo::with_name("record")
+    }
+}
+
+impl Encode<'_, Postgres> for Row<'_> {
+    fn encode_by_ref(&self, buf: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        buf.extend_from_slice(self.fields);
+        Ok(IsNull::No)
+    }
+
+    fn produces(&self) -> Option<PgTypeInfo> {
+        Some(PgTypeInfo::with_name(self.of))
     }
 }
 
@@ -133,30 +184,25 @@ pub(super) fn rows<T>(
     table: &'static Table,
     rows: impl IntoIterator<Item = T>,
     mut bind: impl FnMut(&mut Rows, T),
-) -> Option<(&'static Table, Rows)> {
+) -> Option<Rows> {
     let mut rows = rows.into_iter().peekable();
     rows.peek()?;
-    let mut columns = Rows::of(table);
-    rows.for_each(|row| bind(&mut columns, row));
-    Some((table, columns))
+    let mut written = Rows::of(table);
+    rows.for_each(|row| bind(&mut written, row));
+    Some(written)
 }
 
 /// Writes them with one statement.
-pub(super) async fn put(
-    conn: &mut PgConnection,
-    rows: Option<(&'static Table, Rows)>,
-) -> Result<(), StoreError> {
-    let Some((table, columns)) = rows else { return Ok(()) };
-    let query = columns.bind(sqlx::query(table.text()));
-    query.execute(conn).await.map(drop).map_err(|error| failed(&error))
+pub(super) async fn put(conn: &mut PgConnection, rows: Option<Rows>) -> Result<(), StoreError> {
+    let Some(rows) = rows else { return Ok(()) };
+    rows.query().execute(conn).await.map(drop).map_err(|error| failed(&error))
 }
 
 /// As [`put`]; what the statement returns.
 pub(super) async fn put_and_read(
     conn: &mut PgConnection,
-    rows: Option<(&'static Table, Rows)>,
+    rows: Option<Rows>,
 ) -> Result<Vec<PgRow>, StoreError> {
-    let Some((table, columns)) = rows else { return Ok(Vec::new()) };
-    let query = columns.bind(sqlx::query(table.text()));
-    query.fetch_all(conn).await.map_err(|error| failed(&error))
+    let Some(rows) = rows else { return Ok(Vec::new()) };
+    rows.query().fetch_all(conn).await.map_err(|error| failed(&error))
 }

@@ -7,6 +7,7 @@ use super::{
     ConnectError, PgStore, flight, hints, history as days, news, open, options, read, recover, slots, write,
 };
 use crate::store::rig::{AGENT, Kind, New, Rig, database, everything};
+use bytes::Bytes;
 use ledger_core::store::{Ask, BreakerRow, Changed, Changes, Store, StoreError, Want};
 use ledger_core::{Event, State, TaskId};
 use sqlx::postgres::PgConnection;
@@ -79,6 +80,41 @@ async fn every_statement_can_be_prepared() {
         conn.prepare(AssertSqlSafe(text).into_sql_str())
             .await
             .unwrap_or_else(|error| panic!("{error}: {text:.300}"));
+    }
+}
+
+/// A column that is added to a statement needs a new type of its rows, by a migration: daemons of before still use the old one.
+#[tokio::test]
+async fn types_of_rows_have_the_columns_of_their_statements() {
+    let Some(rig) = Rig::postgres().await else { return };
+    let mut conn = raw(&url_of(&rig)).await;
+    let columns = "SELECT a.attname::text, format_type(a.atttypid, NULL) FROM pg_attribute AS a \
+        WHERE a.attrelid = (SELECT typrelid FROM pg_type WHERE oid = to_regtype($1)) ORDER BY a.attnum";
+    for table in write::tables() {
+        let found = sqlx::query(columns).bind(table.row).fetch_all(&mut conn).await.expect("the query runs");
+        let found: Vec<(String, String)> = found.iter().map(|row| (row.get(0), row.get(1))).collect();
+        let here = table.columns.iter().map(|(name, kind)| ((*name).to_owned(), kind.name().to_owned()));
+        assert_eq!(found, here.collect::<Vec<_>>(), "{}", table.row);
+    }
+}
+
+#[tokio::test]
+async fn a_small_result_is_in_the_row_of_its_task_and_a_large_one_is_not() {
+    let Some(mut rig) = Rig::postgres().await else { return };
+    let url = url_of(&rig);
+    let [small, large] = [rig.enqueue(New::of("a")).await, rig.enqueue(New::of("a")).await];
+    rig.commit().await;
+    rig.complete(small).await;
+    rig.complete(large).await;
+    let long = Bytes::from(vec![7; 257]);
+    rig.write(Changes { results: vec![(large, long.clone())], ..Changes::default() }).await;
+    rig.commit().await;
+    assert_eq!(number(&url, "SELECT count(*) FROM tasks WHERE result IS NOT NULL").await, 1);
+    assert_eq!(number(&url, "SELECT sum(task_id)::bigint FROM results").await, large.0.cast_signed());
+    let reader = rig.reader().expect("a reader");
+    for (id, result) in [(small, Bytes::from(format!("result of {small}"))), (large, long)] {
+        let view = reader.task(id, true).await.expect("it reads").expect("it is there");
+        assert_eq!((view.result_bytes, view.result), (result.len() as u64, Some(result)));
     }
 }
 

@@ -6,13 +6,15 @@
 
 use super::shared::{self, Basis, Met, Written};
 use super::staged::{Image, Staged};
-use super::table::Kind::{Bytes, Int, Real, Text};
+use super::table::Kind::{self, Int, Real, Text};
 use super::table::{Rows, Table, put, rows};
 use super::{Meta, failed};
+use crate::store::SMALL_RESULT;
 use crate::store::bind::{self, Cell, Sink};
+use bytes::Bytes;
 use ledger_core::limits::{FORGOTTEN_AT_ONCE, REQUEST_MEMORY, SALVAGED};
 use ledger_core::store::{KeyHolder, StoreError};
-use ledger_core::{AgentId, Task, TaskId, Timestamp};
+use ledger_core::{AgentId, State, Task, TaskId, Timestamp};
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
@@ -27,19 +29,20 @@ macro_rules! task_row {
             ("sample_probe", Int), ("sample_told", Int), ("retry_count", Int), ("losses", Int), ("preemptions", Int),
             ("redrives", Int), ("probe_failures", Int), ("tokens", Int), ("previous_delay", Int), ("stop_cause", Int),
             ("stop_until", Int), ("discarded", Int), ("loss_weight", Int), ("lost_at", Int), ("free_releases", Int),
-            ("blocks", Int), $($more),*
+            ("blocks", Int), ("result", Kind::Bytes), $($more),*
         ]
     };
 }
 
 static SPECS: Table = Table::new(
+    "new_task_specs",
     "INSERT INTO task_specs",
     &[
         ("id", Int),
         ("agent", Int),
         ("task_type", Text),
         ("created_at", Int),
-        ("payload", Bytes),
+        ("payload", Kind::Bytes),
         ("labels", Text),
         ("policy", Text),
         ("traceparent", Text),
@@ -51,9 +54,10 @@ static SPECS: Table = Table::new(
     ],
     "",
 );
-static NEW_TASKS: Table = Table::new("INSERT INTO tasks", task_row!(), "");
+static NEW_TASKS: Table = Table::new("new_tasks", "INSERT INTO tasks", task_row!(), "");
 /// Only those that are as they were read; names them.
 static TASKS: Table = Table::new(
+    "changed_tasks",
     "UPDATE tasks AS t SET state = new.state, reason = new.reason, priority = new.priority, run_at = new.run_at, \
      calendar = new.calendar, deadline = new.deadline, queued_at = new.queued_at, updated_at = new.updated_at, \
      version = new.version, fence = new.fence, delivery = new.delivery, attempt = new.attempt, \
@@ -63,11 +67,13 @@ static TASKS: Table = Table::new(
      retry_count = new.retry_count, losses = new.losses, preemptions = new.preemptions, redrives = new.redrives, \
      probe_failures = new.probe_failures, tokens = new.tokens, previous_delay = new.previous_delay, \
      stop_cause = new.stop_cause, stop_until = new.stop_until, discarded = new.discarded, \
-     loss_weight = new.loss_weight, lost_at = new.lost_at, free_releases = new.free_releases, blocks = new.blocks",
+     loss_weight = new.loss_weight, lost_at = new.lost_at, free_releases = new.free_releases, blocks = new.blocks, \
+     result = COALESCE(new.result, t.result)",
     task_row!(("expected", Int), ("held", Int)),
     "WHERE t.id = new.id AND t.version = new.expected AND t.session IS NOT DISTINCT FROM new.held RETURNING t.id",
 );
 static HISTORY: Table = Table::new(
+    "new_task_history",
     "INSERT INTO task_history",
     &[
         ("slot", Int),
@@ -90,6 +96,7 @@ static HISTORY: Table = Table::new(
     "",
 );
 static READY: Table = Table::new(
+    "new_ready",
     "INSERT INTO ready",
     &[
         ("agent", Int),
@@ -103,21 +110,24 @@ static READY: Table = Table::new(
     "",
 );
 static RESULTS: Table = Table::new(
+    "new_results",
     "INSERT INTO results",
-    &[("task_id", Int), ("result", Bytes)],
+    &[("task_id", Int), ("result", Kind::Bytes)],
     "ON CONFLICT (task_id) DO UPDATE SET result = excluded.result",
 );
 static SALVAGE: Table = Table::new(
+    "new_salvage",
     "INSERT INTO salvage",
-    &[("task_id", Int), ("fence", Int), ("result", Bytes)],
+    &[("task_id", Int), ("fence", Int), ("result", Kind::Bytes)],
     "ON CONFLICT (task_id, fence) DO UPDATE SET result = excluded.result",
 );
 static NOTES: Table = Table::new(
+    "new_task_notes",
     "INSERT INTO task_notes AS n",
     &[
         ("task_id", Int),
         ("error", Text),
-        ("checkpoint", Bytes),
+        ("checkpoint", Kind::Bytes),
         ("progress_fraction", Real),
         ("progress_note", Text),
         ("progress_at", Int),
@@ -134,6 +144,7 @@ static NOTES: Table = Table::new(
         answer = COALESCE(excluded.answer, n.answer)",
 );
 static LETTERS: Table = Table::new(
+    "new_dead_letters",
     "INSERT INTO dead_letter_queue",
     &[
         ("task_id", Int),
@@ -154,13 +165,19 @@ static LETTERS: Table = Table::new(
         discarded_at = excluded.discarded_at, discard_reason = excluded.discard_reason",
 );
 static KEYS: Table = Table::new(
+    "new_idempotency_keys",
     "INSERT INTO idempotency_keys",
     &[("agent", Int), ("key", Text), ("task_id", Int), ("digest", Int)],
     "",
 );
-static REQUESTS: Table =
-    Table::new("INSERT INTO requests", &[("id", Text), ("digest", Int), ("answer", Bytes), ("at", Int)], "");
+static REQUESTS: Table = Table::new(
+    "new_requests",
+    "INSERT INTO requests",
+    &[("id", Text), ("digest", Int), ("answer", Kind::Bytes), ("at", Int)],
+    "",
+);
 static EVENTS: Table = Table::new(
+    "new_agent_events",
     "INSERT INTO agent_events",
     &[
         ("agent", Int),
@@ -178,11 +195,13 @@ static EVENTS: Table = Table::new(
     "",
 );
 static COUNTS: Table = Table::new(
+    "new_counts",
     "INSERT INTO counts AS c",
     &[("slot", Int), ("agent", Int), ("state", Int), ("n", Int)],
     "ON CONFLICT (slot, agent, state) DO UPDATE SET n = c.n + excluded.n",
 );
 static LIVE_BLOCKS: Table = Table::new(
+    "new_live_blocks",
     "INSERT INTO live_blocks AS b",
     &[("block", Int), ("slot", Int), ("n", Int)],
     "ON CONFLICT (block, slot) DO UPDATE SET n = b.n + excluded.n",
@@ -228,10 +247,10 @@ const REMOVE: [&str; 6] = [
     "DELETE FROM task_specs WHERE id = ANY($1)",
 ];
 
-/// Every statement here, for a test to prepare.
+/// How all that a batch has is written.
 #[cfg(test)]
-pub(super) fn statements() -> Vec<&'static str> {
-    let tables = [
+pub(super) fn tables() -> impl Iterator<Item = &'static Table> {
+    let here = [
         &SPECS,
         &NEW_TASKS,
         &TASKS,
@@ -247,6 +266,12 @@ pub(super) fn statements() -> Vec<&'static str> {
         &COUNTS,
         &LIVE_BLOCKS,
     ];
+    here.into_iter().chain(shared::TABLES)
+}
+
+/// Every statement here, for a test to prepare.
+#[cfg(test)]
+pub(super) fn statements() -> Vec<&'static str> {
     let fixed = [
         REMOVED,
         REMOVE_TASKS,
@@ -262,8 +287,7 @@ pub(super) fn statements() -> Vec<&'static str> {
         GONE_WORKERS,
         OLD_EVENTS,
     ];
-    let tables = tables.into_iter().chain(shared::TABLES);
-    tables.map(Table::text).chain(fixed).chain(REMOVE).collect()
+    tables().map(Table::text).chain(fixed).chain(REMOVE).collect()
 }
 
 async fn listed(conn: &mut PgConnection, text: &'static str, list: Vec<i64>) -> Result<(), StoreError> {
@@ -277,10 +301,16 @@ fn numbers<'a>(ids: impl IntoIterator<Item = &'a TaskId>) -> Vec<i64> {
     ids.into_iter().map(|id| id.0.cast_signed()).collect()
 }
 
-fn image(row: &mut Rows, task: &Task) {
+fn image(row: &mut Rows, task: &Task, staged: &Staged) {
     bind::task(row, task);
     bind::held(row, task);
     bind::rare(&mut Sparse(row), task);
+    row.add(staged.results.get(&task.id).filter(|result| stays_with(task, result)).map(|result| &result[..]));
+}
+
+/// Whether a result is kept in the row of its task: small, and of one that is DONE, for that row is not written again.
+fn stays_with(task: &Task, result: &Bytes) -> bool {
+    task.state == State::Done && result.len() <= SMALL_RESULT
 }
 
 /// A NULL takes no room, a 0 does.
@@ -342,11 +372,11 @@ async fn write_tasks(
     .await?;
     let (new, known): (Vec<&Image>, Vec<&Image>) =
         staged.in_order().into_iter().partition(|image| image.expected == 0);
-    put(conn, rows(&NEW_TASKS, &new, |row, new| image(row, &new.task))).await?;
+    put(conn, rows(&NEW_TASKS, &new, |row, new| image(row, &new.task, staged))).await?;
     // Before the rows of tasks: another daemon holds these while it decides a claim, and takes those at its end.
     let waited = known.iter().filter(|image| image.may_have_waited);
     listed(conn, LEAVE_READY, waited.map(|image| image.task.id.0.cast_signed()).collect()).await?;
-    write_known(conn, &known).await?;
+    write_known(conn, &known, staged).await?;
     let keyed = staged.data.iter().filter(|(id, data)| !data.key.is_empty() && !staged.freed.contains(id));
     put(
         conn,
@@ -381,7 +411,11 @@ async fn write_tasks(
         }),
     )
     .await?;
-    put(conn, rows(&RESULTS, &staged.results, |row, (id, result)| bind::result(row, *id, result))).await?;
+    let apart = |(id, result): &(&TaskId, &Bytes)| {
+        staged.tasks.get(id).is_none_or(|image| !stays_with(&image.task, result))
+    };
+    let apart = staged.results.iter().filter(apart);
+    put(conn, rows(&RESULTS, apart, |row, (id, result)| bind::result(row, *id, result))).await?;
     let live = staged.blocks.iter().filter(|(_, n)| **n != 0);
     put(
         conn,
@@ -401,18 +435,17 @@ async fn write_tasks(
 }
 
 /// Rows of tasks that were read; all of them, or it names one that somebody else changed.
-async fn write_known(conn: &mut PgConnection, known: &[&Image]) -> Result<(), StoreError> {
+async fn write_known(conn: &mut PgConnection, known: &[&Image], staged: &Staged) -> Result<(), StoreError> {
     if known.is_empty() {
         return Ok(());
     }
     let mut columns = Rows::of(&TASKS);
     for known in known {
-        image(&mut columns, &known.task);
+        image(&mut columns, &known.task, staged);
         columns.add(known.expected.cast_signed());
         columns.add(known.held.map(|held| held.0.cast_signed()));
     }
-    let query = columns.bind(sqlx::query(TASKS.text()));
-    let written = query.fetch_all(conn).await.map_err(|error| failed(&error))?;
+    let written = columns.query().fetch_all(conn).await.map_err(|error| failed(&error))?;
     if written.len() == known.len() {
         return Ok(());
     }

@@ -26,9 +26,9 @@ mod write;
 pub use open::{OpenError, Options, open, steps};
 pub use read::SqliteReader;
 
-use crate::store::Committed;
 use crate::store::fresh::Fresh;
 use crate::store::ready::Ready;
+use crate::store::{Committed, SMALL_RESULT};
 use ballast::Ballast;
 use checkpoint::Checkpoints;
 use insert::Table;
@@ -52,8 +52,6 @@ const IO: i32 = 10;
 const CORRUPT: i32 = 11;
 const CANNOT_OPEN: i32 = 14;
 const NOT_A_DATABASE: i32 = 26;
-/// Bytes of a result that fits into its task's row: the row is to stay narrow.
-const SMALL_RESULT: usize = 256;
 
 /// The writing half.
 pub struct SqliteStore {

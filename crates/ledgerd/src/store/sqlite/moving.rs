@@ -4,7 +4,8 @@
 //! it is whole, was read back and is on the disk: until then, and where anything fails, the directory has none.
 
 use super::open::{self, DATABASE, OpenError};
-use super::{SMALL_RESULT, failed, failed_to_write, write};
+use super::{failed, failed_to_write, write};
+use crate::store::SMALL_RESULT;
 use crate::store::bind::Cell;
 use crate::store::moving::{
     Kind, MoveError, Reader, TABLES, TASK_BLOCK, Table, Total, Value, Writer, exportable, same,
