@@ -1,7 +1,8 @@
 //! A batch on its way: it is written on one connection while the next is decided on another.
 //!
 //! Batches are written one after the other, each in a transaction of its own, so that the next is guarded by what the one
-//! before has left. Invariants: nothing is told before its commit is known; a commit without an answer is asked for by the
+//! before has left. What is new of the next, and looks at nothing that is stored, goes ahead meanwhile: most of its history, and
+//! tasks that were made. Its commit is sent when the one before is known to be durable. Invariants: nothing is told before its commit is known; a commit without an answer is asked for by the
 //! number of its transaction; what is written runs on a task of its own, which nobody drops.
 
 use super::hints::Hint;
@@ -47,6 +48,16 @@ pub(super) struct Handed {
     /// Forget answers as of then, so many at most.
     pub(super) purge: Option<(Timestamp, usize)>,
     pub(super) hint: Hint,
+    /// What writes its new rows already, and has the session.
+    pub(super) ahead: Option<JoinHandle<Ahead>>,
+    /// The lock of our slot is that session's.
+    pub(super) locks: bool,
+}
+
+/// What became of the new rows of a batch.
+pub(super) struct Ahead {
+    session: Option<Session>,
+    written: Result<(), StoreError>,
 }
 
 /// One that is being written.
@@ -68,28 +79,57 @@ impl Handed {
     /// Begins to write; `basis` is what its rows are guarded by.
     pub(super) fn start(self, basis: Basis, options: PgConnectOptions) -> Flying {
         let (staged, meta, hint) = (Arc::clone(&self.staged), self.meta, self.hint);
-        let pilot = Pilot { session: self.session, options };
-        let task = tokio::spawn(pilot.fly(self.staged, self.begun, basis, self.met, meta, self.purge));
+        let pilot = Pilot { session: self.session, begun: self.begun, options };
+        let task = tokio::spawn(pilot.fly(self.staged, self.ahead, basis, self.met, meta, self.purge));
         Flying { task, staged, meta, hint }
+    }
+
+    /// Begins to write what is new of it, under the slot that is ours, before it is its turn.
+    pub(super) fn go_ahead(&mut self, slot: u16, options: PgConnectOptions) {
+        if !self.staged.may_go_ahead() {
+            return;
+        }
+        let Some(session) = self.session.take() else { return };
+        self.locks = session.locks;
+        let pilot = Pilot { session: Some(session), begun: self.begun, options };
+        self.ahead = Some(tokio::spawn(pilot.go_ahead(Arc::clone(&self.staged), slot, self.meta)));
+    }
+
+    /// Whether the slot's lock is its session's.
+    pub(super) fn holds_lock(&self) -> bool {
+        self.session.as_ref().map_or(self.locks, |session| session.locks)
     }
 }
 
 struct Pilot {
     session: Option<Session>,
+    /// The batch has a transaction there.
+    begun: bool,
     options: PgConnectOptions,
 }
 
 impl Pilot {
+    async fn go_ahead(mut self, staged: Arc<Staged>, slot: u16, meta: Meta) -> Ahead {
+        let written = match self.begin().await {
+            Ok(conn) => write::write_new(conn, &staged, slot, meta).await,
+            Err(error) => Err(error),
+        };
+        Ahead { session: self.session, written }
+    }
+
     async fn fly(
         mut self,
         staged: Arc<Staged>,
-        begun: bool,
+        ahead: Option<JoinHandle<Ahead>>,
         basis: Basis,
         met: Met,
         meta: Meta,
         purge: Option<(Timestamp, usize)>,
     ) -> Landed {
-        let written = self.write(&staged, begun, &basis, &met, meta, purge).await;
+        let written = match self.catch_up(ahead).await {
+            Ok(went_ahead) => self.write(&staged, went_ahead, &basis, &met, meta, purge).await,
+            Err(error) => Err(error),
+        };
         let lost = match (&written, &mut self.session) {
             (Ok(Some(_)), _) => false,
             // The slot is somebody else's: its lock is of no use to anybody. Or whatever its state, the next one is known.
@@ -102,25 +142,47 @@ impl Pilot {
         Landed { session: self.session, written }
     }
 
+    /// Waits for what went ahead. Whether something did.
+    async fn catch_up(&mut self, ahead: Option<JoinHandle<Ahead>>) -> Result<bool, StoreError> {
+        let Some(ahead) = ahead else { return Ok(false) };
+        let panicked = |_| StoreError::Unavailable("what wrote a batch has panicked".to_owned());
+        let Ahead { session, written } = ahead.await.map_err(panicked)?;
+        self.session = session;
+        self.begun = true;
+        written.map(|()| true)
+    }
+
+    /// The connection, in the batch's transaction.
+    async fn begin(&mut self) -> Result<&mut PgConnection, StoreError> {
+        if !self.begun {
+            let conn = self.connection()?;
+            sqlx::raw_sql("BEGIN").execute(conn).await.map_err(|error| failed(&error))?;
+            self.begun = true;
+        }
+        self.connection()
+    }
+
     /// None: the slot is somebody else's.
     async fn write(
         &mut self,
         staged: &Staged,
-        begun: bool,
+        went_ahead: bool,
         basis: &Basis,
         met: &Met,
         meta: Meta,
         purge: Option<(Timestamp, usize)>,
     ) -> Result<Option<Written>, StoreError> {
-        let conn = self.connection()?;
         if staged.is_empty() {
+            let begun = self.begun;
+            let conn = self.connection()?;
             if begun {
                 sqlx::raw_sql("ROLLBACK").execute(conn).await.map_err(|error| failed(&error))?;
             }
             return Ok(Some(Written::default()));
         }
-        if !begun {
-            sqlx::raw_sql("BEGIN").execute(&mut *conn).await.map_err(|error| failed(&error))?;
+        let conn = self.begin().await?;
+        if !went_ahead {
+            write::write_new(conn, staged, basis.slot, meta).await?;
         }
         let Some(written) = write::write_staged(conn, staged, basis, met, meta).await? else {
             return Ok(None);

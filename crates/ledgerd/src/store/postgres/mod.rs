@@ -305,7 +305,7 @@ impl PgStore {
         let due = staged.tasks.values().filter(|image| image.task.is_claimable_state());
         let due = due.map(|image| image.task.due_at(now)).filter(|due| *due > now.at).min();
         self.due = self.due.into_iter().chain(due).min();
-        let handed = Handed {
+        let mut handed = Handed {
             session: self.session.take(),
             begun: std::mem::take(&mut self.begun),
             hint: Self::hint_of(&staged),
@@ -313,12 +313,17 @@ impl PgStore {
             meta: self.meta,
             staged,
             purge,
+            ahead: None,
+            locks: false,
         };
         self.met.committed = SessionId(self.meta.last_session);
         self.session = self.spare.take();
         match self.flying {
             None => self.start(handed),
-            Some(_) if self.queued.is_none() => self.queued = Some(handed),
+            Some(_) if self.queued.is_none() => {
+                handed.go_ahead(self.place.slot, self.options.clone());
+                self.queued = Some(handed);
+            }
             Some(_) => return Err(StoreError::Statement("three batches at one time".to_owned())),
         }
         Ok(())
@@ -372,11 +377,9 @@ impl PgStore {
 
     /// Whether one of our connections holds the slot's lock, as far as is known here.
     fn holds_lock(&self) -> bool {
-        let queued = self.queued.as_ref().and_then(|handed| handed.session.as_ref());
-        [self.session.as_ref(), self.spare.as_ref(), queued]
-            .into_iter()
-            .flatten()
-            .any(|session| session.locks)
+        let own = [self.session.as_ref(), self.spare.as_ref()];
+        own.into_iter().flatten().any(|session| session.locks)
+            || self.queued.as_ref().is_some_and(Handed::holds_lock)
     }
 
     /// A batch is durable.

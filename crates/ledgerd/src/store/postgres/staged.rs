@@ -26,6 +26,11 @@ pub(super) struct Image {
 }
 
 impl Image {
+    /// Whether it has no row in the database.
+    pub(super) const fn is_new(&self) -> bool {
+        self.expected == 0
+    }
+
     /// Whether it stands among those that wait from now on.
     pub(super) fn waits(&self) -> bool {
         self.task.is_claimable_state() || self.task.is_gated()
@@ -76,6 +81,11 @@ impl Staged {
         let mut images: Vec<&Image> = self.tasks.values().collect();
         images.sort_unstable_by_key(|image| image.task.id);
         images
+    }
+
+    /// Whether there is something new to write before it is its turn.
+    pub(super) fn may_go_ahead(&self) -> bool {
+        !self.history.is_empty()
     }
 
     /// Whether a commit has nothing to write.

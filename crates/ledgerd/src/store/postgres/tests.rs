@@ -334,6 +334,44 @@ async fn a_batch_that_fails_takes_along_the_one_that_was_decided_on_it() {
 }
 
 #[tokio::test]
+async fn what_is_new_of_a_batch_is_written_while_the_one_before_it_is() {
+    for fails in [false, true] {
+        let Some(mut rig) = Rig::postgres().await else { return };
+        let url = url_of(&rig);
+        let known = rig.enqueue(New::of("a")).await;
+        rig.commit().await;
+        let mut other = raw(&url).await;
+        other.execute("BEGIN; SELECT 1 FROM tasks FOR UPDATE").await.expect("nobody holds it");
+        rig.apply(known, Event::Cancel { note: "no".into() }).await;
+        rig.store().submit().await.expect("it is handed over");
+        let made = rig.enqueue(New::of("a")).await;
+        rig.complete(made).await;
+        rig.store().submit().await.expect("it is handed over");
+        // The first waits for the row. The second has sent its last new rows, and sends nothing more until it is its turn.
+        let ahead = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+            AND state = 'idle in transaction' AND query LIKE 'INSERT INTO task_history %'";
+        eventually(async || (number(&url, ahead).await == 1).then_some(())).await;
+        assert_eq!(number(&url, "SELECT count(*) FROM task_history").await, 1, "nothing of it can be seen");
+        let end = if fails { "UPDATE tasks SET version = version + 1; COMMIT" } else { "ROLLBACK" };
+        other.execute(end).await.expect("the server is there");
+        let durable = rig.store().durable().await;
+        if fails {
+            assert!(matches!(durable, Err(StoreError::Overtaken(id)) if id == known), "{durable:?}");
+            // Undone once the server has noticed that its session is over.
+            let gone = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                AND state = 'idle in transaction'";
+            eventually(async || (number(&url, gone).await == 0).then_some(())).await;
+            assert_eq!(number(&url, "SELECT count(*) FROM task_history").await, 1);
+            continue;
+        }
+        assert_eq!(durable.expect("it is committed").seq(), 2);
+        assert_eq!(rig.store().durable().await.expect("it is committed").seq(), 6);
+        assert_eq!(number(&url, "SELECT count(*) FROM task_history").await, 6);
+        assert_eq!(rig.get(made).await.map(|task| task.state), Some(State::Done));
+    }
+}
+
+#[tokio::test]
 async fn what_one_batch_is_offered_no_other_gets_meanwhile() {
     let Some(mut rig) = Rig::postgres().await else { return };
     let ids = rig.enqueue_all((0..4).map(|_| New::of("a"))).await;

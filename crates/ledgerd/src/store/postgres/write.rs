@@ -325,7 +325,7 @@ impl Sink for Sparse<'_> {
     }
 }
 
-/// Runs the statements of a batch, but for its commit.
+/// Runs the statements of a batch after those of [`write_new`], but for its commit.
 pub(super) async fn write_staged(
     conn: &mut PgConnection,
     staged: &Staged,
@@ -334,7 +334,7 @@ pub(super) async fn write_staged(
     meta: Meta,
 ) -> Result<Option<Written>, StoreError> {
     let slot = i64::from(basis.slot);
-    write_tasks(conn, staged, slot, meta).await?;
+    write_tasks(conn, staged, slot).await?;
     write_rest(conn, staged, slot).await?;
     shared::write(conn, staged, basis, met, meta).await
 }
@@ -350,17 +350,13 @@ pub(super) async fn purge_requests(
     query.execute(conn).await.map(drop).map_err(|error| failed(&error))
 }
 
-/// Tasks, and what belongs to each.
-async fn write_tasks(
+/// What is new and looks at nothing that is stored, so that it may be written while the batch before is.
+pub(super) async fn write_new(
     conn: &mut PgConnection,
     staged: &Staged,
-    slot: i64,
+    slot: u16,
     meta: Meta,
 ) -> Result<(), StoreError> {
-    // What frees keys, and what moves them, comes before what takes them.
-    let freed = numbers(&staged.freed);
-    listed(conn, FREE_KEYS, freed).await?;
-    write_respecified(conn, staged).await?;
     put(
         conn,
         rows(&SPECS, &staged.data, |row, (id, data)| {
@@ -370,9 +366,26 @@ async fn write_tasks(
         }),
     )
     .await?;
-    let (new, known): (Vec<&Image>, Vec<&Image>) =
-        staged.in_order().into_iter().partition(|image| image.expected == 0);
-    put(conn, rows(&NEW_TASKS, &new, |row, new| image(row, &new.task, staged))).await?;
+    let new = staged.in_order().into_iter().filter(|image| image.is_new());
+    put(conn, rows(&NEW_TASKS, new, |row, new| image(row, &new.task, staged))).await?;
+    let first = meta.last_seq + 1 - staged.history.len() as u64;
+    put(
+        conn,
+        rows(&HISTORY, staged.history.iter().zip(first..), |row, (record, seq)| {
+            row.add(i64::from(slot));
+            row.add(seq.cast_signed());
+            bind::record(row, record);
+        }),
+    )
+    .await
+}
+
+/// Tasks, and what belongs to each, but for what is new.
+async fn write_tasks(conn: &mut PgConnection, staged: &Staged, slot: i64) -> Result<(), StoreError> {
+    // What frees keys, and what moves them, comes before what takes them.
+    listed(conn, FREE_KEYS, numbers(&staged.freed)).await?;
+    write_respecified(conn, staged).await?;
+    let known: Vec<&Image> = staged.in_order().into_iter().filter(|image| !image.is_new()).collect();
     // Before the rows of tasks: another daemon holds these while it decides a claim, and takes those at its end.
     let waited = known.iter().filter(|image| image.may_have_waited);
     listed(conn, LEAVE_READY, waited.map(|image| image.task.id.0.cast_signed()).collect()).await?;
@@ -383,16 +396,6 @@ async fn write_tasks(
         rows(&KEYS, keyed, |row, (id, data)| {
             let agent = staged.tasks.get(id).map_or(AgentId(0), |image| image.task.spec.agent);
             bind::key(row, agent, &data.key, KeyHolder { task: *id, digest: data.digest });
-        }),
-    )
-    .await?;
-    let first = meta.last_seq + 1 - staged.history.len() as u64;
-    put(
-        conn,
-        rows(&HISTORY, staged.history.iter().zip(first..), |row, (record, seq)| {
-            row.add(slot);
-            row.add(seq.cast_signed());
-            bind::record(row, record);
         }),
     )
     .await?;
