@@ -190,9 +190,10 @@ impl Drop for Daemon {
     }
 }
 
-/// The binary under test.
+/// The binary under test: the one that was built with the tests, or that of `LEDGERD_BIN`, as one of a release build.
 pub(crate) fn command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ledgerd"));
+    let built = || env!("CARGO_BIN_EXE_ledgerd").into();
+    let mut command = Command::new(std::env::var_os("LEDGERD_BIN").unwrap_or_else(built));
     for (name, _) in
         std::env::vars().filter(|(name, _)| name.starts_with("LEDGERD_") || name.starts_with("OTEL_"))
     {
