@@ -40,12 +40,19 @@ pub(crate) const CALLS: &str = "ledgerd::calls";
 /// How long the last spans and metrics have to leave.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// A filter by level and module.
+/// The HTTP/2 library warns of odd frames one by one, and a peer may send fifty thousand a second.
+const LIBRARY: &str = "h2";
+
+/// A filter by level and module. The library's warnings pass where the text names it.
 ///
 /// # Errors
 /// What is wrong with the text.
 pub fn filter(text: &str) -> Result<EnvFilter, ParseError> {
-    EnvFilter::builder().parse(text)
+    let filter = EnvFilter::builder().parse(text)?;
+    if text.contains(LIBRARY) {
+        return Ok(filter);
+    }
+    Ok(filter.add_directive(format!("{LIBRARY}=error").parse()?))
 }
 
 /// What is wrong with how telemetry was asked for.
@@ -296,11 +303,24 @@ mod tests {
                 assert!(tracing::trace_span!(target: "h2::proto", "poll").is_disabled(), "{log}");
                 assert!(tracing::info_span!(target: "hyper", "call").is_disabled(), "{log}");
                 assert_eq!(
-                    tracing::enabled!(target: "h2", Level::INFO),
+                    tracing::enabled!(target: "hyper", Level::INFO),
                     log == "info",
                     "its events, by the log"
                 );
                 assert!(!tracing::info_span!(target: CALLS, "call").is_disabled(), "{log}");
+            });
+        }
+    }
+
+    #[test]
+    fn odd_frames_are_not_logged_one_by_one_unless_somebody_asks() {
+        for (log, is_logged) in [("debug", false), ("info,ledgerd=debug", false), ("info,h2=warn", true)] {
+            let (layers, _level) = layers(log, LogFormat::Text, None);
+            let subscriber = tracing_subscriber::registry().with(layers);
+            tracing::subscriber::with_default(subscriber, || {
+                let logged = tracing::enabled!(target: "h2::proto::ping_pong", Level::WARN);
+                assert_eq!(logged, is_logged, "{log}");
+                assert!(tracing::enabled!(target: "ledgerd", Level::WARN), "{log}");
             });
         }
     }
