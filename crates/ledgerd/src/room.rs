@@ -136,11 +136,6 @@ impl Held {
         Ok(())
     }
 
-    /// Whether this is of a stream.
-    pub(crate) const fn is_stream(&self) -> bool {
-        self.is_stream
-    }
-
     fn keep(&self, more: Taken) {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut *taken {

@@ -9,9 +9,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Bytes that may come in [`WINDOW`] without a call that begins or a piece of a message that is taken up: 1 MiB, and what may wait
-/// for slow handlers, which is as much as the window of a connection.
+/// Bytes that may come in [`WINDOW`] to no purpose: 1 MiB, and what may wait for slow handlers, which is as much as the window of
+/// a connection.
 const UNPRODUCTIVE: u64 = (1 << 20) + super::CONNECTION_WINDOW as u64;
+/// More than so many, and the connection is read slowly: what a message brings before its handler comes to it, and what PINGs and
+/// windows add in a day.
+const UNHURRIED: u64 = 64 << 10;
+/// A call that begins, and a message that is whole, makes up for as much as the headers of a call may be: whatever clients send
+/// around either is less, and what either costs us is more than the frames that it lets pass.
+const WORTH: u64 = super::HEADER_BYTES as u64;
+/// A byte of a message makes up for itself and for one more. In pieces of a byte each there are ten more.
+const WORTH_OF_BYTE: u64 = 2;
 /// After this the count begins anew, so that a client that listens for days is not held to account for its PINGs.
 const WINDOW: Duration = Duration::from_secs(60);
 /// Calls that may be taken back within [`CANCEL_WINDOW`], each sooner than [`EARLY`] and before its answer.
@@ -25,7 +33,7 @@ pub(super) struct Conduct(Arc<Counts>);
 
 #[derive(Debug)]
 struct Counts {
-    /// Bytes that came since something useful did.
+    /// Bytes that came and that nothing useful has made up for.
     unproductive: AtomicU64,
     /// When those began to be counted; looked at only when there are too many.
     counted_since: Mutex<Instant>,
@@ -62,14 +70,25 @@ impl Conduct {
         !counts.ends.load(Ordering::Relaxed)
     }
 
-    /// A call begins, or a piece of a message is taken up.
-    pub(super) fn says_something(&self) {
-        self.0.unproductive.store(0, Ordering::Relaxed);
+    /// Whether there is no hurry to read on: it says much to no purpose.
+    pub(super) fn is_unhurried(&self) -> bool {
+        self.0.unproductive.load(Ordering::Relaxed) > UNHURRIED
+    }
+
+    /// Bytes of messages were taken up, with which so many messages are whole.
+    pub(super) fn says_something(&self, bytes: usize, messages: usize) {
+        self.makes_up_for((bytes as u64) * WORTH_OF_BYTE + (messages as u64).saturating_mul(WORTH));
+    }
+
+    fn makes_up_for(&self, bytes: u64) {
+        let less = |unproductive: u64| Some(unproductive.saturating_sub(bytes));
+        // It has nothing to refuse.
+        let _ = self.0.unproductive.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
     /// A call begins, which may be taken back.
     pub(super) fn call(&self) -> Call {
-        self.says_something();
+        self.makes_up_for(WORTH);
         Call { conduct: self.clone(), began: Instant::now(), answered: false }
     }
 
@@ -122,14 +141,45 @@ mod tests {
         let budget = UNPRODUCTIVE as usize;
         let conduct = Conduct::new();
         assert!(conduct.came(budget));
-        conduct.says_something();
+        conduct.says_something(budget, 1);
         assert!(conduct.came(budget), "something was said");
         tokio::time::advance(WINDOW * 2).await;
         assert!(conduct.came(1), "it took long");
         assert!(conduct.came(budget));
         assert!(!conduct.came(1), "it is too much within a minute");
-        conduct.says_something();
+        conduct.says_something(budget, 1);
         assert!(!conduct.came(1), "what has ended has ended");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_said_makes_up_for_what_it_is_said_with_and_not_for_all_that_came() {
+        let (piece, frame) = (16 << 10, 9);
+        let large = Conduct::new();
+        for _ in 0..100_000 {
+            assert!(large.came(frame + piece));
+            large.says_something(piece, 0);
+            assert!(!large.is_unhurried());
+        }
+        let beats = Conduct::new();
+        for _ in 0..100_000 {
+            // With a record of TLS, a window that is opened and a PING.
+            assert!(beats.came(22 + frame + 25 + 26 + 17));
+            beats.says_something(25, 1);
+        }
+        assert!(!beats.is_unhurried());
+        let bytes = Conduct::new();
+        let closed = (0..1_000_000).find(|_| {
+            bytes.says_something(1, 0);
+            !bytes.came(frame + 1)
+        });
+        assert!(bytes.is_unhurried());
+        assert!(closed.is_some(), "a message in pieces of a byte");
+        let calls = Conduct::new();
+        let closed = (0..1_000).find(|_| {
+            calls.call().answered();
+            !calls.came(100 << 10)
+        });
+        assert!(closed.is_some(), "a call now and then among much that says nothing");
     }
 
     #[tokio::test(start_paused = true)]

@@ -7,11 +7,8 @@ use super::conduct::Conduct;
 use super::tls::Peer;
 use crate::grpc::status::Refused;
 use crate::grpc::{STREAMS, TimeLeft, WAIT_TASK, WORK};
-use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::BodyExt as _;
-use hyper::body::Frame;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -82,15 +79,6 @@ where
         }
         let conduct = request.extensions().get::<Peer>().map(|peer| peer.conduct.clone());
         let mut call = conduct.as_ref().map(Conduct::call);
-        if let Some(conduct) = conduct {
-            let heard = move |frame: Frame<Bytes>| {
-                if frame.data_ref().is_some_and(|data| !data.is_empty()) {
-                    conduct.says_something();
-                }
-                frame
-            };
-            request = request.map(|body| Body::new(body.map_frame(heard)));
-        }
         let answer = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
         Box::pin(async move {
             let answer = match left {

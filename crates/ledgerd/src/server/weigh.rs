@@ -1,9 +1,12 @@
-//! Weighs the messages of calls as they are read, so that all of them together have no more than [`Room`].
+//! Weighs the messages of calls as they are read, so that all of them together have no more than [`Room`], and
+//! tells what they are worth to the connection's conduct.
 //!
-//! What is weighed is what came and not what a length prefix announces: nobody takes room with five bytes. Health is not
-//! weighed: probes without credentials ask it, and its messages are shorter than the buffer that every call has.
+//! What is weighed is what came and not what a length prefix announces: nobody takes room with five bytes. Health takes no
+//! room: probes without credentials ask it, and its messages are shorter than the buffer that every call has.
 
 use super::authorize::HEALTH;
+use super::conduct::Conduct;
+use super::tls::Peer;
 use crate::grpc::TimeLeft;
 use crate::grpc::status::Refused;
 use crate::room::{BEGINNING, HELD, Held, NoRoom, Room, Weight};
@@ -60,22 +63,32 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        if request.uri().path().starts_with(HEALTH) {
-            return Box::pin(self.inner.call(request));
-        }
+        let path = request.uri().path();
         // What has no deadline is a stream.
         let is_stream = request.extensions().get::<TimeLeft>().is_none();
-        let held = Held::new(self.room.clone(), is_stream);
-        let of_body = held.clone();
+        let held = (!path.starts_with(HEALTH)).then(|| Held::new(self.room.clone(), is_stream));
         let unpacks = match request.headers().get("grpc-encoding") {
             Some(packed) if packed == "gzip" => GZIP_UNPACKS,
             _ => usize::MAX,
         };
-        let weighed = |body| {
-            Body::new(Weighed { body, at: START, unpacks, held: of_body, unfinished: None, waits: None })
-        };
-        // It holds what is taken until there is an answer.
-        Box::pin(HELD.scope(held, self.inner.call(request.map(weighed))))
+        let conduct = request.extensions().get::<Peer>().map(|peer| peer.conduct.clone());
+        let (parts, body) = request.into_parts();
+        let body = Body::new(Weighed {
+            body,
+            at: START,
+            is_stream,
+            unpacks,
+            held: held.clone(),
+            conduct,
+            unfinished: None,
+            waits: None,
+        });
+        let answer = self.inner.call(Request::from_parts(parts, body));
+        match held {
+            // It holds what is taken until there is an answer.
+            Some(held) => Box::pin(HELD.scope(held, answer)),
+            None => Box::pin(answer),
+        }
     }
 }
 
@@ -90,10 +103,10 @@ const PREFIX_BYTES: usize = 5;
 const START: At = At::Prefix { heard: 0, is_packed: false, length: 0 };
 
 impl At {
-    /// Moves on by a piece of a body, which is a frame of HTTP/2, and weighs it.
+    /// Moves on by a piece of a body, which is a frame of HTTP/2, and weighs it; and how many messages are whole with it.
     /// One byte of what is packed may become so many.
-    fn weigh(&mut self, mut piece: &[u8], unpacks: usize) -> Weight {
-        let (mut beginnings, mut rest) = (0, 0);
+    fn weigh(&mut self, mut piece: &[u8], unpacks: usize) -> (Weight, usize) {
+        let (mut beginnings, mut rest, mut whole) = (0, 0, 0);
         while let Some((&first, others)) = piece.split_first() {
             match self {
                 Self::Prefix { heard, is_packed, length } => {
@@ -125,10 +138,11 @@ impl At {
                     rest += length.saturating_mul(unpacks).min(MESSAGE_BYTES).saturating_sub(length);
                 }
                 *self = START;
+                whole += 1;
             }
         }
         let bytes = |bytes| u32::try_from(bytes).unwrap_or(u32::MAX);
-        Weight { beginnings: bytes(beginnings), rest: bytes(rest) }
+        (Weight { beginnings: bytes(beginnings), rest: bytes(rest) }, whole)
     }
 
     const fn is_start(self) -> bool {
@@ -142,8 +156,10 @@ type Waits = Pin<Box<dyn Future<Output = Result<(), NoRoom>> + Send>>;
 struct Weighed {
     body: Body,
     at: At,
+    is_stream: bool,
     unpacks: usize,
-    held: Held,
+    held: Option<Held>,
+    conduct: Option<Conduct>,
     /// Of a stream that has begun a message and waits for the rest of it.
     unfinished: Option<Pin<Box<Sleep>>>,
     /// What was read and waits for room.
@@ -153,7 +169,7 @@ struct Weighed {
 impl Weighed {
     /// Calls have a deadline; a stream would keep the room of half a message as long as its connection lives.
     fn poll_patience<T>(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<T, Status>>> {
-        if !self.held.is_stream() || self.at.is_start() {
+        if !self.is_stream || self.at.is_start() {
             return Poll::Pending;
         }
         let unfinished = self.unfinished.get_or_insert_with(|| Box::pin(sleep(MORE_WITHIN)));
@@ -179,8 +195,10 @@ impl HttpBody for Weighed {
         }
         // h2 counts nothing against a task's turn: whoever reads pieces of a byte each would read all that there are.
         let turn = ready!(poll_proceed(cx));
-        if self.at.is_start() {
-            self.held.asks_for_the_next();
+        if self.at.is_start()
+            && let Some(held) = &self.held
+        {
+            held.asks_for_the_next();
         }
         let frame = match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => frame,
@@ -189,12 +207,15 @@ impl HttpBody for Weighed {
         };
         turn.made_progress();
         self.unfinished = None;
+        let Some(piece) = frame.data_ref() else { return Poll::Ready(Some(Ok(frame))) };
         let unpacks = self.unpacks;
-        let weight = frame.data_ref().map(|piece| self.at.weigh(piece, unpacks)).unwrap_or_default();
-        if self.held.take_now(weight) {
-            return Poll::Ready(Some(Ok(frame)));
+        let (weight, whole) = self.at.weigh(piece, unpacks);
+        if let Some(conduct) = &self.conduct {
+            conduct.says_something(piece.len(), whole);
         }
-        let held = self.held.clone();
+        let Some(held) = self.held.clone().filter(|held| !held.take_now(weight)) else {
+            return Poll::Ready(Some(Ok(frame)));
+        };
         self.waits = Some((frame, Box::pin(held.take(weight))));
         self.poll_frame(cx)
     }
@@ -222,7 +243,7 @@ mod tests {
     fn weigh(body: &[u8], pieces: usize) -> (u32, u32, At) {
         let (mut at, mut beginnings, mut rest) = (START, 0, 0);
         for piece in body.chunks(pieces) {
-            let weight = at.weigh(piece, usize::MAX);
+            let (weight, _) = at.weigh(piece, usize::MAX);
             beginnings += weight.beginnings;
             rest += weight.rest;
         }
@@ -251,21 +272,29 @@ mod tests {
         let (_, rest, _) = weigh(&message(1, 10)[..14], 2);
         assert_eq!(rest, 0, "it is not whole");
         let mut at = START;
-        assert_eq!(at.weigh(&message(1, 10), GZIP_UNPACKS), Weight { beginnings: 10, rest: 10 * 1_031 });
+        let weight = Weight { beginnings: 10, rest: 10 * 1_031 };
+        assert_eq!(at.weigh(&message(1, 10), GZIP_UNPACKS), (weight, 1));
+    }
+
+    /// A body of these pieces, and then nothing.
+    fn in_pieces(pieces: Vec<Vec<u8>>, is_stream: bool) -> Weighed {
+        let pieces = pieces.into_iter().map(|piece| Ok::<_, Status>(Frame::data(Bytes::from(piece))));
+        let pieces = tokio_stream::iter(pieces).chain(tokio_stream::pending());
+        Weighed {
+            body: Body::new(StreamBody::new(pieces)),
+            at: START,
+            is_stream,
+            unpacks: 1,
+            held: Some(Held::new(Room::new(), is_stream)),
+            conduct: Some(Conduct::new()),
+            unfinished: None,
+            waits: None,
+        }
     }
 
     /// A body of this, and then nothing.
     fn unended(piece: Vec<u8>, is_stream: bool) -> Weighed {
-        let pieces = tokio_stream::iter([Ok::<_, Status>(Frame::data(Bytes::from(piece)))]);
-        let body = Body::new(StreamBody::new(pieces.chain(tokio_stream::pending())));
-        Weighed {
-            body,
-            at: START,
-            unpacks: 1,
-            held: Held::new(Room::new(), is_stream),
-            unfinished: None,
-            waits: None,
-        }
+        in_pieces(vec![piece], is_stream)
     }
 
     #[tokio::test(start_paused = true)]
