@@ -1,5 +1,6 @@
 //! Bytes that are no gRPC.
 
+use super::room::unended;
 use crate::support::secure::Way;
 use crate::support::sockets::Place;
 use crate::support::*;
@@ -10,10 +11,12 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use ledgerd_client::v1::task_service_client::TaskServiceClient;
 use ledgerd_client::v1::{EnqueueTaskRequest, NewTask};
 use prost::Message;
+use std::convert::Infallible;
 use tonic::Code;
 
 both_ways!(
     malformed_frames_get_the_code_of_the_table,
+    a_call_that_says_more_than_its_message_is_refused_before_it_ends,
     gzip_and_zstd_are_taken,
     a_message_that_grows_beyond_the_limit_when_unpacked_is_refused,
     reflection_is_on_where_the_ledger_is_and_off_beside_it,
@@ -43,7 +46,10 @@ pub(super) async fn send(
 }
 
 /// As [`send`], any request.
-pub(super) async fn exchange(place: &Place, request: Request<Full<Bytes>>) -> (u16, Option<i32>) {
+pub(super) async fn exchange<B>(place: &Place, request: Request<B>) -> (u16, Option<i32>)
+where
+    B: hyper::body::Body<Data = Bytes, Error = Infallible> + Send + Unpin + 'static,
+{
     let socket = place.connect().await.expect("the daemon listens");
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(socket))
@@ -92,6 +98,7 @@ async fn malformed_frames_get_the_code_of_the_table(way: Way) {
         ("25 nesting 101", &[], message(&nested), 13),
         ("26 invalid UTF-8", &[], message(&[0x0a, 0x02, 0xff, 0xfe]), 13),
         ("27 no message", &[], Bytes::new(), 13),
+        ("27 two messages", &[], [message(&[]), message(&[])].concat().into(), 13),
         ("28 grpc-timeout abc", &[("grpc-timeout", "abc")], message(&[]), 3),
         ("29 grpc-timeout 0n", &[("grpc-timeout", "0n")], message(&[]), 4),
         ("14 unknown method", &[], message(&[]), 12),
@@ -106,6 +113,27 @@ async fn malformed_frames_get_the_code_of_the_table(way: Way) {
     assert_eq!(http, 415, "12 content-type text/plain");
     let stats = daemon.client().await.admin().get_stats(ledgerd_client::v1::GetStatsRequest {}).await;
     assert_eq!(stats.expect("it still answers").into_inner().transitions, 0);
+}
+
+async fn a_call_that_says_more_than_its_message_is_refused_before_it_ends(way: Way) {
+    let daemon = way.start();
+    let place = Place::of(&daemon);
+    // The second has only begun, and neither it nor the call comes to an end: tonic alone would read on for ever.
+    let body = [&message(&[])[..], &[0]].concat().into();
+    for path in [
+        "/ledger.v1.TaskService/WaitTask",
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+        "/externalscaler.ExternalScaler/StreamIsActive",
+    ] {
+        let request = Request::post(format!("{}://{}{path}", place.scheme(), place.address))
+            .header("te", "trailers")
+            .header("content-type", "application/grpc")
+            .body(Box::pin(unended(&body)))
+            .expect("a request");
+        let (_, status) = exchange(&place, request).await;
+        assert_eq!(status, Some(13), "{path}");
+    }
 }
 
 async fn gzip_and_zstd_are_taken(way: Way) {

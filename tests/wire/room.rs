@@ -19,7 +19,9 @@ const WORK: &str = "/ledger.v1.WorkerService/Work";
 const MESSAGE: usize = 4 << 20;
 
 /// A body that never ends: this, and then nothing.
-fn unended(body: &Bytes) -> impl hyper::body::Body<Data = Bytes, Error = Infallible> + Send + use<> {
+pub(super) fn unended(
+    body: &Bytes,
+) -> impl hyper::body::Body<Data = Bytes, Error = Infallible> + Send + use<> {
     let pieces: Vec<_> =
         (0..body.len()).step_by(16 << 10).map(|at| body.slice(at..body.len().min(at + (16 << 10)))).collect();
     let pieces = tokio_stream::iter(pieces).map(|piece| Ok(Frame::data(piece)));

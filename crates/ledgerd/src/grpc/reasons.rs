@@ -97,6 +97,7 @@ reasons! {
     AGENT_REQUIRED: PermissionDenied, No, "The call is about every agent, and the caller's rights do not reach all; name one.";
     ROLE_MISSING: PermissionDenied, No, "The caller's roles do not allow the method.";
     UNKNOWN_METHOD: Unimplemented, No, "There is no such method.";
+    TOO_MANY_MESSAGES: Internal, No, "A call of a method that takes one message says more; nothing was written.";
     INTERNAL: Internal, No, "The daemon is at fault; its log says why.";
 }
 

@@ -193,6 +193,8 @@ pub(crate) enum Refused {
     Unfinished,
     /// A message that lists more than any call or frame may.
     TooManyItems,
+    /// A call of one message says another.
+    TooManyMessages,
 }
 
 impl From<Refused> for Status {
@@ -269,6 +271,10 @@ impl From<Refused> for Status {
             Refused::TooManyItems => (
                 reasons::TOO_MANY_ITEMS,
                 format!("the message lists too many things; send up to {ITEMS} items at a time"),
+            ),
+            Refused::TooManyMessages => (
+                reasons::TOO_MANY_MESSAGES,
+                "this method takes one message, and more came; end the call after it".to_owned(),
             ),
             Refused::NoDeadLetter(task) => (
                 reasons::DEAD_LETTER_NOT_FOUND,

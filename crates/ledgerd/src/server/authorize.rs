@@ -16,7 +16,7 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 
 pub(super) const HEALTH: &str = "/grpc.health.v1.Health/";
-const REFLECTION: &str = "/grpc.reflection.";
+pub(super) const REFLECTION: &str = "/grpc.reflection.";
 
 /// Puts an [`Authorize`] before a service.
 #[derive(Clone, Debug)]

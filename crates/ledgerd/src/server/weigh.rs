@@ -1,14 +1,14 @@
-//! Weighs the messages of calls as they are read, so that all of them together have no more than [`Room`], and
-//! tells what they are worth to the connection's conduct.
+//! Weighs the messages of calls as they are read, so that all of them together have no more than [`Room`]; tells what they are
+//! worth to the connection's conduct; and ends calls that say more than their one message.
 //!
 //! What is weighed is what came and not what a length prefix announces: nobody takes room with five bytes. Health takes no
 //! room: probes without credentials ask it, and its messages are shorter than the buffer that every call has.
 
-use super::authorize::HEALTH;
+use super::authorize::{HEALTH, REFLECTION};
 use super::conduct::Conduct;
 use super::tls::Peer;
-use crate::grpc::TimeLeft;
 use crate::grpc::status::Refused;
+use crate::grpc::{TimeLeft, WORK};
 use crate::room::{BEGINNING, HELD, Held, NoRoom, Room, Weight};
 use bytes::Bytes;
 use http::{Request, Response};
@@ -67,6 +67,7 @@ where
         // What has no deadline is a stream.
         let is_stream = request.extensions().get::<TimeLeft>().is_none();
         let held = (!path.starts_with(HEALTH)).then(|| Held::new(self.room.clone(), is_stream));
+        let says = if path == WORK || path.starts_with(REFLECTION) { Says::Many } else { Says::One };
         let unpacks = match request.headers().get("grpc-encoding") {
             Some(packed) if packed == "gzip" => GZIP_UNPACKS,
             _ => usize::MAX,
@@ -76,6 +77,8 @@ where
         let body = Body::new(Weighed {
             body,
             at: START,
+            messages: 0,
+            says,
             is_stream,
             unpacks,
             held: held.clone(),
@@ -152,10 +155,20 @@ impl At {
 
 type Waits = Pin<Box<dyn Future<Output = Result<(), NoRoom>> + Send>>;
 
+/// How many messages a call has to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Says {
+    One,
+    Many,
+}
+
 /// A body that is weighed as it is read.
 struct Weighed {
     body: Body,
     at: At,
+    /// Those that are whole.
+    messages: usize,
+    says: Says,
     is_stream: bool,
     unpacks: usize,
     held: Option<Held>,
@@ -175,6 +188,11 @@ impl Weighed {
         let unfinished = self.unfinished.get_or_insert_with(|| Box::pin(sleep(MORE_WITHIN)));
         ready!(unfinished.as_mut().poll(cx));
         Poll::Ready(Some(Err(Refused::Unfinished.into())))
+    }
+
+    /// Whether there is more than the one message. tonic would wait for the end of the call and read, and decode, as many as came.
+    const fn says_too_much(&self) -> bool {
+        matches!(self.says, Says::One) && (self.messages > 1 || self.messages == 1 && !self.at.is_start())
     }
 }
 
@@ -210,6 +228,10 @@ impl HttpBody for Weighed {
         let Some(piece) = frame.data_ref() else { return Poll::Ready(Some(Ok(frame))) };
         let unpacks = self.unpacks;
         let (weight, whole) = self.at.weigh(piece, unpacks);
+        self.messages = self.messages.saturating_add(whole);
+        if self.says_too_much() {
+            return Poll::Ready(Some(Err(Refused::TooManyMessages.into())));
+        }
         if let Some(conduct) = &self.conduct {
             conduct.says_something(piece.len(), whole);
         }
@@ -283,6 +305,8 @@ mod tests {
         Weighed {
             body: Body::new(StreamBody::new(pieces)),
             at: START,
+            messages: 0,
+            says: if is_stream { Says::Many } else { Says::One },
             is_stream,
             unpacks: 1,
             held: Some(Held::new(Room::new(), is_stream)),
@@ -295,6 +319,29 @@ mod tests {
     /// A body of this, and then nothing.
     fn unended(piece: Vec<u8>, is_stream: bool) -> Weighed {
         in_pieces(vec![piece], is_stream)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_ends_with_the_first_byte_after_its_message_and_a_stream_goes_on() {
+        let (one, nothing) = (message(0, 10), message(0, 0));
+        let all_at_once = [&one[..], &nothing[..]].concat();
+        for pieces in [vec![all_at_once], vec![one.clone(), vec![0]], vec![nothing.clone(), one.clone()]] {
+            let mut call = in_pieces(pieces.clone(), false);
+            let mut last = call.frame().await.expect("a piece");
+            if pieces.len() > 1 {
+                assert!(last.is_ok(), "one message is what there has to be");
+                last = call.frame().await.expect("a piece");
+            }
+            assert_eq!(last.expect_err("it is too much").code(), tonic::Code::Internal);
+            let mut stream = in_pieces(pieces.clone(), true);
+            for _ in &pieces {
+                assert!(stream.frame().await.is_some_and(|frame| frame.is_ok()));
+            }
+        }
+        let mut call = in_pieces(vec![one, Vec::new()], false);
+        for _ in 0..2 {
+            assert!(call.frame().await.is_some_and(|frame| frame.is_ok()), "nothing is no more");
+        }
     }
 
     #[tokio::test(start_paused = true)]
