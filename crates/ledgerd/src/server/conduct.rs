@@ -4,8 +4,10 @@
 //! a call that is reset at once costs us more than its caller. h2 bounds some of them, each by a rule of its own; this bounds all
 //! of them together, by bytes. Not here: who may call, and how many connections there may be.
 
+use futures_util::task::AtomicWaker;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Context;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -40,6 +42,8 @@ struct Counts {
     /// How many calls were taken back, and since when.
     cancels: Mutex<(Instant, u32)>,
     ends: AtomicBool,
+    /// Who reads, while there is no hurry to.
+    reader: AtomicWaker,
 }
 
 impl Conduct {
@@ -51,6 +55,7 @@ impl Conduct {
             counted_since: Mutex::new(now),
             cancels: Mutex::new((now, 0)),
             ends: AtomicBool::new(false),
+            reader: AtomicWaker::new(),
         }))
     }
 
@@ -70,8 +75,10 @@ impl Conduct {
         !counts.ends.load(Ordering::Relaxed)
     }
 
-    /// Whether there is no hurry to read on: it says much to no purpose.
-    pub(super) fn is_unhurried(&self) -> bool {
+    /// Whether there is no hurry to read on: it says much to no purpose. Who asks is woken when it has been made up for, as by a
+    /// handler that comes to what waits for it.
+    pub(super) fn is_unhurried(&self, cx: &Context<'_>) -> bool {
+        self.0.reader.register(cx.waker());
         self.0.unproductive.load(Ordering::Relaxed) > UNHURRIED
     }
 
@@ -82,8 +89,19 @@ impl Conduct {
 
     fn makes_up_for(&self, bytes: u64) {
         let less = |unproductive: u64| Some(unproductive.saturating_sub(bytes));
+        let counts = &self.0;
         // It has nothing to refuse.
-        let _ = self.0.unproductive.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        if let Ok(before) = counts.unproductive.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
+            && before > UNHURRIED
+            && before.saturating_sub(bytes) <= UNHURRIED
+        {
+            counts.reader.wake();
+        }
+    }
+
+    /// A call was refused because there was no room for it: what came of it and is not read any more is not held against anybody.
+    pub(super) fn has_no_room(&self) {
+        self.makes_up_for(super::STREAM_WINDOW.into());
     }
 
     /// A call begins, which may be taken back.
@@ -135,6 +153,7 @@ impl Drop for Call {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::task::Waker;
 
     #[tokio::test(start_paused = true)]
     async fn bytes_that_say_nothing_end_a_connection_unless_they_take_long() {
@@ -151,6 +170,19 @@ mod tests {
         assert!(!conduct.came(1), "what has ended has ended");
     }
 
+    fn is_unhurried(conduct: &Conduct) -> bool {
+        conduct.is_unhurried(&Context::from_waker(Waker::noop()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_we_have_no_room_for_ends_no_connection() {
+        let conduct = Conduct::new();
+        for _ in 0..1_000 {
+            assert!(conduct.came(1 << 20));
+            conduct.has_no_room();
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_is_said_makes_up_for_what_it_is_said_with_and_not_for_all_that_came() {
         let (piece, frame) = (16 << 10, 9);
@@ -158,7 +190,7 @@ mod tests {
         for _ in 0..100_000 {
             assert!(large.came(frame + piece));
             large.says_something(piece, 0);
-            assert!(!large.is_unhurried());
+            assert!(!is_unhurried(&large));
         }
         let beats = Conduct::new();
         for _ in 0..100_000 {
@@ -166,13 +198,13 @@ mod tests {
             assert!(beats.came(22 + frame + 25 + 26 + 17));
             beats.says_something(25, 1);
         }
-        assert!(!beats.is_unhurried());
+        assert!(!is_unhurried(&beats));
         let bytes = Conduct::new();
         let closed = (0..1_000_000).find(|_| {
             bytes.says_something(1, 0);
             !bytes.came(frame + 1)
         });
-        assert!(bytes.is_unhurried());
+        assert!(is_unhurried(&bytes));
         assert!(closed.is_some(), "a message in pieces of a byte");
         let calls = Conduct::new();
         let closed = (0..1_000).find(|_| {

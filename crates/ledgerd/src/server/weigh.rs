@@ -206,6 +206,9 @@ impl HttpBody for Weighed {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         if let Some((_, waits)) = &mut self.waits {
             let room = ready!(waits.as_mut().poll(cx));
+            if let (Err(NoRoom), Some(conduct)) = (&room, &self.conduct) {
+                conduct.has_no_room();
+            }
             let frame = self.waits.take().map(|(frame, _)| frame);
             return Poll::Ready(
                 frame.map(|frame| room.map(|()| frame).map_err(|NoRoom| Refused::NoRoom.into())),
