@@ -2,8 +2,9 @@
 
 use crate::support::worker::{Stream, complete, fail_as, hello, lease, outcome};
 use crate::support::*;
-use ledgerd_client::{Client, Watch, v1};
+use ledgerd_client::{CancellationToken, Client, Context, TaskError, Watch, Worker, v1};
 use std::collections::BTreeMap;
+use tokio::task::JoinSet;
 use tonic::Code;
 use v1::{ErrorClass, TaskState};
 
@@ -234,45 +235,24 @@ impl Lives {
 
 /// Has tasks done by a worker at each of these daemons; how much happened.
 pub(crate) async fn lives_at(daemons: &[Daemon], tasks: usize) -> u64 {
-    let mut workers = Vec::new();
-    for (n, daemon) in daemons.iter().enumerate() {
-        workers.push(Stream::open(daemon, hello(&format!("w{n}"), "a", 8)).await);
+    let mut workers = JoinSet::new();
+    for daemon in daemons {
+        let handler = |payload: serde_json::Value, _: Context| async move { Ok::<_, TaskError>(payload) };
+        let worker = Worker::builder(daemon.client().await).agents(["a"]).capacity(64).any(handler);
+        workers.spawn(worker.build().expect("it is complete").run_until(CancellationToken::new()));
     }
-    let clients: Vec<_> = {
-        let mut clients = Vec::new();
-        for daemon in daemons {
-            clients.push(daemon.client().await);
-        }
-        clients
-    };
-    let many = |n: usize| v1::EnqueueTasksRequest { tasks: vec![task("a"); n], ..Default::default() };
-    for (n, client) in clients.iter().enumerate() {
-        let share = tasks / daemons.len() + usize::from(n < tasks % daemons.len());
-        let mut left = share;
-        while left > 0 {
-            let now = left.min(500);
-            client.tasks().enqueue_tasks(many(now)).await.expect("they are stored");
-            left -= now;
-        }
+    for (n, of_call) in vec![task("a"); tasks].chunks(500).enumerate() {
+        let request = v1::EnqueueTasksRequest { tasks: of_call.to_vec(), ..Default::default() };
+        let client = daemons[n % daemons.len()].client().await;
+        client.tasks().enqueue_tasks(request).await.expect("they are stored");
     }
-    let done = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let works = workers.into_iter().map(|mut worker| {
-        let done = std::sync::Arc::clone(&done);
-        tokio::spawn(async move {
-            while done.load(std::sync::atomic::Ordering::Relaxed) < tasks {
-                let next = tokio::time::timeout(std::time::Duration::from_millis(500), worker.assignment());
-                let Ok(assignment) = next.await else { continue };
-                worker.settle(vec![outcome(lease(&assignment), complete("done"))]).await;
-                worker.outcome_receipt().await;
-                done.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            }
-        })
-    });
-    for work in works.collect::<Vec<_>>() {
-        within("the work is done", work).await.expect("no panic");
-    }
-    let stats = clients[0].admin().get_stats(v1::GetStatsRequest {}).await.expect("it answers").into_inner();
-    stats.transitions
+    let client = daemons[0].client().await;
+    eventually("all are done", async || {
+        let stats = client.admin().get_stats(v1::GetStatsRequest {}).await.expect("it answers").into_inner();
+        let done = stats.counts.iter().find(|count| count.state() == TaskState::Done)?.count;
+        (done >= tasks as u64).then_some(stats.transitions)
+    })
+    .await
 }
 
 /// Watches from a token on until so much has happened, now at one daemon and now at another.
@@ -296,30 +276,26 @@ pub(crate) async fn all_is_told(daemons: &[Daemon], mut token: String, transitio
     assert_eq!(lives.count(), transitions);
 }
 
+/// Takes up messages until so much has happened.
+async fn read_on(watch: &mut Watch, lives: &mut Lives, transitions: u64) {
+    while lives.count() < transitions {
+        lives.add(&within("a message", watch.next()).await.expect("it goes on").events);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_does_not_read_keeps_nobody_up_and_misses_nothing() {
     let daemons = [Daemon::start()];
     let client = daemons[0].client().await;
-    let (_idle, token) = begun(&client, v1::WatchTasksRequest::default()).await;
-    let mut slow = client.tasks().watch_tasks(v1::WatchTasksRequest::default()).await.expect("it begins");
-    let live = client.clone();
-    let (mut watch, _) = begun(&live, v1::WatchTasksRequest::default()).await;
-    let transitions = tokio::spawn(async move {
-        let told = lives_at(&daemons, 1_000).await;
-        (told, daemons)
-    });
-    let mut lives = Lives::default();
-    // Reads along while they are done.
-    while lives.count() < 1_000 {
-        lives.add(&within("a message", watch.next()).await.expect("it goes on").events);
-    }
-    let (transitions, daemons) = transitions.await.expect("no panic");
-    while lives.count() < transitions {
-        lives.add(&within("a message", watch.next()).await.expect("it goes on").events);
-    }
+    let (mut watch, token) = begun(&client, v1::WatchTasksRequest::default()).await;
+    let slow = client.tasks().watch_tasks(v1::WatchTasksRequest::default()).await.expect("it begins");
+    let (mut slow, mut lives) = (slow.into_inner(), Lives::default());
+    // One reads along while they are done.
+    let (transitions, ()) = tokio::join!(lives_at(&daemons, 1_000), read_on(&mut watch, &mut lives, 1_000));
+    read_on(&mut watch, &mut lives, transitions).await;
     let mut late = Lives::default();
     while late.count() < transitions {
-        let message = within("a message", slow.get_mut().message()).await.expect("it goes on");
+        let message = within("a message", slow.message()).await.expect("it goes on");
         late.add(&message.expect("it has not ended").events);
     }
     all_is_told(&daemons, token, transitions).await;

@@ -45,6 +45,7 @@ mod task;
 mod template;
 mod time;
 mod wait;
+mod watch;
 mod worker;
 
 use std::path::PathBuf;

@@ -1,12 +1,13 @@
 //! `ledgerd task`: look at tasks, wait for them, change, answer and cancel them.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use ledgerd_client::limits::MAX_ANSWER_BYTES;
 use ledgerd_client::v1::{
     CancelTaskRequest, GetTaskHistoryRequest, GetTaskRequest, HistoryEvent, ListTasksRequest,
-    ListTasksResponse, Task, TaskEvent, TaskState, UnblockTaskRequest, UpdateTaskRequest, WatchTasksRequest,
+    ListTasksResponse, Task, TaskState, UnblockTaskRequest, UpdateTaskRequest,
 };
 
 use crate::actor::Actor;
@@ -15,12 +16,13 @@ use crate::enqueue::Enqueue;
 use crate::explain::Explain;
 use crate::failure::Failure;
 use crate::output::{
-    Facts, Format, Rows, cell, instant, moment, one_line, pairs, print, print_json, print_json_line,
-    readable, state_cell, task_state, with_reason,
+    Facts, Format, Rows, cell, instant, moment, one_line, pairs, print, print_json, readable, state_cell,
+    task_state, with_reason,
 };
 use crate::policy::{self, Span, parse_label};
 use crate::time::{Direction, When, now, to_wire};
-use crate::{Global, wait};
+use crate::watch::Watch;
+use crate::{Global, wait, watch};
 
 /// Commands on tasks.
 #[derive(Debug, Subcommand)]
@@ -56,7 +58,7 @@ impl TaskCommand {
             Self::History(command) => command.run(global).await,
             Self::Explain(command) => command.run(global).await,
             Self::Wait(command) => wait::run(&command, global).await,
-            Self::Watch(command) => command.run(global).await,
+            Self::Watch(command) => watch::run(command, global).await,
             Self::Cancel(command) => command.run(global).await,
             Self::Update(command) => command.run(global).await,
             Self::Unblock(command) => command.run(global).await,
@@ -109,9 +111,9 @@ impl Extent {
     }
 }
 
-/// Filters of `task list`.
+/// Which tasks a list or a watch is about.
 #[derive(Debug, Args)]
-pub struct List {
+pub(crate) struct Which {
     /// Only of this agent
     #[arg(long)]
     agent: Option<String>,
@@ -121,12 +123,28 @@ pub struct List {
     /// Only of this type
     #[arg(long = "type", value_name = "TYPE")]
     task_type: Option<String>,
-    /// Only of this priority
-    #[arg(long, value_name = "0-9")]
-    priority: Option<i32>,
     /// Only with this label; several must all be there
     #[arg(long, value_name = "K=V", value_parser = parse_label)]
     label: Vec<(String, String)>,
+}
+
+impl Which {
+    /// Agent, states, type and labels, as requests have them.
+    pub(crate) fn into_wire(self) -> (String, Vec<i32>, String, BTreeMap<String, String>) {
+        let states = self.state.into_iter().map(|state| TaskState::from(state).into()).collect();
+        let (agent, task_type) = (self.agent.unwrap_or_default(), self.task_type.unwrap_or_default());
+        (agent, states, task_type, self.label.into_iter().collect())
+    }
+}
+
+/// Filters of `task list`.
+#[derive(Debug, Args)]
+pub struct List {
+    #[command(flatten)]
+    which: Which,
+    /// Only of this priority
+    #[arg(long, value_name = "0-9")]
+    priority: Option<i32>,
     /// Only enqueued at this time or later: 2026-01-31T09:00, or 1h for an hour ago
     #[arg(long, value_name = "TIME", value_parser = When::parse, allow_hyphen_values = true)]
     since: Option<When>,
@@ -141,12 +159,13 @@ impl List {
     async fn run(self, global: &Global) -> Result<(), Failure> {
         let now = now();
         let instant = |when: When| to_wire(when.resolve(now, Direction::Back));
+        let (agent, states, task_type, labels) = self.which.into_wire();
         let mut request = ListTasksRequest {
-            agent: self.agent.unwrap_or_default(),
-            states: self.state.into_iter().map(|state| TaskState::from(state).into()).collect(),
-            task_type: self.task_type.unwrap_or_default(),
+            agent,
+            states,
+            task_type,
             priority: self.priority,
-            labels: self.label.into_iter().collect(),
+            labels,
             created_after: self.since.map(instant),
             created_before: self.until.map(instant),
             page_size: 0,
@@ -295,7 +314,7 @@ impl History {
 }
 
 /// Failure, time and facts of an event.
-fn remarks(event: &HistoryEvent) -> String {
+pub(crate) fn remarks(event: &HistoryEvent) -> String {
     let mut note = Vec::new();
     note.extend(event.error.as_ref().map(show_error));
     note.extend(event.until.as_ref().map(|until| format!("until {}", instant(Some(until)))));
@@ -318,76 +337,6 @@ fn history_rows(events: &[HistoryEvent]) -> Rows {
         ]);
     }
     rows
-}
-
-/// `task watch`.
-#[derive(Debug, Args)]
-pub struct Watch {
-    /// Only this task
-    id: Option<String>,
-    /// Only of this agent
-    #[arg(long)]
-    agent: Option<String>,
-    /// Only what leaves a task in this state; several may be given
-    #[arg(long, value_enum, ignore_case = true, value_delimiter = ',')]
-    state: Vec<State>,
-    /// Only of this type
-    #[arg(long = "type", value_name = "TYPE")]
-    task_type: Option<String>,
-    /// Only with this label; several must all be there
-    #[arg(long, value_name = "K=V", value_parser = parse_label)]
-    label: Vec<(String, String)>,
-    /// Begin behind a message of an earlier watch: its resumeToken
-    #[arg(long, value_name = "TOKEN", default_value = "", hide_default_value = true)]
-    resume: String,
-    /// End after this many events
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    limit: Option<u64>,
-}
-
-impl Watch {
-    async fn run(self, global: &Global) -> Result<(), Failure> {
-        let request = WatchTasksRequest {
-            agent: self.agent.unwrap_or_default(),
-            states: self.state.into_iter().map(|state| TaskState::from(state).into()).collect(),
-            task_type: self.task_type.unwrap_or_default(),
-            labels: self.label.into_iter().collect(),
-            task_id: self.id.unwrap_or_default(),
-            resume_token: self.resume,
-        };
-        let mut watch = connect(global).await?.watch(request);
-        let mut left = self.limit;
-        while left != Some(0) {
-            let mut message = watch.next().await?;
-            if let Some(left) = &mut left {
-                message.events.truncate(usize::try_from(*left).unwrap_or(usize::MAX));
-                *left -= message.events.len() as u64;
-            }
-            match global.output {
-                // The token is worth a line where nothing happened, too.
-                Format::Json => print_json_line("WatchTasksResponse", &message)?,
-                Format::Table => print(&message.events.iter().map(event_line).collect::<String>())?,
-            }
-        }
-        Ok(())
-    }
-}
-
-/// An event on a line of its own: nobody knows how wide what comes later is.
-fn event_line(happened: &TaskEvent) -> String {
-    let event = happened.event.clone().unwrap_or_default();
-    let words = [
-        moment(event.time.as_ref()),
-        happened.task_id.clone(),
-        format!("{}/{}", happened.agent, happened.task_type),
-        event.event.clone(),
-        with_reason(task_state(event.to), &event.reason),
-        event.worker_id.clone(),
-        remarks(&event),
-    ];
-    let words: Vec<String> =
-        words.iter().filter(|word| !word.is_empty()).map(|word| one_line(word)).collect();
-    format!("{}\n", words.join("  "))
 }
 
 /// `task wait`.

@@ -6,7 +6,7 @@
 
 use crate::event::Record;
 use crate::id::{AgentId, TaskId};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 /// A place in the history: for each slot the newest row that lies behind it. A slot that is not named has none.
@@ -24,6 +24,11 @@ impl Cut {
     pub fn pass(&mut self, slot: u16, seq: u64) {
         let known = self.0.entry(slot).or_insert(0);
         *known = seq.max(*known);
+    }
+
+    /// Moves it behind all that lies behind another.
+    pub fn pass_all(&mut self, other: &Self) {
+        other.slots().for_each(|(slot, seq)| self.pass(slot, seq));
     }
 
     /// Whether no row lies behind `other` and not behind this one.
@@ -113,27 +118,27 @@ pub struct Placed<T> {
     pub what: T,
 }
 
-/// Puts the rows of several slots into one order in which those of each task rise.
+/// Puts rows of several slots into one order in which those of each task rise.
 ///
-/// A lane has the rows of one slot that follow a cut, in order and without a gap. `untold` are those that follow it too and are
-/// in no lane, as task and version: where a lane was read to a limit. What builds on them is left out, to be read again.
+/// They are rows that follow a cut, those of each slot in order and without a gap. `untold` are those that follow it too and are not
+/// among them, as task and version: where a slot was read to a limit. What builds on them is left out, to be read again.
 #[must_use]
-pub fn in_order<T>(
-    lanes: Vec<Vec<Placed<T>>>,
-    untold: impl IntoIterator<Item = (TaskId, u64)>,
-) -> Vec<Placed<T>> {
+pub fn in_order<T>(rows: Vec<Placed<T>>, untold: impl IntoIterator<Item = (TaskId, u64)>) -> Vec<Placed<T>> {
     let mut waits: HashSet<(TaskId, u64)> = untold.into_iter().collect();
-    if let ([_], true) = (&lanes[..], waits.is_empty()) {
+    if waits.is_empty() && rows.windows(2).all(|pair| pair[0].slot == pair[1].slot) {
         // As on a ledger with one daemon.
-        return lanes.into_iter().flatten().collect();
+        return rows;
     }
-    waits.extend(lanes.iter().flatten().map(|row| (row.task, row.version)));
-    let mut told = Vec::with_capacity(lanes.iter().map(Vec::len).sum());
-    let mut lanes: Vec<_> = lanes.into_iter().map(|lane| lane.into_iter().peekable()).collect();
+    waits.extend(rows.iter().map(|row| (row.task, row.version)));
+    let mut told = Vec::with_capacity(rows.len());
+    let mut lanes: BTreeMap<u16, VecDeque<Placed<T>>> = BTreeMap::new();
+    for row in rows {
+        lanes.entry(row.slot).or_default().push_back(row);
+    }
     loop {
         let before = told.len();
-        for lane in &mut lanes {
-            while let Some(row) = lane.next_if(|row| !waits.contains(&(row.task, row.version - 1))) {
+        for lane in lanes.values_mut() {
+            while let Some(row) = lane.pop_front_if(|row| !waits.contains(&(row.task, row.version - 1))) {
                 waits.remove(&(row.task, row.version));
                 told.push(row);
             }
@@ -152,9 +157,9 @@ mod tests {
         Placed { slot, seq, task: TaskId(task), version, what: () }
     }
 
-    fn told(lanes: Vec<Vec<Placed<()>>>, untold: &[(u64, u64)]) -> Vec<(u16, u64)> {
+    fn told(rows: &[Vec<Placed<()>>], untold: &[(u64, u64)]) -> Vec<(u16, u64)> {
         let untold = untold.iter().map(|(task, version)| (TaskId(*task), *version));
-        in_order(lanes, untold).iter().map(|row| (row.slot, row.seq)).collect()
+        in_order(rows.concat(), untold).iter().map(|row| (row.slot, row.seq)).collect()
     }
 
     #[test]
@@ -173,16 +178,16 @@ mod tests {
         // Task 1 goes from slot 0 to slot 1 and back.
         let zero = vec![row(0, 1, 1, 1), row(0, 2, 2, 1), row(0, 3, 1, 3)];
         let one = vec![row(1, 1, 1, 2), row(1, 2, 1, 4)];
-        assert_eq!(told(vec![one, zero], &[]), [(0, 1), (0, 2), (1, 1), (0, 3), (1, 2)]);
+        assert_eq!(told(&[one, zero], &[]), [(0, 1), (0, 2), (1, 1), (0, 3), (1, 2)]);
     }
 
     #[test]
     fn what_builds_on_a_row_that_was_not_read_waits() {
         let one = || vec![row(1, 1, 5, 1), row(1, 2, 1, 4), row(1, 3, 5, 2)];
-        assert_eq!(told(vec![one()], &[(1, 3)]), [(1, 1)]);
+        assert_eq!(told(&[one()], &[(1, 3)]), [(1, 1)]);
         let two = vec![row(2, 8, 5, 3), row(2, 9, 6, 1)];
-        assert_eq!(told(vec![one(), two], &[(1, 3)]), [(1, 1)], "nor what builds on that");
-        assert_eq!(told(vec![one()], &[]).len(), 3, "what lies before the cut does not matter");
+        assert_eq!(told(&[one(), two], &[(1, 3)]), [(1, 1)], "nor what builds on that");
+        assert_eq!(told(&[one()], &[]).len(), 3, "what lies before the cut does not matter");
     }
 
     #[test]
@@ -207,8 +212,7 @@ mod tests {
             let limit = 1 + draw(10) as usize;
             while (0..3).any(|slot| cut.of(slot) < lanes[usize::from(slot)].len() as u64) {
                 let rest = |slot: usize| &lanes[slot][cut.of(slot as u16) as usize..];
-                let read: Vec<_> =
-                    (0..3).map(|slot| rest(slot).iter().take(limit).cloned().collect()).collect();
+                let read = (0..3).flat_map(|slot| rest(slot).iter().take(limit).cloned()).collect();
                 let untold: Vec<_> = (0..3).flat_map(|slot| rest(slot).iter().skip(limit)).collect();
                 let told = in_order(read, untold.iter().map(|row| (row.task, row.version)));
                 assert!(!told.is_empty(), "it goes on");

@@ -6,7 +6,7 @@
 
 use super::command::LedgerError;
 use super::handle::{Handle, Shared};
-use ledger_core::store::{Reader, StoreError};
+use ledger_core::store::{Fut, StoreError};
 use ledger_core::watch::{Cut, End, Stretch};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -47,8 +47,12 @@ impl Feed {
         self.durable.send_if_modified(|newest| std::mem::replace(newest, seq) != seq);
     }
 
-    /// What follows a cut now, from what is kept or from the store; none when some of it was removed.
-    async fn after(&self, reader: &dyn Reader, cut: &Cut) -> Result<Option<Arc<Stretch>>, StoreError> {
+    /// What follows a cut now, from what is kept or as `read`; none when some of it was removed.
+    async fn after<'r>(
+        &self,
+        cut: &Cut,
+        read: impl FnOnce() -> Fut<'r, Option<Stretch>>,
+    ) -> Result<Option<Arc<Stretch>>, StoreError> {
         loop {
             let mut recent = self.recent.lock().await;
             if let Some(kept) = recent.after(cut) {
@@ -57,7 +61,7 @@ impl Feed {
             if !recent.is_behind(cut) {
                 // Far back, and nobody else is there.
                 drop(recent);
-                return Ok(reader.after(cut, ROWS).await?.map(Arc::new));
+                return Ok(read().await?.map(Arc::new));
             }
             let next = recent.read_at.map(|last| last + APART).filter(|next| *next > Instant::now());
             if let Some(next) = next {
@@ -66,11 +70,11 @@ impl Feed {
                 continue;
             }
             recent.read_at = Some(Instant::now());
-            let Some(read) = reader.after(cut, ROWS).await? else { return Ok(None) };
-            if read.more {
+            let Some(stretch) = read().await? else { return Ok(None) };
+            if stretch.more {
                 recent.read_at = None;
             }
-            return Ok(Some(recent.keep(read)));
+            return Ok(Some(recent.keep(stretch)));
         }
     }
 }
@@ -165,7 +169,7 @@ impl Watch {
     pub(crate) async fn after(&mut self, cut: &Cut) -> Result<Arc<Stretch>, LedgerError> {
         loop {
             self.durable.mark_unchanged();
-            let read = self.shared.feed.after(&*self.shared.reader, cut).await;
+            let read = self.shared.feed.after(cut, || self.shared.reader.after(cut, ROWS)).await;
             let stretch = read.map_err(LedgerError::Store)?.ok_or(LedgerError::ResumeTooOld)?;
             if !cut.reaches(&stretch.to) {
                 return Ok(stretch);
@@ -176,5 +180,95 @@ impl Watch {
                 return Err(LedgerError::Draining);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ledger_core::watch::{Happening, Placed};
+    use ledger_core::{AgentId, EventKind, Reason, Record, State, TaskId, Timestamp};
+    use std::cell::RefCell;
+
+    fn cut(seq: u64) -> Cut {
+        [(0, seq)].into_iter().collect()
+    }
+
+    /// A history that has come so far, and where it was read from.
+    #[derive(Default)]
+    struct History {
+        end: u64,
+        reads: RefCell<Vec<u64>>,
+    }
+
+    impl History {
+        /// What a feed says follows, as first and last place.
+        async fn after(&self, feed: &Feed, from: u64) -> (u64, u64) {
+            let read = || -> Fut<'_, Option<Stretch>> {
+                self.reads.borrow_mut().push(from);
+                let read = Stretch { from: cut(from), rows: Vec::new(), to: cut(self.end), more: false };
+                Box::pin(std::future::ready(Ok(Some(read))))
+            };
+            let stretch = feed.after(&cut(from), read).await.expect("it reads").expect("all is there");
+            (stretch.from.of(0), stretch.to.of(0))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_are_as_far_share_what_is_read() {
+        let (feed, mut history) = (Feed::default(), History { end: 10, ..History::default() });
+        assert_eq!(history.after(&feed, 5).await, (5, 10));
+        assert_eq!(history.after(&feed, 5).await, (5, 10));
+        assert_eq!(history.after(&feed, 8).await, (5, 10), "a part of it lies ahead");
+        history.end = 20;
+        let then = Instant::now();
+        assert_eq!(history.after(&feed, 10).await, (10, 20));
+        assert_eq!(then.elapsed(), APART, "what is new is read now and then");
+        assert_eq!(history.after(&feed, 6).await, (5, 10), "one after the other");
+        assert_eq!(*history.reads.borrow(), [5, 10]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_far_back_is_in_nobodys_way_and_one_that_is_ahead_begins_anew() {
+        let (feed, mut history) = (Feed::default(), History { end: 100, ..History::default() });
+        assert_eq!(history.after(&feed, 90).await, (90, 100));
+        let then = Instant::now();
+        assert_eq!(history.after(&feed, 3).await, (3, 100));
+        assert!(then.elapsed().is_zero(), "it does not wait");
+        assert_eq!(history.after(&feed, 95).await, (90, 100), "what is kept is still there");
+        history.end = 200;
+        assert_eq!(history.after(&feed, 150).await, (150, 200), "there is a gap before it");
+        assert_eq!(history.after(&feed, 160).await, (150, 200));
+        assert_eq!(*history.reads.borrow(), [90, 3, 150]);
+    }
+
+    #[test]
+    fn so_much_is_kept_and_the_oldest_goes_first() {
+        let mut recent = Recent::default();
+        let record = Record {
+            task: TaskId(1),
+            version: 1,
+            kind: EventKind::Enqueued,
+            from: None,
+            to: State::Queued,
+            reason: Reason::None,
+            at: Timestamp::EPOCH,
+            fence: 0,
+            attempt: 0,
+            worker: None,
+            until: None,
+            digest: None,
+            error: None,
+            facts: Vec::new(),
+        };
+        let labels = vec![("large".to_owned(), "x".repeat(1 << 20))];
+        let what = Happening { record, agent: AgentId(1), task_type: "a".into(), labels };
+        for seq in 1..=10 {
+            let row = Placed { slot: 0, seq, task: TaskId(1), version: 1, what: Some(what.clone()) };
+            recent.keep(Stretch::of(&cut(seq - 1), vec![row], false));
+        }
+        assert!(recent.bytes <= KEPT_BYTES);
+        assert_eq!(recent.stretches.front().map(|oldest| oldest.from.of(0)), Some(7));
+        assert!(recent.after(&cut(6)).is_none() && recent.after(&cut(9)).is_some());
     }
 }

@@ -12,7 +12,7 @@ use crate::ledger::{Handle, Watch};
 use futures_util::{Stream, stream};
 use ledger_core::AgentId;
 use ledger_core::store::HistoryView;
-use ledger_core::watch::{Cut, Happening, Placed, Stretch};
+use ledger_core::watch::{Happening, Placed, Stretch};
 use prost::Message as _;
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -64,8 +64,7 @@ pub(super) async fn watch(
         is_first: true,
     };
     let ends = Ends { access, drain };
-    Ok(Box::pin(stream::try_unfold(Some((watching, ends)), |state| async {
-        let Some((mut watching, ends)) = state else { return Ok(None) };
+    Ok(Box::pin(stream::try_unfold((watching, ends), |(mut watching, ends)| async {
         let agents = watching.agents();
         let answer = tokio::select! {
             biased;
@@ -73,7 +72,7 @@ pub(super) async fn watch(
             lost = ends.access.lost(Permission::SeeTasks, &agents) => Err(lost),
             answer = watching.next() => answer.map_err(|error| status(&error)),
         };
-        answer.map(|answer| Some((answer, Some((watching, ends)))))
+        answer.map(|answer| Some((answer, (watching, ends))))
     })))
 }
 
@@ -102,14 +101,23 @@ impl Watching {
 
     /// The next message.
     async fn next(&mut self) -> Result<wire::WatchTasksResponse, LedgerError> {
-        let idle = Instant::now() + IDLE;
-        let mut events = Vec::new();
-        // At once, for the token.
-        while !std::mem::take(&mut self.is_first) && events.is_empty() && Instant::now() < idle {
-            let Ok(stretch) = timeout_at(idle, self.watch.after(&self.place.cut)).await else { break };
-            events = self.told(&*stretch?).await;
-        }
+        // The first comes at once, for its token.
+        let events = if std::mem::take(&mut self.is_first) { Vec::new() } else { self.events().await? };
         Ok(wire::WatchTasksResponse { events, resume_token: self.place.token() })
+    }
+
+    /// The next events; none when there were none for a while.
+    async fn events(&mut self) -> Result<Vec<wire::TaskEvent>, LedgerError> {
+        let idle = Instant::now() + IDLE;
+        loop {
+            let Ok(stretch) = timeout_at(idle, self.watch.after(&self.place.cut)).await else {
+                return Ok(Vec::new());
+            };
+            let events = self.told(&*stretch?).await;
+            if !events.is_empty() || Instant::now() >= idle {
+                return Ok(events);
+            }
+        }
     }
 
     /// What of a stretch fits and lies ahead, up to the size of a message; the place is behind it then.
@@ -128,7 +136,7 @@ impl Watching {
                 events.push(event);
             }
         }
-        pass(&mut self.place.cut, &stretch.to);
+        self.place.cut.pass_all(&stretch.to);
         events
     }
 
@@ -160,9 +168,4 @@ impl Watching {
         self.names.insert(agent, Arc::clone(&name));
         name
     }
-}
-
-/// Moves a cut behind another.
-fn pass(cut: &mut Cut, other: &Cut) {
-    other.slots().for_each(|(slot, seq)| cut.pass(slot, seq));
 }

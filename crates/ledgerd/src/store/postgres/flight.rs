@@ -1,9 +1,10 @@
 //! A batch on its way: it is written on one connection while the next is decided on another.
 //!
 //! Batches are written one after the other, each in a transaction of its own, so that the next is guarded by what the one
-//! before has left. What is new of the next, and looks at nothing that is stored, goes ahead meanwhile: most of its history, and
-//! tasks that were made. Its commit is sent when the one before is known to be durable. Invariants: nothing is told before its commit is known; a commit without an answer is asked for by the
-//! number of its transaction; what is written runs on a task of its own, which nobody drops.
+//! before has left. What is new of the next and looks at nothing that is stored goes ahead meanwhile: its history, and tasks that
+//! were made. Its commit is sent when the one before is known to be durable. Invariants: nothing is told before its commit is
+//! known; a commit without an answer is asked for by the number of its transaction; what is written runs on a task of its own,
+//! which nobody drops.
 
 use super::hints::Hint;
 use super::shared::{Basis, Met, Written};

@@ -21,6 +21,7 @@ mod staged;
 mod table;
 #[cfg(test)]
 mod tests;
+mod watch;
 mod write;
 
 pub(crate) use open::options;

@@ -8,8 +8,7 @@ use super::{failed, history};
 use crate::store::fresh::Fresh;
 use crate::store::page::next;
 use crate::store::rows::{
-    Shared, data_columns, dead_letter_columns, event_columns, note_columns, placed_columns, record_columns,
-    task_columns,
+    Shared, data_columns, dead_letter_columns, event_columns, note_columns, record_columns, task_columns,
 };
 use crate::store::text;
 use bytes::Bytes;
@@ -18,10 +17,10 @@ use ledger_core::store::{
     AgentEvent, DeadLetter, DeadLetterFilter, Fut, HistoryView, Leaving, LetterGroup, LetterGroups, Notes,
     Page, Reader, Sizes, StoreError, TaskData, TaskFilter, TaskView,
 };
-use ledger_core::watch::{Cut, End, Happening, Placed, Stretch, in_order};
+use ledger_core::watch::{Cut, End, Stretch};
 use ledger_core::{AgentId, State, TaskId, Timestamp};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -74,25 +73,6 @@ pub(super) const HISTORY: &str = concat!(
     record_columns!(),
     " FROM history AS h WHERE h.task_id = $1 AND h.at BETWEEN $2 AND $3 ORDER BY h.version"
 );
-const END: &str = "SELECT m.seed, s.slot, s.last_seq, COALESCE(r.seq, 0) FROM meta AS m CROSS JOIN slots AS s \
-    LEFT JOIN removed_history AS r ON r.slot = s.slot WHERE m.id = 1";
-/// Of each slot at most $3 rows after the one that slots $1 have at $2.
-const AFTER: &str = concat!(
-    "SELECT h.slot, h.seq, ",
-    placed_columns!(),
-    " FROM slots AS o LEFT JOIN unnest($1::bigint[], $2::bigint[]) AS c (slot, seq) ON c.slot = o.slot \
-     CROSS JOIN LATERAL (SELECT * FROM history AS of_slot \
-        WHERE of_slot.slot = o.slot AND of_slot.seq > COALESCE(c.seq, 0) ORDER BY of_slot.seq LIMIT $3) AS h \
-     LEFT JOIN task_specs AS s ON s.id = h.task_id \
-     WHERE o.last_seq > COALESCE(c.seq, 0) ORDER BY h.slot, h.seq"
-);
-/// Where rows stand: of tasks $1 the versions $2, written at $3 at the latest.
-const PLACES: &str = "SELECT p.task_id, p.version, p.slot, p.seq \
-    FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS w (task_id, version, at) \
-    JOIN task_specs AS s ON s.id = w.task_id \
-    CROSS JOIN LATERAL (SELECT * FROM history AS h \
-        WHERE h.task_id = w.task_id AND h.version = w.version AND h.at BETWEEN s.created_at AND w.at) AS p";
-const REMOVED: &str = "SELECT slot, seq FROM removed_history";
 /// What fits a filter, $1 to $7.
 macro_rules! letter_fits {
     () => {
@@ -154,7 +134,7 @@ const EVENTS_OF_AGENT: &str = concat!(
 
 /// Every statement here, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 22] = [
+pub(super) const STATEMENTS: [&str; 18] = [
     NEWEST,
     NEWEST_OF_AGENT,
     NEWEST_LIVE,
@@ -173,10 +153,6 @@ pub(super) const STATEMENTS: [&str; 22] = [
     EXPIRED,
     EVENTS,
     EVENTS_OF_AGENT,
-    END,
-    AFTER,
-    PLACES,
-    REMOVED,
 ];
 
 /// The reading half.
@@ -203,7 +179,7 @@ impl PgReader {
         Self { pool, fresh }
     }
 
-    async fn rows(&self, query: Asked<'_>) -> Result<Vec<PgRow>, StoreError> {
+    pub(super) async fn rows(&self, query: Asked<'_>) -> Result<Vec<PgRow>, StoreError> {
         query.fetch_all(&self.pool).await.map_err(|error| failed(&error))
     }
 
@@ -255,54 +231,6 @@ impl PgReader {
         })?;
         let has_all = |view: &TaskView| filter.labels.iter().all(|label| view.data.labels.contains(label));
         Ok(views.into_iter().filter(has_all).take(limit).collect())
-    }
-
-    async fn stretch(&self, cut: &Cut, limit: usize) -> Result<Option<Stretch>, StoreError> {
-        let (slots, seqs): (Vec<i64>, Vec<i64>) =
-            cut.slots().map(|(slot, seq)| (i64::from(slot), seq.cast_signed())).unzip();
-        let query = sqlx::query(AFTER).bind(slots).bind(seqs).bind(limit as i64);
-        let mut shared = Shared::default();
-        let rows = read_all(&self.rows(query).await?, |row| row.placed(&mut shared))?;
-        let lanes: Vec<Vec<_>> = rows.chunk_by(|a, b| a.slot == b.slot).map(<[Placed<_>]>::to_vec).collect();
-        let more = lanes.iter().any(|lane| lane.len() == limit);
-        // One statement has seen them all, so what a row builds on is among them, or beyond a limit.
-        let untold = if more && lanes.len() > 1 { self.untold(cut, &rows).await? } else { Vec::new() };
-        // After them: what was removed before they were read is known of.
-        let removed =
-            read_all(&self.rows(sqlx::query(REMOVED)).await?, |row| Ok((row.narrow()?, row.number()?)))?;
-        if !cut.reaches(&removed.into_iter().collect()) {
-            return Ok(None);
-        }
-        Ok(Some(Stretch::of(cut, in_order(lanes, untold), more)))
-    }
-
-    /// What these rows build on, of what follows a cut and is not among them.
-    async fn untold(
-        &self,
-        cut: &Cut,
-        rows: &[Placed<Option<Happening>>],
-    ) -> Result<Vec<(TaskId, u64)>, StoreError> {
-        let here: HashSet<(TaskId, u64)> = rows.iter().map(|row| (row.task, row.version)).collect();
-        let builds = |row: &&Placed<Option<Happening>>| {
-            row.version > 1 && !here.contains(&(row.task, row.version - 1))
-        };
-        let (mut tasks, mut versions, mut times) = (Vec::new(), Vec::new(), Vec::new());
-        for row in rows.iter().filter(builds) {
-            let Some(what) = &row.what else { continue };
-            tasks.push(row.task.0.cast_signed());
-            versions.push((row.version - 1).cast_signed());
-            times.push(what.record.at.millis());
-        }
-        if tasks.is_empty() {
-            return Ok(Vec::new());
-        }
-        let query = sqlx::query(PLACES).bind(tasks).bind(versions).bind(times);
-        let places = read_all(&self.rows(query).await?, |row| {
-            let builds_on = (row.task_id()?, row.number()?);
-            let (slot, seq): (u16, u64) = (row.narrow()?, row.number()?);
-            Ok((builds_on, seq > cut.of(slot)))
-        })?;
-        Ok(places.into_iter().filter_map(|(row, follows)| follows.then_some(row)).collect())
     }
 
     async fn letters(
@@ -470,22 +398,12 @@ impl Reader for PgReader {
 
     fn end(&self) -> Fut<'_, End> {
         let reader = self.clone();
-        apart(async move {
-            let mut end = End { seed: 0, cut: Cut::default(), removed: Cut::default() };
-            read_all(&reader.rows(sqlx::query(END)).await?, |row| {
-                end.seed = row.bits()?;
-                let slot = row.narrow()?;
-                end.cut.pass(slot, row.number()?);
-                end.removed.pass(slot, row.number()?);
-                Ok(())
-            })?;
-            Ok(end)
-        })
+        apart(async move { reader.history_end().await })
     }
 
     fn after<'a>(&'a self, cut: &'a Cut, limit: usize) -> Fut<'a, Option<Stretch>> {
         let (reader, cut) = (self.clone(), cut.clone());
-        apart(async move { reader.stretch(&cut, limit).await })
+        apart(async move { reader.history_after(&cut, limit).await })
     }
 
     fn dead_letter(&self, id: TaskId) -> Fut<'_, Option<DeadLetter>> {

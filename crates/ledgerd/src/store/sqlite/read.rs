@@ -402,9 +402,9 @@ impl Reader for SqliteReader {
                 return Ok(None);
             }
             let mut shared = Shared::default();
-            let lane: Result<Vec<_>, StoreError> =
+            let read: Result<Vec<_>, StoreError> =
                 rows.iter().map(|row| Columns::of(row).placed(&mut shared)).collect();
-            Ok(Some(Stretch::of(cut, in_order(vec![lane?], []), rows.len() == limit)))
+            Ok(Some(Stretch::of(cut, in_order(read?, []), rows.len() == limit)))
         })
     }
 
