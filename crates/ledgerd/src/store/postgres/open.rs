@@ -14,7 +14,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-const MIGRATIONS: [(i64, &str, &str); 3] = [
+pub(super) const MIGRATIONS: [(i64, &str, &str); 3] = [
     (1, "ledger", include_str!("../../../migrations/postgres/0001_ledger.sql")),
     (2, "watch", include_str!("../../../migrations/postgres/0002_watch.sql")),
     (3, "rows", include_str!("../../../migrations/postgres/0003_rows.sql")),
@@ -268,8 +268,18 @@ fn distrust(options: &PgConnectOptions, error: &sqlx::Error) -> Option<String> {
 
 pub(super) async fn migrate(conn: &mut PgConnection, options: &PgConnectOptions) -> Result<(), ConnectError> {
     let server = || server(options);
-    match Migrator::with_migrations(schema::migrations(&MIGRATIONS)).run_direct(None, conn, false).await {
-        Ok(()) => Ok(()),
+    // An index over all of history takes its time, and so does another daemon that is at it. Not the limits of a batch.
+    let named = |source| ConnectError::Unreachable { server: server(), source };
+    sqlx::raw_sql("SET statement_timeout = 0; SET lock_timeout = 0")
+        .execute(&mut *conn)
+        .await
+        .map_err(named)?;
+    match Migrator::with_migrations(schema::migrations(&MIGRATIONS)).run_direct(None, &mut *conn, false).await
+    {
+        Ok(()) => {
+            let limits = sqlx::raw_sql("RESET statement_timeout; RESET lock_timeout").execute(conn).await;
+            limits.map(drop).map_err(named)
+        }
         Err(MigrateError::VersionMissing(found)) => Err(ConnectError::Newer { server: server(), found }),
         Err(MigrateError::VersionMismatch(found)) => Err(ConnectError::Unfit {
             server: server(),

@@ -4,12 +4,15 @@
 mod history;
 
 use super::{
-    ConnectError, PgStore, flight, hints, history as days, news, open, options, read, recover, slots, write,
+    ConnectError, PgStore, flight, hints, history as days, news, open, options, read, recover, slots, watch,
+    write,
 };
 use crate::store::rig::{AGENT, Kind, New, Rig, database, everything};
+use crate::store::schema;
 use bytes::Bytes;
 use ledger_core::store::{Ask, BreakerRow, Changed, Changes, Store, StoreError, Want};
 use ledger_core::{Event, State, TaskId};
+use sqlx::migrate::Migrator;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row, SqlSafeStr};
 use std::sync::Arc;
@@ -74,6 +77,7 @@ async fn every_statement_can_be_prepared() {
         .chain(news::STATEMENTS)
         .chain([hints::SEND])
         .chain(read::STATEMENTS)
+        .chain(watch::STATEMENTS)
         .chain(days::STATEMENTS)
         .chain([flight::FATE]);
     for text in all {
@@ -81,6 +85,25 @@ async fn every_statement_can_be_prepared() {
             .await
             .unwrap_or_else(|error| panic!("{error}: {text:.300}"));
     }
+}
+
+#[tokio::test]
+async fn a_migration_takes_as_long_as_it_takes_and_batches_keep_their_limits() {
+    let Some(url) = database().await else { return };
+    let first = schema::migrations(&open::MIGRATIONS[..1]);
+    Migrator::with_migrations(first)
+        .run_direct(None, &mut raw(&url).await, false)
+        .await
+        .expect("a new database");
+    let mut busy = raw(&url).await;
+    busy.execute("BEGIN; LOCK TABLE task_history IN ROW EXCLUSIVE MODE").await.expect("nobody holds it");
+    let coming = tokio::spawn(async move { open(&url, "one").await.map(|(store, _)| store) });
+    // Longer than a statement of a batch waits for a lock.
+    busy.execute("SELECT pg_sleep(2.5); COMMIT").await.expect("the server is there");
+    let mut store = coming.await.expect("no panic").expect("the ledger opens");
+    let limits = "SELECT current_setting('statement_timeout'), current_setting('lock_timeout')";
+    let row = sqlx::query(limits).fetch_one(store.connection().expect("it is open")).await.expect("it reads");
+    assert_eq!((row.get::<String, _>(0), row.get::<String, _>(1)), ("5s".to_owned(), "2s".to_owned()));
 }
 
 /// A column that is added to a statement needs a new type of its rows, by a migration: daemons of before still use the old one.
