@@ -106,6 +106,38 @@ async fn a_migration_takes_as_long_as_it_takes_and_batches_keep_their_limits() {
     assert_eq!((row.get::<String, _>(0), row.get::<String, _>(1)), ("5s".to_owned(), "2s".to_owned()));
 }
 
+/// Whatever is stored: a plan that is made once for all must not read all of it.
+#[tokio::test]
+async fn what_a_watch_reads_is_looked_up_by_indexes_alone() {
+    let Some(mut rig) = Rig::postgres().await else { return };
+    rig.enqueue_all((0..3_000).map(|_| New::of("a"))).await;
+    rig.commit().await;
+    let mut conn = raw(&url_of(&rig)).await;
+    conn.execute("ANALYZE; SET plan_cache_mode = force_generic_plan; SET jit = off").await.expect("it can");
+    // The rows are of a day far ahead, which has no partition yet.
+    for (text, types, values, history) in [
+        (watch::AFTER, "bigint[], bigint[], bigint", "ARRAY[0], ARRAY[2990], 500", "slot_seq_idx"),
+        (
+            watch::PLACES,
+            "bigint[], bigint[], bigint[]",
+            "ARRAY[7], ARRAY[1], ARRAY[1900000000000]",
+            "task_id_version_idx",
+        ),
+    ] {
+        let prepared = format!("DEALLOCATE ALL; PREPARE looked ({types}) AS {text}");
+        conn.execute(AssertSqlSafe(prepared).into_sql_str()).await.expect("it is one");
+        let plan = format!("EXPLAIN (COSTS off) EXECUTE looked ({values})");
+        let plan = conn.fetch_all(AssertSqlSafe(plan).into_sql_str()).await.expect("it has a plan");
+        let plan: String = plan.iter().map(|line| line.get::<String, _>(0) + "\n").collect();
+        for index in ["task_specs_pkey".to_owned(), format!("task_history_default_{history}")] {
+            assert!(plan.contains(&format!("Index Scan using {index}")), "{index}\n{plan}");
+        }
+        for whole in ["Seq Scan on task_specs", "task_specs_by_agent"] {
+            assert!(!plan.contains(whole), "{whole}\n{plan}");
+        }
+    }
+}
+
 /// A column that is added to a statement needs a new type of its rows, by a migration: daemons of before still use the old one.
 #[tokio::test]
 async fn types_of_rows_have_the_columns_of_their_statements() {

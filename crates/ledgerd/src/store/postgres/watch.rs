@@ -13,22 +13,23 @@ use std::collections::HashSet;
 
 const END: &str = "SELECT m.seed, s.slot, s.last_seq, COALESCE(r.seq, 0) FROM meta AS m CROSS JOIN slots AS s \
     LEFT JOIN removed_history AS r ON r.slot = s.slot WHERE m.id = 1";
-/// Of each slot at most $3 rows after the one that slots $1 have at $2.
-const AFTER: &str = concat!(
+/// Of each slot at most $3 rows after the one that slots $1 have at $2. Each task's spec is looked up by itself: a plain join may be
+/// planned to read all there are.
+pub(super) const AFTER: &str = concat!(
     "SELECT h.slot, h.seq, ",
     placed_columns!(),
     " FROM slots AS o LEFT JOIN unnest($1::bigint[], $2::bigint[]) AS c (slot, seq) ON c.slot = o.slot \
      CROSS JOIN LATERAL (SELECT * FROM history AS of_slot \
         WHERE of_slot.slot = o.slot AND of_slot.seq > COALESCE(c.seq, 0) ORDER BY of_slot.seq LIMIT $3) AS h \
-     LEFT JOIN task_specs AS s ON s.id = h.task_id \
+     LEFT JOIN LATERAL (SELECT * FROM task_specs AS of_task WHERE of_task.id = h.task_id OFFSET 0) AS s ON true \
      WHERE o.last_seq > COALESCE(c.seq, 0) ORDER BY h.slot, h.seq"
 );
 /// Where rows stand: of tasks $1 the versions $2, written at $3 at the latest.
-const PLACES: &str = "SELECT p.task_id, p.version, p.slot, p.seq \
+pub(super) const PLACES: &str = "SELECT p.task_id, p.version, p.slot, p.seq \
     FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS w (task_id, version, at) \
-    JOIN task_specs AS s ON s.id = w.task_id \
+    CROSS JOIN LATERAL (SELECT created_at FROM task_specs AS of_task WHERE of_task.id = w.task_id OFFSET 0) AS s \
     CROSS JOIN LATERAL (SELECT * FROM history AS h \
-        WHERE h.task_id = w.task_id AND h.version = w.version AND h.at BETWEEN s.created_at AND w.at) AS p";
+        WHERE h.task_id = w.task_id AND h.version = w.version AND h.at BETWEEN s.created_at AND w.at OFFSET 0) AS p";
 const REMOVED: &str = "SELECT slot, seq FROM removed_history";
 
 /// Every statement here, for a test to prepare.
