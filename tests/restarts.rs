@@ -214,8 +214,9 @@ async fn a_retry_out_of_an_empty_shared_budget_is_charged_to_its_agent() {
     };
     let off = v1::BreakerSettings { enabled: Some(false), ..Default::default() };
     let slow = v1::TaskPolicy { base_delay: ms(3_600_000), max_delay: ms(3_600_000), ..Default::default() };
-    // Eleven agents want 110 tokens of the hundred that all share: whatever comes in is theirs, for they asked first.
-    for number in 0..11 {
+    // Ten tokens each of the hundred that all share, until ten retries wait: whatever comes in is theirs, they asked first.
+    let mut waiting = 0;
+    for number in 0.. {
         let agent = format!("greedy-{number}");
         let settings =
             v1::AgentSettings { budget: Some(budget), breaker: Some(off), policy: Some(slow), ..quick() };
@@ -223,7 +224,11 @@ async fn a_retry_out_of_an_empty_shared_budget_is_charged_to_its_agent() {
         let mut worker = Stream::open(&daemon, hello(&agent, &agent, 10)).await;
         for _ in 0..10 {
             enqueue(&client, task(&agent)).await;
-            worker.fail_next("down").await;
+            let (_, receipt) = worker.fail_next("down").await;
+            waiting += u32::from(receipt.reason == "BUDGET");
+        }
+        if waiting >= 10 {
+            break;
         }
     }
     configure(&client, "poor", v1::AgentSettings { budget: Some(budget), breaker: Some(off), ..quick() })

@@ -1,6 +1,6 @@
 //! What fails is tried again, within its bounds, and ends among the dead letters.
 
-use crate::support::worker::{Stream, complete, fail_as, hello, lease, outcome};
+use crate::support::worker::{Stream, complete, fail, fail_as, hello, lease, outcome};
 use crate::support::*;
 use ledgerd_client::v1::{self, ErrorClass, TaskState};
 
@@ -139,6 +139,40 @@ async fn an_empty_budget_defers_a_retry_until_a_token_comes() {
     again.sort();
     let events = events(&client, &again[1]).await;
     assert!(events.contains(&"BUDGET_GRANTED".to_owned()), "{events:?}");
+}
+
+#[tokio::test]
+async fn a_token_is_for_the_retry_that_waits_and_not_for_who_fails_as_it_comes() {
+    let daemon = Daemon::start();
+    let client = daemon.client().await;
+    let budget = v1::BudgetSettings {
+        capacity: Some(1.0),
+        floor_per_second: Some(0.0),
+        deposit: Some(1.0),
+        enabled: Some(true),
+    };
+    let breaker = v1::BreakerSettings { enabled: Some(false), ..Default::default() };
+    let settings = v1::AgentSettings { budget: Some(budget), breaker: Some(breaker), ..quick() };
+    configure(&client, "a", settings).await;
+    let mut worker = Stream::open(&daemon, hello("w", "a", 4)).await;
+    for _ in 0..2 {
+        enqueue(&client, task("a")).await;
+    }
+    let (_, first) = worker.fail_next("takes the only token").await;
+    let (waits, second) = worker.fail_next("waits").await;
+    assert_eq!((first.reason.as_str(), second.reason.as_str()), ("BACKOFF", "BUDGET"));
+    let succeeds = worker.assignment().await;
+    assert_eq!(succeeds.attempt, 2, "its retry was paid");
+    enqueue(&client, task("a")).await;
+    let fails = worker.assignment().await;
+    // In one batch, the success first: its token is there when the other fails.
+    let told = vec![outcome(lease(&succeeds), complete("ok")), outcome(lease(&fails), fail("later"))];
+    worker.settle(told).await;
+    let receipts = [worker.outcome_receipt().await, worker.outcome_receipt().await];
+    assert_eq!(receipts.map(|receipt| receipt.reason), ["", "BUDGET"]);
+    let next = worker.assignment().await;
+    assert_eq!((next.task_id, next.attempt), (waits.task_id, 2));
+    assert_eq!(get(&client, &fails.task_id).await.reason, "BUDGET", "it goes on waiting");
 }
 
 #[tokio::test]

@@ -149,6 +149,8 @@ impl<'a> Batch<'a> {
         for id in &heard.reconfigured {
             self.watch_anew(*id).await?;
         }
+        // What time has brought is for those that wait already, before anybody else fails.
+        self.grant().await?;
         let mut answers = Vec::with_capacity(orders.len());
         let mut decided = 0;
         for order in orders {
@@ -223,7 +225,9 @@ impl<'a> Batch<'a> {
             u64::from(open.task.delivery) << 8 | u64::from(event_key(event)),
         );
         let (payer, shared, at) = (&*agent, &self.memory.budget, self.now);
-        let affords = |tokens: u32| payer.affords(shared, at, tokens);
+        // While others of its agent wait for tokens there are none for who comes later.
+        let first = !self.memory.budget_queue.contains_key(&agent_id);
+        let affords = |tokens: u32| first && payer.affords(shared, at, tokens);
         let lost_with = self.lost_with;
         let cx = Context { now: self.now, settings: &settings, draw, affords: &affords, digest, lost_with };
         let mut applied = Arc::make_mut(&mut open.task).apply(event, &cx).map_err(LedgerError::Refused)?;
