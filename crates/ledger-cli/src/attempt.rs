@@ -61,6 +61,8 @@ pub(crate) struct Attempt {
     pub(crate) answer: String,
     pub(crate) traceparent: String,
     pub(crate) tracestate: String,
+    /// W3C baggage, as the producer labelled it.
+    pub(crate) baggage: String,
     pub(crate) checkpoint: Option<Bytes>,
     pub(crate) payload: Bytes,
 }
@@ -211,6 +213,7 @@ impl Attempt {
             ("LEDGERD_ANSWER", given(&self.answer)),
             ("TRACEPARENT", given(&self.traceparent)),
             ("TRACESTATE", given(&self.tracestate)),
+            ("BAGGAGE", given(&self.baggage)),
             // The worker's, and not the task's: what a task runs may be anybody's text.
             ("LEDGERD_TOKEN", None),
             ("LEDGERD_TOKEN_FILE", None),

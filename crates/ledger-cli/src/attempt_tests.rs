@@ -46,19 +46,21 @@ async fn run(plan: &Plan, task: Attempt) -> Result<String, String> {
 #[tokio::test]
 async fn the_program_gets_the_task_and_its_output_is_the_result() {
     let script = "echo \"$1\"; cat; echo; echo $LEDGERD_TASK_ID $LEDGERD_AGENT $LEDGERD_TASK_TYPE $LEDGERD_ATTEMPT \
-                  $LEDGERD_DELIVERY $LEDGERD_FENCE $LEDGERD_PRIORITY $LEDGERD_DEADLINE $TRACEPARENT $TRACESTATE";
+                  $LEDGERD_DELIVERY $LEDGERD_FENCE $LEDGERD_PRIORITY $LEDGERD_DEADLINE $TRACEPARENT $TRACESTATE $BAGGAGE";
     let given = Attempt {
         deadline: Some("2026-01-31T09:00:00Z".into()),
         traceparent: "00-a-b-01".into(),
         tracestate: "k=v".into(),
+        baggage: "tenant=acme".into(),
         ..task()
     };
     assert_eq!(
         run(&plan(script), given).await.expect("done"),
-        "two words; $HOME\n{\"word\":\"two words; $HOME\"}\nt1k3 claude review 2 3 7 5 2026-01-31T09:00:00Z 00-a-b-01 k=v\n"
+        "two words; $HOME\n{\"word\":\"two words; $HOME\"}\nt1k3 claude review 2 3 7 5 2026-01-31T09:00:00Z 00-a-b-01 k=v tenant=acme\n"
     );
-    let absent = "echo ${LEDGERD_DEADLINE-none} ${TRACEPARENT-none} ${LEDGERD_CHECKPOINT-none}";
-    assert_eq!(run(&plan(absent), task()).await.expect("done"), "none none none\n");
+    let absent =
+        "echo ${LEDGERD_DEADLINE-none} ${TRACEPARENT-none} ${BAGGAGE-none} ${LEDGERD_CHECKPOINT-none}";
+    assert_eq!(run(&plan(absent), task()).await.expect("done"), "none none none none\n");
 }
 
 #[tokio::test]

@@ -161,6 +161,7 @@ async fn attempt(plan: &Plan, payload: Bytes, context: Context) -> Result<Bytes,
         answer: context.answer().unwrap_or_default().into(),
         traceparent,
         tracestate,
+        baggage: context.labels().get("baggage").cloned().unwrap_or_default(),
         checkpoint: context.last_checkpoint().cloned(),
         payload,
     };

@@ -23,8 +23,9 @@ pub enum WorkerCommand {
     /// Arguments of the program may hold {{payload}}, {{payload.FIELD}}, {{task_id}}, {{agent}}, {{task_type}},
     /// {{attempt}}, {{delivery}}, {{fence}} and {{priority}}; no shell reads them. Its environment holds
     /// LEDGERD_TASK_ID, LEDGERD_AGENT, LEDGERD_TASK_TYPE, LEDGERD_ATTEMPT, LEDGERD_DELIVERY, LEDGERD_FENCE and
-    /// LEDGERD_PRIORITY, and where there is one LEDGERD_DEADLINE, LEDGERD_CHECKPOINT (a path), TRACEPARENT and
-    /// TRACESTATE; when a person answered what an earlier attempt asked, LEDGERD_QUESTION and LEDGERD_ANSWER.
+    /// LEDGERD_PRIORITY, and where there is one LEDGERD_DEADLINE, LEDGERD_CHECKPOINT (a path), TRACEPARENT,
+    /// TRACESTATE and BAGGAGE (the label of that name); when a person answered what an earlier attempt asked,
+    /// LEDGERD_QUESTION and LEDGERD_ANSWER.
     ///
     /// To stop, its process group gets SIGTERM, and SIGKILL after the grace. It never outlives the worker.
     Exec(Box<Exec>),
