@@ -5,6 +5,8 @@ mod https;
 use crate::support::worker::{Stream, complete, hello, lease, outcome};
 use crate::support::*;
 use ledgerd_client::v1;
+use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{LogsService, LogsServiceServer};
+use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
 };
@@ -13,6 +15,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 };
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
+use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use opentelemetry_proto::tonic::trace::v1::{Span, span::SpanKind};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -26,7 +29,28 @@ use tonic::{Request, Response, Status};
 #[derive(Clone, Debug, Default)]
 struct Received {
     spans: Arc<Mutex<Vec<Span>>>,
+    /// Each with its scope's name.
+    records: Arc<Mutex<Vec<(String, LogRecord)>>>,
     resources: Arc<Mutex<Vec<BTreeMap<String, String>>>>,
+}
+
+#[tonic::async_trait]
+impl LogsService for Received {
+    async fn export(
+        &self,
+        request: Request<ExportLogsServiceRequest>,
+    ) -> Result<Response<ExportLogsServiceResponse>, Status> {
+        for of_resource in request.into_inner().resource_logs {
+            let resource = of_resource.resource.unwrap_or_default();
+            self.resources.lock().expect("not poisoned").push(texts(&resource.attributes));
+            for of_scope in of_resource.scope_logs {
+                let scope = of_scope.scope.unwrap_or_default().name;
+                let records = of_scope.log_records.into_iter().map(|record| (scope.clone(), record));
+                self.records.lock().expect("not poisoned").extend(records);
+            }
+        }
+        Ok(Response::new(ExportLogsServiceResponse::default()))
+    }
 }
 
 #[tonic::async_trait]
@@ -55,10 +79,20 @@ impl Received {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = format!("http://{}", listener.local_addr().expect("it is bound"));
         let received = Self::default();
-        let service = TraceServiceServer::new(received.clone());
-        let serving = Server::builder().add_service(service);
+        let logs = LogsServiceServer::new(received.clone());
+        let serving =
+            Server::builder().add_service(TraceServiceServer::new(received.clone())).add_service(logs);
         tokio::spawn(serving.serve_with_incoming(TcpListenerStream::new(listener)));
         (received, address)
+    }
+
+    /// Waits for a record of the log with this message, and returns it with its scope.
+    async fn record(&self, message: &str) -> (String, LogRecord) {
+        eventually(message, async || {
+            let records = self.records.lock().expect("not poisoned");
+            records.iter().find(|(_, record)| text(record.body.as_ref()) == message).cloned()
+        })
+        .await
     }
 
     /// Waits for so many spans of names that begin so, and returns them by their start.
@@ -94,6 +128,7 @@ fn exporting(endpoint: &str) -> Vec<(&'static str, OsString)> {
         ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.into()),
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc".into()),
         ("OTEL_BSP_SCHEDULE_DELAY", "20".into()),
+        ("OTEL_BLRP_SCHEDULE_DELAY", "20".into()),
     ]
 }
 
@@ -244,6 +279,8 @@ async fn an_old_task_has_a_trace_for_each_attempt_linked_to_its_own() {
 async fn an_exporter_that_is_away_costs_spans_that_are_counted_and_nothing_else() {
     let mut environment = exporting("http://127.0.0.1:9");
     environment.push(("OTEL_BSP_MAX_QUEUE_SIZE", "16".into()));
+    environment.push(("OTEL_BLRP_MAX_QUEUE_SIZE", "16".into()));
+    environment.push(("OTEL_LOGS_EXPORTER", "otlp".into()));
     environment.push(("OTEL_EXPORTER_OTLP_TIMEOUT", "200".into()));
     let flags = ["--http-listen", "127.0.0.1:0"];
     let mut daemon = Daemon::launch(Folder::new(), "127.0.0.1:0", &flags, &environment)
@@ -253,23 +290,31 @@ async fn an_exporter_that_is_away_costs_spans_that_are_counted_and_nothing_else(
         enqueue(&client, task("a")).await;
     }
     let http = daemon.http.clone().expect("it listens");
-    eventually("dropped spans are counted", async || {
-        let dropped = value(&metrics(&http).await, "ledgerd_telemetry_dropped_total{signal=\"spans\"}");
-        (dropped >= 50.0).then_some(())
-    })
-    .await;
+    for signal in ["spans", "logs"] {
+        eventually(signal, async || {
+            let series = format!("ledgerd_telemetry_dropped_total{{signal=\"{signal}\"}}");
+            (value(&metrics(&http).await, &series) >= 50.0).then_some(())
+        })
+        .await;
+    }
     daemon.signal("TERM");
     assert!(daemon.ended().await.success(), "it does not wait for the exporter for long");
 }
 
-/// `/metrics` as it is now.
-async fn metrics(address: &str) -> String {
+/// The answer to a GET.
+async fn get_page(address: &str, path: &str) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(address).await.expect("it listens");
-    let request = format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.expect("it reads");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.expect("it answers");
+    answer
+}
+
+/// `/metrics` as it is now.
+async fn metrics(address: &str) -> String {
+    let answer = get_page(address, "/metrics").await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     answer
 }
@@ -323,6 +368,26 @@ async fn metrics_count_what_happened_and_show_what_is() {
         (age > 0.05).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn nothing_is_measured_where_telemetry_is_switched_off() {
+    let (received, endpoint) = Received::start().await;
+    let mut environment = exporting(&endpoint);
+    environment.push(("OTEL_SDK_DISABLED", "true".into()));
+    let flags = ["--http-listen", "127.0.0.1:0"];
+    let mut daemon = Daemon::launch(Folder::new(), "127.0.0.1:0", &flags, &environment)
+        .unwrap_or_else(|fault| panic!("{fault}"));
+    enqueue(&daemon.client().await, task("a")).await;
+    let mut worker = Stream::open(&daemon, hello("w", "a", 1)).await;
+    assert_eq!(worker.complete_next("done").await.state(), v1::TaskState::Done);
+    let http = daemon.http.clone().expect("it listens");
+    let answer = get_page(&http, "/metrics").await;
+    assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+    drop(worker);
+    daemon.signal("TERM");
+    assert!(daemon.ended().await.success());
+    assert!(received.spans.lock().expect("not poisoned").is_empty(), "what is left is sent at the end");
 }
 
 #[tokio::test]
@@ -429,6 +494,45 @@ async fn one_trace_joins_producer_daemon_and_worker() {
 }
 
 #[tokio::test]
+async fn logs_leave_over_otlp_where_they_are_asked_for_and_name_their_trace() {
+    let (received, endpoint) = Received::start().await;
+    let mut environment = exporting(&endpoint);
+    environment.push(("OTEL_LOGS_EXPORTER", "otlp".into()));
+    let flags = ["--log", "trace,h2=trace"];
+    let mut daemon = Daemon::launch(Folder::new(), "127.0.0.1:0", &flags, &environment)
+        .unwrap_or_else(|fault| panic!("{fault}"));
+    enqueue(&daemon.client().await, task("a")).await;
+    let call = received.named("ledger.v1.TaskService/EnqueueTask", 1).await.remove(0);
+    let (scope, answered) = received.record("answered").await;
+    assert_eq!((scope.as_str(), answered.severity_text.as_str()), ("ledgerd::server::calls", "DEBUG"));
+    assert_eq!((&answered.trace_id, &answered.span_id), (&call.trace_id, &call.span_id));
+    assert_eq!(texts(&answered.attributes)["method"], "ledger.v1.TaskService/EnqueueTask");
+    let (_, starting) = received.record("starting").await;
+    assert!(starting.trace_id.is_empty(), "it belongs to no call");
+    daemon.signal("TERM");
+    assert!(daemon.ended().await.success());
+    received.record("drained").await;
+    let resources = received.resources.lock().expect("not poisoned");
+    assert!(resources.iter().all(|said| said["service.name"] == "ledgerd"), "{resources:?}");
+    let records = received.records.lock().expect("not poisoned");
+    let foreign: Vec<_> = records.iter().filter(|(scope, _)| !scope.starts_with("ledger")).collect();
+    assert!(foreign.is_empty(), "what libraries say while they send would be sent in turn: {foreign:?}");
+    assert!(daemon.log().contains(" h2::"), "it is in the log, as was asked for");
+}
+
+#[tokio::test]
+async fn spans_are_shown_on_standard_output_where_nobody_collects_them() {
+    let environment = [("OTEL_TRACES_EXPORTER", "console".into()), ("OTEL_BSP_SCHEDULE_DELAY", "20".into())];
+    let daemon = launch(Folder::new(), "127.0.0.1:0", &environment);
+    enqueue(&daemon.client().await, task("a")).await;
+    eventually("the span of the call", async || {
+        daemon.output().contains("ledger.v1.TaskService/EnqueueTask").then_some(())
+    })
+    .await;
+    assert!(daemon.output().contains("service.name"), "{}", daemon.output());
+}
+
+#[tokio::test]
 async fn a_program_that_is_a_worker_is_given_the_span_of_its_attempt() {
     let (received, endpoint) = Received::start().await;
     let daemon = Daemon::start();
@@ -454,7 +558,9 @@ async fn what_tasks_carry_is_in_no_log_span_or_metric() {
     const CANARY: &str = "canary-5e1f";
     let (received, endpoint) = Received::start().await;
     let flags = ["--http-listen", "127.0.0.1:0", "--log-format", "json", "--log", "debug"];
-    let daemon = Daemon::launch(Folder::new(), "127.0.0.1:0", &flags, &exporting(&endpoint));
+    let mut environment = exporting(&endpoint);
+    environment.push(("OTEL_LOGS_EXPORTER", "otlp".into()));
+    let daemon = Daemon::launch(Folder::new(), "127.0.0.1:0", &flags, &environment);
     let daemon = daemon.unwrap_or_else(|fault| panic!("{fault}"));
     let client = daemon.client().await;
     configure(&client, "a", quick()).await;
@@ -478,7 +584,9 @@ async fn what_tasks_carry_is_in_no_log_span_or_metric() {
     received.named("attempt a", 2).await;
     let metrics = metrics(&http).await;
     let spans = format!("{:?}", received.spans.lock().expect("not poisoned"));
-    for (what, text) in [("log", daemon.log()), ("spans", spans), ("metrics", metrics)] {
+    let records = format!("{:?}", received.records.lock().expect("not poisoned"));
+    for (what, text) in [("log", daemon.log()), ("spans", spans), ("records", records), ("metrics", metrics)]
+    {
         assert!(text.contains("EnqueueTask"), "{what} is what it should be: {text}");
         assert!(!text.contains(CANARY), "{what} has what tasks carry: {text}");
     }

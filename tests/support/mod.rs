@@ -14,8 +14,8 @@ use std::future::Future;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Longer than anything that is not stuck takes on a busy machine.
@@ -61,6 +61,8 @@ pub(crate) struct Daemon {
     pub(crate) http: Option<String>,
     /// What it was started with, beyond what every daemon of the tests has.
     pub(crate) flags: Vec<String>,
+    /// What it said on standard output after where it listens.
+    output: Arc<Mutex<String>>,
 }
 
 impl Daemon {
@@ -120,7 +122,15 @@ impl Daemon {
         let second = if has_http { lines.next().and_then(Result::ok) } else { None };
         let http = second.and_then(|line| Some(line.strip_prefix("http listening on ")?.to_owned()));
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        Ok(Self { child, folder, address, http, flags })
+        let output = Arc::<Mutex<String>>::default();
+        let all = Arc::clone(&output);
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let mut all = all.lock().expect("not poisoned");
+                all.extend([line.as_str(), "\n"]);
+            }
+        });
+        Ok(Self { child, folder, address, http, flags, output })
     }
 
     /// Kills it as a power cut would, and starts it again on the same files and port.
@@ -173,6 +183,11 @@ impl Daemon {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
+    /// What it said on standard output after where it listens.
+    pub(crate) fn output(&self) -> String {
+        self.output.lock().expect("not poisoned").clone()
+    }
+
     pub(crate) fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }
@@ -184,7 +199,7 @@ impl Drop for Daemon {
         let log = self.log();
         if std::thread::panicking() {
             eprintln!("--- log of the daemon ---\n{log}");
-        } else if let Some(line) = canary::in_text(&log) {
+        } else if let Some(line) = canary::in_text(&log).or(canary::in_text(&self.output())) {
             panic!("a log has what is for nobody who reads logs: {line}");
         }
     }

@@ -146,8 +146,8 @@ pub async fn run(
     let (store, reader, wake) = open(&config.store, grpc).await?;
     let stop_ledger = CancellationToken::new();
     let shared = Arc::clone(&reader);
-    let (observer, told) = Observer::new(telemetry.is_traced());
-    let seen = Some(observer.clone());
+    let observer = telemetry.measures().then(|| Observer::new(telemetry.is_traced()));
+    let seen = observer.as_ref().map(|(observer, _)| observer.clone());
     let (handle, mut ledger) =
         ledger::start(store, shared, Clock::start(), wake, seen, stop_ledger.clone()).await?;
 
@@ -160,21 +160,18 @@ pub async fn run(
     tasks.spawn(handle.clone().keep(config.retention));
     tasks.spawn(keeper.keep(reload));
     let observed = CancellationToken::new();
-    let observing = tokio::spawn(telemetry::observe(
-        Arc::clone(&telemetry),
-        observer,
-        told,
-        Arc::clone(&reader),
-        config.store.backend(),
-        observed.clone(),
-    ));
+    let observing = observer.map(|(observer, told)| {
+        let (telemetry, reader) = (Arc::clone(&telemetry), Arc::clone(&reader));
+        let backend = config.store.backend();
+        tokio::spawn(telemetry::observe(telemetry, observer, told, reader, backend, observed.clone()))
+    });
     if telemetry.pushes() {
         tasks.spawn(look_for_gauges(Arc::clone(&telemetry), handle.clone()));
     }
     // Probes are answered to the end, and hear of the drain.
     let stop_probes = CancellationToken::new();
-    let about =
-        http::About { health: health.clone(), metrics: Some((Arc::clone(&telemetry), handle.clone())) };
+    let metrics = telemetry.measures().then(|| (Arc::clone(&telemetry), handle.clone()));
+    let about = http::About { health: health.clone(), metrics };
     let probes =
         http_listener.map(|listener| tokio::spawn(http::serve(listener, about, stop_probes.clone())));
     let mut serving = {
@@ -212,7 +209,9 @@ pub async fn run(
     stop_ledger.cancel();
     ended_ledger(ledger.await)?;
     observed.cancel();
-    let _ = timeout(LAST_WORDS, observing).await;
+    if let Some(observing) = observing {
+        let _ = timeout(LAST_WORDS, observing).await;
+    }
     stop_probes.cancel();
     if let Some(probes) = probes {
         let _ = timeout(LAST_WORDS, probes).await;

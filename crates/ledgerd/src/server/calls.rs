@@ -84,7 +84,9 @@ where
                 Err(_) => Code::Unknown,
             };
             let took = since.elapsed();
-            telemetry.meters.called(&method, word(code), took);
+            if telemetry.measures() {
+                telemetry.meters.called(&method, word(code), took);
+            }
             span.in_scope(|| tracing::debug!(%method, code = word(code), ?took, "answered"));
             if !span.is_none() {
                 end(&span, code);

@@ -154,8 +154,8 @@ const DROPPED: Metric = Metric {
     kind: Kind::Counter,
     unit: "{item}",
     labels: &["signal"],
-    what: "Spans that were not exported and transitions that were not counted, because the exporter or the observer was too \
-           slow or failed.",
+    what: "Spans and records of the log that were not exported and transitions that were not counted, because an exporter or \
+           the observer was too slow or failed.",
 };
 
 /// Every instrument, in the order of the reference.
@@ -244,7 +244,7 @@ pub struct Meters {
     rpc: Histogram<f64>,
     look: Arc<Mutex<Arc<Look>>>,
     lately: Lately<Look>,
-    /// Spans that were dropped, and transitions that were missed.
+    /// What was dropped and missed.
     pub(super) dropped: Arc<Dropped>,
     registry: prometheus::Registry,
 }
@@ -253,6 +253,7 @@ pub struct Meters {
 #[derive(Debug, Default)]
 pub(super) struct Dropped {
     pub(super) spans: AtomicU64,
+    pub(super) logs: AtomicU64,
     pub(super) transitions: AtomicU64,
 }
 
@@ -271,9 +272,11 @@ impl Meters {
             .with_unit(DROPPED.unit)
             .with_description(DROPPED.what)
             .with_callback(move |seen| {
-                seen.observe(counts.spans.load(Ordering::Relaxed), &[KeyValue::new("signal", "spans")]);
-                let transitions = counts.transitions.load(Ordering::Relaxed);
-                seen.observe(transitions, &[KeyValue::new("signal", "transitions")]);
+                let each =
+                    [("spans", &counts.spans), ("logs", &counts.logs), ("transitions", &counts.transitions)];
+                for (signal, count) in each {
+                    seen.observe(count.load(Ordering::Relaxed), &[KeyValue::new("signal", signal)]);
+                }
             })
             .build();
         Self {
@@ -439,13 +442,16 @@ fn counter(meter: &Meter, metric: Metric) -> Counter<u64> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::asked::Exporters;
     use super::*;
 
     #[test]
     fn as_many_series_as_there_may_be_are_shown_each_by_itself() {
-        let (provider, registry) =
-            super::super::otlp::meter_provider(opentelemetry_sdk::Resource::builder().build(), false)
-                .expect("nothing is exported");
+        let (provider, registry) = super::super::export::meter_provider(
+            opentelemetry_sdk::Resource::builder().build(),
+            Exporters::default(),
+        )
+        .expect("nothing is exported");
         let meters = Meters::new(&provider, registry, Arc::default());
         let names: Vec<Arc<str>> = (0..BREAKERS).map(|nth| format!("agent-{nth}").into()).collect();
         let live = [State::Queued, State::Running, State::Retry, State::Blocked, State::Failed];

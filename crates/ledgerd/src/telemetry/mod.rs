@@ -1,8 +1,10 @@
 //! Logs, metrics and traces: what the daemon tells its operators.
 //!
 //! Logs are lines on standard error, for people or for machines, with the trace they belong to. Metrics are always kept, for
-//! `/metrics`, and pushed where an OTLP endpoint is named; spans are made only then.
+//! `/metrics`, and pushed where an OTLP endpoint is named; spans are made only then. Logs leave over OTLP too, if asked to.
 
+mod asked;
+mod export;
 mod meters;
 mod observe;
 mod otlp;
@@ -14,16 +16,18 @@ pub(crate) use observe::observe;
 pub(crate) use traces::{context, traceparent};
 
 use crate::config::{Config, LogFormat};
+use asked::{Exporters, Signal};
 use meters::Dropped;
 use opentelemetry::trace::TracerProvider;
 use opentelemetry::trace::{SpanContext, TraceContextExt};
+use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
+use opentelemetry_sdk::logs::SdkLoggerProvider;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
-use otlp::Signal;
 use std::fmt;
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use traces::Traces;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::filter::{FilterExt, LevelFilter, ParseError, filter_fn};
@@ -36,6 +40,9 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
 /// Spans of this target are exported, and no others.
 pub(crate) const CALLS: &str = "ledgerd::calls";
+
+/// Events of these targets are exported: of the daemon and of nobody else.
+const OWN: &str = "ledger";
 
 /// How long the last spans and metrics have to leave.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -67,14 +74,20 @@ pub struct Telemetry {
     pub meters: Meters,
     /// Spans of tasks, where they are exported.
     traces: Option<Traces>,
+    /// Something is counted at all.
+    measures: bool,
     /// Contexts of callers are taken up.
     propagates: bool,
     /// Metrics are pushed, so gauges have to be looked at without being asked.
     pushes: bool,
-    level: reload::Handle<EnvFilter, Registry>,
+    /// What the log goes by, for each that hears of it.
+    levels: Vec<Level>,
     meter_provider: SdkMeterProvider,
     tracer_provider: Option<SdkTracerProvider>,
+    logger_provider: Option<SdkLoggerProvider>,
 }
+
+type Level = reload::Handle<EnvFilter, Registry>;
 
 impl Telemetry {
     /// Starts logging, and what the environment asks for. Once in a process: later calls leave the log as it is.
@@ -83,32 +96,41 @@ impl Telemetry {
     /// Endpoints or certificates that cannot be used.
     pub fn start(config: &Config) -> Result<Self, TelemetryError> {
         let dropped = Arc::new(Dropped::default());
-        let resource = otlp::resource("ledgerd", &instance());
-        let (traced, pushes) =
-            (Signal::Traces.is_exported(otlp::variable), Signal::Metrics.is_exported(otlp::variable));
+        let resource = asked::resource("ledgerd", &instance());
         // There is no log yet.
-        let unknown: Vec<String> =
-            [&traced, &pushes].into_iter().filter_map(|asked| asked.clone().err()).collect();
-        let (traced, pushes) = (traced.unwrap_or(false), pushes.unwrap_or(false));
-        let tracer_provider = traced
-            .then(|| otlp::tracer_provider(resource.clone(), Arc::clone(&dropped)))
+        let mut unknown = Vec::new();
+        let [traces, metrics, logs] = [Signal::Traces, Signal::Metrics, Signal::Logs].map(|signal| {
+            signal.exporters(asked::variable).unwrap_or_else(|fault| {
+                unknown.push(fault);
+                Exporters::default()
+            })
+        });
+        let traced = traces
+            .any()
+            .then(|| export::tracer_provider(resource.clone(), traces, &dropped))
             .transpose()
             .map_err(TelemetryError)?;
-        let (meter_provider, registry) = otlp::meter_provider(resource, pushes).map_err(TelemetryError)?;
-        let level = log(&config.log, config.log_format, tracer_provider.as_ref());
-        for exporter in unknown {
-            tracing::warn!("{exporter}");
+        let (tracer_provider, spans) = traced.unzip();
+        let logger_provider = logs
+            .otlp
+            .then(|| export::logger_provider(resource.clone(), &dropped))
+            .transpose()
+            .map_err(TelemetryError)?;
+        let (meter_provider, registry) = export::meter_provider(resource, metrics).map_err(TelemetryError)?;
+        let levels = log(&config.log, config.log_format, tracer_provider.as_ref(), logger_provider.as_ref());
+        for fault in unknown {
+            tracing::warn!("{fault}");
         }
         Ok(Self {
             meters: Meters::new(&meter_provider, registry, dropped),
-            traces: tracer_provider
-                .as_ref()
-                .map(|provider| Traces::new(provider.tracer("ledgerd"), config.trace_join_age)),
-            propagates: otlp::propagates(otlp::variable),
-            pushes,
-            level,
+            traces: spans.map(|spans| Traces::new(spans, config.trace_join_age)),
+            measures: !asked::is_disabled(asked::variable),
+            propagates: asked::propagates(asked::variable),
+            pushes: metrics.any(),
+            levels,
             meter_provider,
             tracer_provider,
+            logger_provider,
         })
     }
 
@@ -116,6 +138,12 @@ impl Telemetry {
     #[must_use]
     pub const fn is_traced(&self) -> bool {
         self.traces.is_some()
+    }
+
+    /// Whether anything is counted: without it there is no `/metrics`.
+    #[must_use]
+    pub(crate) const fn measures(&self) -> bool {
+        self.measures
     }
 
     /// Whether trace contexts of callers are taken up.
@@ -135,9 +163,10 @@ impl Telemetry {
     /// # Errors
     /// What is wrong with the text; the filter stays as it is.
     pub fn set_log(&self, text: &str) -> Result<(), ParseError> {
-        let filter = filter(text)?;
-        if let Err(error) = self.level.reload(filter) {
-            tracing::warn!(%error, "the log goes on as before");
+        for level in &self.levels {
+            if let Err(error) = level.reload(filter(text)?) {
+                tracing::warn!(%error, "the log goes on as before");
+            }
         }
         Ok(())
     }
@@ -145,11 +174,16 @@ impl Telemetry {
     /// Sends what waits to be exported, for so long at most, and nothing after it.
     pub fn end(&self) {
         last_words(|| {
-            // Both have threads of their own that send; an exporter that is away is not waited for longer than this.
+            // Each has a thread of its own that sends; exporters that are away are not waited for longer than this.
+            let until = Instant::now() + LAST_WORDS;
+            let left = || until.saturating_duration_since(Instant::now());
             if let Some(provider) = &self.tracer_provider {
-                let _ = provider.shutdown_with_timeout(LAST_WORDS);
+                let _ = provider.shutdown_with_timeout(left());
             }
-            let _ = self.meter_provider.shutdown_with_timeout(LAST_WORDS);
+            let _ = self.meter_provider.shutdown_with_timeout(left());
+            if let Some(provider) = &self.logger_provider {
+                let _ = provider.shutdown_with_timeout(left());
+            }
         });
         let _ = std::io::stderr().flush();
     }
@@ -173,11 +207,12 @@ impl WorkerSpans {
     /// # Errors
     /// Endpoints or certificates that cannot be used, and exporters that are unknown.
     pub fn start() -> Result<Option<Self>, TelemetryError> {
-        if !Signal::Traces.is_exported(otlp::variable).map_err(TelemetryError)? {
+        let to = Signal::Traces.exporters(asked::variable).map_err(TelemetryError)?;
+        if !to.any() {
             return Ok(None);
         }
-        let resource = otlp::resource("ledgerd-worker", &instance());
-        let provider = otlp::tracer_provider(resource, Arc::default()).map_err(TelemetryError)?;
+        let resource = asked::resource("ledgerd-worker", &instance());
+        let (provider, _) = export::tracer_provider(resource, to, &Arc::default()).map_err(TelemetryError)?;
         opentelemetry::global::set_tracer_provider(provider.clone());
         Ok(Some(Self(provider)))
     }
@@ -202,12 +237,13 @@ pub(crate) fn current() -> Option<SpanContext> {
 fn log(
     text: &str,
     format: LogFormat,
-    provider: Option<&SdkTracerProvider>,
-) -> reload::Handle<EnvFilter, Registry> {
-    let (layers, level) = layers(text, format, provider);
+    traced: Option<&SdkTracerProvider>,
+    logged: Option<&SdkLoggerProvider>,
+) -> Vec<Level> {
+    let (layers, levels) = layers(text, format, traced, logged);
     // Somebody else's subscriber, as in a test, is as good.
     let _ = tracing_subscriber::registry().with(layers).try_init();
-    level
+    levels
 }
 
 /// What hears of events and spans: only those who want something of it, each with a filter that says so. One without, and be
@@ -215,13 +251,18 @@ fn log(
 fn layers(
     text: &str,
     format: LogFormat,
-    provider: Option<&SdkTracerProvider>,
-) -> (Layers, reload::Handle<EnvFilter, Registry>) {
-    let filter = filter(text).unwrap_or_else(|_| EnvFilter::new("info"));
-    let (filter, level) = reload::Layer::new(filter);
+    traced: Option<&SdkTracerProvider>,
+    logged: Option<&SdkLoggerProvider>,
+) -> (Layers, Vec<Level>) {
+    let mut levels = Vec::new();
+    let mut level = || {
+        let (filter, level) = reload::Layer::new(filter(text).unwrap_or_else(|_| EnvFilter::new("info")));
+        levels.push(level);
+        filter
+    };
     // Spans are there for the exporter; in the log they are the two numbers that name them.
     let events = filter_fn(|about| !about.is_span() || about.target() == CALLS);
-    let events = filter.and(events.with_max_level_hint(LevelFilter::TRACE));
+    let events = level().and(events.with_max_level_hint(LevelFilter::TRACE));
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let lines = match format {
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
@@ -235,14 +276,20 @@ fn layers(
         }
     };
     let mut layers = vec![lines.with_filter(events).boxed()];
-    if let Some(provider) = provider {
+    if let Some(provider) = logged {
+        // What a library says while it sends would be sent in turn.
+        let own = filter_fn(|about| !about.is_span() && about.target().starts_with(OWN));
+        let own = level().and(own.with_max_level_hint(LevelFilter::TRACE));
+        layers.push(OpenTelemetryTracingBridge::new(provider).with_filter(own).boxed());
+    }
+    if let Some(provider) = traced {
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("ledgerd"));
         let layer =
             layer.with_location(false).with_threads(false).with_tracked_inactivity(false).with_target(false);
         let calls = filter_fn(|about| about.is_span() && about.target() == CALLS);
         layers.push(layer.with_filter(calls.with_max_level_hint(LevelFilter::INFO)).boxed());
     }
-    (layers, level)
+    (layers, levels)
 }
 
 type Layers = Vec<Box<dyn Layer<Registry> + Send + Sync>>;
@@ -295,7 +342,7 @@ mod tests {
     fn spans_of_libraries_are_never_made() {
         let provider = SdkTracerProvider::builder().build();
         for (provider, log) in [(None, "info"), (Some(&provider), "info"), (Some(&provider), "warn")] {
-            let (layers, _level) = layers(log, LogFormat::Json, provider);
+            let (layers, _levels) = layers(log, LogFormat::Json, provider, None);
             let subscriber = tracing_subscriber::registry().with(layers);
             let seen = if provider.is_some() { LevelFilter::INFO } else { log.parse().expect("a level") };
             assert_eq!(subscriber.max_level_hint(), Some(seen), "below this nobody looks at anything");
@@ -315,7 +362,7 @@ mod tests {
     #[test]
     fn odd_frames_are_not_logged_one_by_one_unless_somebody_asks() {
         for (log, is_logged) in [("debug", false), ("info,ledgerd=debug", false), ("info,h2=warn", true)] {
-            let (layers, _level) = layers(log, LogFormat::Text, None);
+            let (layers, _levels) = layers(log, LogFormat::Text, None, None);
             let subscriber = tracing_subscriber::registry().with(layers);
             tracing::subscriber::with_default(subscriber, || {
                 let logged = tracing::enabled!(target: "h2::proto::ping_pong", Level::WARN);

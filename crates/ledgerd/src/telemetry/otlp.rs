@@ -1,107 +1,14 @@
-//! What `OTEL_*` variables ask for: exporters over OTLP, the sampler, propagation.
-//!
-//! The library reads most of them itself; here are those that it does not: `OTEL_SDK_DISABLED`,
-//! `OTEL_{TRACES,METRICS}_EXPORTER`, `OTEL_PROPAGATORS`, and the certificates of the transports. Without an endpoint there is
-//! no exporter. An exporter that is slow or away costs spans, which are counted, and nothing else.
+//! Exporters over OTLP, gRPC or HTTP. The library reads most of what the environment says of them; not the certificates.
 
-use super::meters::{Dropped, SERIES};
-use super::traces::Ids;
-use opentelemetry::{Context, KeyValue};
+use super::asked::{Signal, of_signal};
 use opentelemetry_otlp::tonic_types::transport::{Certificate, ClientTlsConfig, Identity};
-use opentelemetry_otlp::{ExporterBuildError, MetricExporter, SpanExporter, WithHttpConfig, WithTonicConfig};
-use opentelemetry_prometheus::exporter;
-use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::error::OTelSdkResult;
-use opentelemetry_sdk::metrics::{Instrument, InstrumentKind, SdkMeterProvider, Stream};
-use opentelemetry_sdk::trace::{
-    BatchConfigBuilder, BatchSpanProcessor, SdkTracerProvider, Span, SpanData, SpanExporter as Exporter,
-    SpanProcessor,
+use opentelemetry_otlp::{
+    ExporterBuildError, LogExporter, MetricExporter, SpanExporter, WithHttpConfig, WithTonicConfig,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::fmt::Write as _;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-
-/// Spans that may wait to be exported, unless `OTEL_BSP_MAX_QUEUE_SIZE` says otherwise. About 2 KiB each. Four times what the
-/// specification has: a commit of the ledger ends a thousand at once.
-const QUEUE: usize = 8_192;
-
-/// Reads the environment: a variable that is empty counts as unset.
-pub(super) fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
-}
-
-/// A signal that may be exported.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Signal {
-    Traces,
-    Metrics,
-}
-
-impl Signal {
-    const fn word(self) -> &'static str {
-        match self {
-            Self::Traces => "TRACES",
-            Self::Metrics => "METRICS",
-        }
-    }
-
-    /// Whether it is to be exported over OTLP.
-    ///
-    /// # Errors
-    /// Another exporter is asked for, which there is none of; nothing is exported then.
-    pub(super) fn is_exported(self, variable: impl Fn(&str) -> Option<String>) -> Result<bool, String> {
-        if variable("OTEL_SDK_DISABLED").is_some_and(|word| word.eq_ignore_ascii_case("true")) {
-            return Ok(false);
-        }
-        let name = format!("OTEL_{}_EXPORTER", self.word());
-        Ok(match variable(&name).as_deref() {
-            Some("otlp") => true,
-            // `/metrics` is there anyhow.
-            Some("none" | "prometheus") => false,
-            Some(other) => {
-                return Err(format!(
-                    "{name}={other} is none of otlp, prometheus and none; nothing is exported"
-                ));
-            }
-            None => {
-                variable("OTEL_EXPORTER_OTLP_ENDPOINT").is_some()
-                    || variable(&format!("OTEL_EXPORTER_OTLP_{}_ENDPOINT", self.word())).is_some()
-            }
-        })
-    }
-}
-
-/// Whether callers' trace contexts are taken up.
-pub(super) fn propagates(variable: impl Fn(&str) -> Option<String>) -> bool {
-    variable("OTEL_PROPAGATORS").is_none_or(|list| list.split(',').any(|word| word.trim() == "tracecontext"))
-}
-
-/// Who we are, with what `OTEL_RESOURCE_ATTRIBUTES` and `OTEL_SERVICE_NAME` say.
-pub(super) fn resource(name: &'static str, instance: &str) -> Resource {
-    let own = [
-        KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
-        KeyValue::new("service.instance.id", instance.to_owned()),
-    ];
-    let named = variable("OTEL_SERVICE_NAME").is_some()
-        || variable("OTEL_RESOURCE_ATTRIBUTES").is_some_and(|list| list.contains("service.name="));
-    // What the environment says comes first; ours does not replace it.
-    let given = Resource::builder().build();
-    let mut builder = Resource::builder();
-    if !named {
-        builder = builder.with_service_name(name);
-    }
-    builder.with_attributes(own.into_iter().filter(|own| given.get_ref(&own.key).is_none())).build()
-}
-
-/// Reads a variable of one signal, or else that of all.
-fn of_signal(signal: Signal, name: &str) -> Option<(String, String)> {
-    let names =
-        [format!("OTEL_EXPORTER_OTLP_{}_{name}", signal.word()), format!("OTEL_EXPORTER_OTLP_{name}")];
-    names.into_iter().find_map(|name| variable(&name).map(|value| (name, value)))
-}
 
 /// Certificates for the transport, as PEM. The library reads none of the variables that name them.
 struct Certificates {
@@ -189,174 +96,31 @@ fn timeout(signal: Signal) -> Duration {
     given.map_or(opentelemetry_otlp::OTEL_EXPORTER_OTLP_TIMEOUT_DEFAULT, Duration::from_millis)
 }
 
-fn spans() -> Result<SpanExporter, String> {
-    let signal = Signal::Traces;
-    let builder = SpanExporter::builder();
-    let built = match Certificates::read(signal)? {
-        Some(given) if is_grpc(signal) => builder.with_tonic().with_tls_config(given.of_grpc()).build(),
-        Some(given) => builder.with_http().with_http_client(given.of_http(timeout(signal))?).build(),
-        None => builder.build(),
-    };
-    built.map_err(|error: ExporterBuildError| error.to_string())
-}
-
-fn metrics() -> Result<MetricExporter, String> {
-    let signal = Signal::Metrics;
-    let builder = MetricExporter::builder();
-    let built = match Certificates::read(signal)? {
-        Some(given) if is_grpc(signal) => builder.with_tonic().with_tls_config(given.of_grpc()).build(),
-        Some(given) => builder.with_http().with_http_client(given.of_http(timeout(signal))?).build(),
-        None => builder.build(),
-    };
-    built.map_err(|error: ExporterBuildError| error.to_string())
-}
-
-/// Instruments' provider, read by `/metrics` and, where `exported`, pushed.
-pub(super) fn meter_provider(
-    resource: Resource,
-    exported: bool,
-) -> Result<(SdkMeterProvider, prometheus::Registry), String> {
-    let registry = prometheus::Registry::new();
-    let reader = exporter().with_registry(registry.clone()).scope_info_enabled(false).build();
-    let reader = reader.map_err(|error| error.to_string())?;
-    let mut builder = SdkMeterProvider::builder().with_resource(resource).with_reader(reader);
-    // The library's own limit is meant for sums, which stay right when series are put together.
-    builder = builder.with_view(|instrument: &Instrument| {
-        let gauge = instrument.kind() == InstrumentKind::ObservableGauge;
-        gauge.then(|| Stream::builder().with_cardinality_limit(SERIES).build().ok()).flatten()
-    });
-    if exported {
-        builder = builder.with_periodic_exporter(metrics()?);
-    }
-    Ok((builder.build(), registry))
-}
-
-/// Spans' provider; sampler and limits are the environment's.
-pub(super) fn tracer_provider(
-    resource: Resource,
-    dropped: Arc<Dropped>,
-) -> Result<SdkTracerProvider, String> {
-    let queue =
-        variable("OTEL_BSP_MAX_QUEUE_SIZE").and_then(|text| text.parse().ok()).unwrap_or(QUEUE).max(1);
-    let waiting = Arc::new(AtomicUsize::new(0));
-    let exporter = Counting { inner: spans()?, waiting: Arc::clone(&waiting), dropped: Arc::clone(&dropped) };
-    // One more than we let in, so that what it drops is what we have counted.
-    let config = BatchConfigBuilder::default().with_max_queue_size(queue + 1).build();
-    let inner = BatchSpanProcessor::builder(exporter).with_batch_config(config).build();
-    let processor = Bounded { inner, queue, waiting, dropped };
-    Ok(SdkTracerProvider::builder()
-        .with_resource(resource)
-        .with_id_generator(Ids::default())
-        .with_span_processor(processor)
-        .build())
-}
-
-/// Lets so many spans wait as the queue holds, and counts the others.
-#[derive(Debug)]
-struct Bounded {
-    inner: BatchSpanProcessor,
-    queue: usize,
-    waiting: Arc<AtomicUsize>,
-    dropped: Arc<Dropped>,
-}
-
-impl SpanProcessor for Bounded {
-    fn on_start(&self, span: &mut Span, cx: &Context) {
-        self.inner.on_start(span, cx);
-    }
-
-    fn on_end(&self, span: SpanData) {
-        if !span.span_context.is_sampled() {
-            return;
-        }
-        if self.waiting.fetch_add(1, Ordering::Relaxed) >= self.queue {
-            self.waiting.fetch_sub(1, Ordering::Relaxed);
-            self.dropped.spans.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        self.inner.on_end(span);
-    }
-
-    fn force_flush(&self) -> OTelSdkResult {
-        self.inner.force_flush()
-    }
-
-    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.inner.shutdown_with_timeout(timeout)
-    }
-
-    fn set_resource(&mut self, resource: &Resource) {
-        self.inner.set_resource(resource);
-    }
-}
-
-/// Makes room for what is taken to be exported, and counts what is not taken by the other side.
-#[derive(Debug)]
-struct Counting {
-    inner: SpanExporter,
-    waiting: Arc<AtomicUsize>,
-    dropped: Arc<Dropped>,
-}
-
-impl Exporter for Counting {
-    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        let count = batch.len();
-        self.waiting.fetch_sub(count, Ordering::Relaxed);
-        let exported = self.inner.export(batch).await;
-        if exported.is_err() {
-            self.dropped.spans.fetch_add(count as u64, Ordering::Relaxed);
-        }
-        exported
-    }
-
-    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.inner.shutdown_with_timeout(timeout)
-    }
-
-    fn force_flush(&self) -> OTelSdkResult {
-        self.inner.force_flush()
-    }
-
-    fn set_resource(&mut self, resource: &Resource) {
-        self.inner.set_resource(resource);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nothing_is_exported_unless_somebody_says_where() {
-        let with = |set: &'static [(&str, &str)]| {
-            move |name: &str| {
-                set.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
-            }
-        };
-        assert_eq!(Signal::Traces.is_exported(with(&[])), Ok(false));
-        let all = with(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317")]);
-        assert_eq!(Signal::Traces.is_exported(all), Ok(true));
-        let traces = with(&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://c:4317")]);
-        assert_eq!(
-            (Signal::Traces.is_exported(traces), Signal::Metrics.is_exported(traces)),
-            (Ok(true), Ok(false))
-        );
-        assert_eq!(Signal::Metrics.is_exported(with(&[("OTEL_METRICS_EXPORTER", "otlp")])), Ok(true));
-        for off in [("OTEL_SDK_DISABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")] {
-            let set = [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317"), off];
-            let read = |name: &str| {
-                set.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+/// The exporter of a signal; each kind has a builder of its own, of the same shape.
+macro_rules! exporter {
+    ($(#[$about:meta])* $name:ident, $exporter:ty, $signal:expr) => {
+        $(#[$about])*
+        pub(super) fn $name() -> Result<$exporter, String> {
+            let builder = <$exporter>::builder();
+            let built = match Certificates::read($signal)? {
+                Some(given) if is_grpc($signal) => builder.with_tonic().with_tls_config(given.of_grpc()).build(),
+                Some(given) => builder.with_http().with_http_client(given.of_http(timeout($signal))?).build(),
+                None => builder.build(),
             };
-            assert_eq!(Signal::Traces.is_exported(read), Ok(false), "{off:?}");
+            built.map_err(|error: ExporterBuildError| error.to_string())
         }
-        let other = Signal::Traces.is_exported(with(&[("OTEL_TRACES_EXPORTER", "zipkin")]));
-        assert!(other.is_err_and(|error| error.contains("zipkin")));
-    }
+    };
+}
 
-    #[test]
-    fn contexts_are_taken_up_unless_told_not_to() {
-        assert!(propagates(|_| None));
-        assert!(propagates(|_| Some("baggage, tracecontext".to_owned())));
-        assert!(!propagates(|_| Some("none".to_owned())));
-    }
+exporter! {
+    /// For spans.
+    spans, SpanExporter, Signal::Traces
+}
+exporter! {
+    /// For metrics.
+    metrics, MetricExporter, Signal::Metrics
+}
+exporter! {
+    /// For records of the log.
+    logs, LogExporter, Signal::Logs
 }

@@ -3,96 +3,128 @@
 //! The numbers of spans are made of task and fence, so an attempt can name the one before it although the daemon was
 //! restarted in between. A span is written when it is over and durable.
 
+use super::export::Spans;
 use crate::ledger::observed::Transition;
 use ledger_core::store::TaskData;
 use ledger_core::{EventKind, State, TaskId, Timestamp};
 use opentelemetry::trace::{
-    Link, Span as _, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags,
-    TraceId, TraceState, Tracer,
+    Link, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags, TraceId, TraceState,
 };
-use opentelemetry::{Context, KeyValue, Value};
-use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator, SdkTracer};
-use std::cell::Cell;
+use opentelemetry::{Context, InstrumentationScope, KeyValue, Value};
+use opentelemetry_sdk::trace::{Config, SamplingDecision, SpanData, SpanEvents, SpanLinks, SpanProcessor};
 use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Writes the spans of tasks.
+///
+/// They are over when they are made, some of them by another daemon, so they go without the library's tracer, which is there
+/// for spans that live; sampler and limits are those that it has from the environment.
 #[derive(Debug)]
 pub(super) struct Traces {
-    tracer: SdkTracer,
+    spans: Spans,
+    asked: Config,
+    scope: InstrumentationScope,
     /// A delivery that ends so long after its task was enqueued has a trace of its own, linked to the task's; none: never.
     join_age: Option<Duration>,
 }
 
 impl Traces {
-    pub(super) const fn new(tracer: SdkTracer, join_age: Option<Duration>) -> Self {
-        Self { tracer, join_age }
+    pub(super) fn new(spans: Spans, join_age: Option<Duration>) -> Self {
+        let scope = InstrumentationScope::builder("ledgerd").build();
+        Self { spans, asked: Config::default(), scope, join_age }
     }
 
     /// A task was assigned: it waited until now.
     pub(super) fn waited(&self, seen: &Transition, creation: &SpanContext) {
-        let mut span = self.begin("wait", WAIT, seen, creation);
-        span.end_with_timestamp(system(seen.at));
+        self.write("wait", WAIT, seen, creation);
     }
 
     /// A delivery has ended.
     pub(super) fn attempted(&self, seen: &Transition, creation: &SpanContext) {
         let which = if seen.was_lost && seen.kind != EventKind::Lost { AGAIN } else { ATTEMPT };
-        let mut span = self.begin("attempt", which, seen, creation);
-        if let Some(kind) = error_type(seen) {
-            span.set_attribute(KeyValue::new("error.type", kind));
-            span.set_status(Status::error(""));
-        }
-        if seen.to == State::Retry
-            && let Some(until) = seen.until
-        {
-            let delay = until.since(seen.at).as_secs_f64();
-            span.set_attribute(KeyValue::new("ledgerd.retry.delay", delay));
-        }
-        span.end_with_timestamp(system(seen.at));
+        self.write("attempt", which, seen, creation);
     }
 
-    fn begin(
-        &self,
-        operation: &'static str,
-        which: u64,
-        seen: &Transition,
-        creation: &SpanContext,
-    ) -> opentelemetry_sdk::trace::Span {
-        let (mut parent, mut links) = (Context::new(), Vec::new());
+    fn write(&self, operation: &'static str, which: u64, seen: &Transition, creation: &SpanContext) {
+        let mut links = SpanLinks::default();
         let age = seen.at.since(seen.spec.created_at);
-        if self.join_age.is_none_or(|join_age| age <= join_age) {
-            if which != WAIT && seen.fence > 1 {
-                let before = span_id(seen.task, seen.fence - 1, ATTEMPT);
-                links.push(link(creation.trace_id(), before, creation.trace_flags(), "previous_attempt"));
-            }
-            parent = parent.with_remote_span_context(creation.clone());
-        } else {
+        let joins = self.join_age.is_none_or(|join_age| age <= join_age);
+        if !joins {
             // Of a trace of its own nobody knows the number afterwards, so nothing names the attempt before.
-            links.push(link(creation.trace_id(), creation.span_id(), creation.trace_flags(), "creation"));
+            let (trace, span) = (creation.trace_id(), creation.span_id());
+            links.links.push(link(trace, span, creation.trace_flags(), "creation"));
+        } else if which != WAIT && seen.fence > 1 {
+            let before = span_id(seen.task, seen.fence - 1, ATTEMPT);
+            links.links.push(link(creation.trace_id(), before, creation.trace_flags(), "previous_attempt"));
         }
-        let mut attributes = Vec::with_capacity(ATTRIBUTES);
-        attributes.extend([
-            KeyValue::new("messaging.system", "ledgerd"),
-            KeyValue::new("messaging.operation.name", operation),
-            super::meters::label("messaging.destination.name", &seen.agent),
-            KeyValue::new("messaging.message.id", seen.task.to_string()),
-            super::meters::label("ledgerd.task.type", &seen.spec.task_type),
-            KeyValue::new("ledgerd.attempt.number", i64::from(attempt(seen))),
-        ]);
-        if let Some(worker) = &seen.worker {
-            attributes.push(super::meters::label("messaging.client.id", worker));
+        let (cx, trace) = match joins {
+            true => (Context::new().with_remote_span_context(creation.clone()), creation.trace_id()),
+            false => (Context::new(), self.asked.id_generator.new_trace_id()),
+        };
+        let error = error_type(seen);
+        let status = if error.is_some() { Status::error("") } else { Status::Unset };
+        let mut attributes = attributes(operation, seen, error);
+        let name = [operation, " ", &seen.agent].concat();
+        let kind = SpanKind::Internal;
+        let sampled =
+            self.asked.sampler.should_sample(Some(&cx), trace, &name, &kind, &attributes, &links.links);
+        if sampled.decision != SamplingDecision::RecordAndSample {
+            return;
         }
-        let builder = SpanBuilder::from_name([operation, " ", &seen.agent].concat())
-            .with_kind(SpanKind::Internal)
-            .with_start_time(system(seen.since))
-            .with_attributes(attributes)
-            .with_links(links);
-        NEXT.set(Some(span_id(seen.task, seen.fence, which)));
-        let span = self.tracer.build_with_context(builder, &parent);
-        NEXT.set(None);
-        span
+        attributes.extend(sampled.attributes);
+        let limits = self.asked.span_limits;
+        links.dropped_count = cut(&mut links.links, limits.max_links_per_span);
+        for link in &mut links.links {
+            link.dropped_attributes_count = cut(&mut link.attributes, limits.max_attributes_per_link);
+        }
+        let span = span_id(seen.task, seen.fence, which);
+        self.spans.on_end(SpanData {
+            span_context: SpanContext::new(trace, span, TraceFlags::SAMPLED, false, sampled.trace_state),
+            parent_span_id: if joins { creation.span_id() } else { SpanId::INVALID },
+            parent_span_is_remote: joins,
+            span_kind: kind,
+            name: name.into(),
+            start_time: system(seen.since),
+            end_time: system(seen.at),
+            dropped_attributes_count: cut(&mut attributes, limits.max_attributes_per_span),
+            attributes,
+            events: SpanEvents::default(),
+            links,
+            status,
+            instrumentation_scope: self.scope.clone(),
+        });
     }
+}
+
+fn attributes(operation: &'static str, seen: &Transition, error: Option<Value>) -> Vec<KeyValue> {
+    let mut attributes = Vec::with_capacity(ATTRIBUTES);
+    attributes.extend([
+        KeyValue::new("messaging.system", "ledgerd"),
+        KeyValue::new("messaging.operation.name", operation),
+        super::meters::label("messaging.destination.name", &seen.agent),
+        KeyValue::new("messaging.message.id", seen.task.to_string()),
+        super::meters::label("ledgerd.task.type", &seen.spec.task_type),
+        KeyValue::new("ledgerd.attempt.number", i64::from(attempt(seen))),
+    ]);
+    if let Some(worker) = &seen.worker {
+        attributes.push(super::meters::label("messaging.client.id", worker));
+    }
+    if let Some(error) = error {
+        attributes.push(KeyValue::new("error.type", error));
+    }
+    if seen.to == State::Retry
+        && let Some(until) = seen.until
+    {
+        attributes.push(KeyValue::new("ledgerd.retry.delay", until.since(seen.at).as_secs_f64()));
+    }
+    attributes
+}
+
+/// Keeps so many, and says how many went.
+fn cut<T>(all: &mut Vec<T>, most: u32) -> u32 {
+    let before = all.len();
+    all.truncate(most as usize);
+    u32::try_from(before - all.len()).unwrap_or(u32::MAX)
 }
 
 fn link(trace: TraceId, span: SpanId, flags: TraceFlags, to: &'static str) -> Link {
@@ -171,24 +203,6 @@ fn span_id(task: TaskId, fence: u64, which: u64) -> SpanId {
 
 fn system(at: Timestamp) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(u64::try_from(at.millis()).unwrap_or(0))
-}
-
-thread_local! {
-    static NEXT: Cell<Option<SpanId>> = const { Cell::new(None) };
-}
-
-/// Random numbers, but for spans whose number is known.
-#[derive(Debug, Default)]
-pub(super) struct Ids(RandomIdGenerator);
-
-impl IdGenerator for Ids {
-    fn new_trace_id(&self) -> TraceId {
-        self.0.new_trace_id()
-    }
-
-    fn new_span_id(&self) -> SpanId {
-        NEXT.take().unwrap_or_else(|| self.0.new_span_id())
-    }
 }
 
 #[cfg(test)]
