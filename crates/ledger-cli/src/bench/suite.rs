@@ -145,6 +145,7 @@ impl Args {
         suite.in_process().await?;
         suite.unary().await?;
         suite.traces().await?;
+        suite.telemetry().await?;
         suite.latency().await?;
         suite.payloads().await?;
         suite.idle().await?;
@@ -285,7 +286,13 @@ impl Suite<'_> {
         for _ in 0..self.size.rounds {
             let plain = self.fresh(self.bulk_load()).await?.rate();
             let collector = Collector::start().await?;
-            let traced = self.stage.traced(&collector, self.bulk_load()).await?;
+            let variables = [
+                ("OTEL_TRACES_EXPORTER", "otlp"),
+                ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", collector.endpoint.as_str()),
+                ("OTEL_TRACES_SAMPLER", "always_on"),
+            ];
+            // Until the last was sent or given up.
+            let traced = self.stage.with(&variables, self.bulk_load()).await?;
             let spans = 2 * traced.made().0;
             ratios.push(traced.rate() / plain);
             // Those of calls are beside them, one for a hundred tasks.
@@ -301,6 +308,33 @@ impl Suite<'_> {
             ratios,
         );
         self.goals.row("lost spans", "of those, given up by the daemon", " %", (1.0, 0.0), lost);
+        Ok(())
+    }
+
+    /// What telemetry costs that nobody asked for: metrics, and the question whether a line is to be logged.
+    async fn telemetry(&mut self) -> Result<(), Failure> {
+        if !self.goals.wants(&["telemetry"]) {
+            return Ok(());
+        }
+        let off = [("OTEL_SDK_DISABLED", "true")];
+        let lone = Load { callers: 256, batch: 1, duration: self.duration(), ..Load::default() };
+        for (goal, what, load) in [
+            (
+                "telemetry bulk",
+                "daemon CPU for a lifecycle without telemetry, against its defaults, 16 × 100",
+                self.bulk_load(),
+            ),
+            ("telemetry unary", "the same, 256 callers × 1", lone),
+        ] {
+            let mut ratios = Vec::new();
+            for _ in 0..self.size.rounds {
+                let usual = self.fresh(load.clone()).await?.server_cpu().ok_or_else(no_figure)?;
+                let without =
+                    self.stage.with(&off, load.clone()).await?.server_cpu().ok_or_else(no_figure)?;
+                ratios.push(without / usual);
+            }
+            self.goals.row(goal, what, "", (0.97, 1.0), ratios);
+        }
         Ok(())
     }
 

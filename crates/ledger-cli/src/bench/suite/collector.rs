@@ -1,23 +1,19 @@
 //! Where a daemon's spans go to be counted: an OTLP receiver that keeps nothing.
 
 use std::convert::Infallible;
-use std::future::{Ready, ready};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
 use prost::encoding::{WireType, decode_key, decode_varint};
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
-use tonic::body::Body;
-use tonic::codec::{Codec, DecodeBuf, Decoder};
-use tonic::codegen::{BoxFuture, Service};
-use tonic::server::{NamedService, UnaryService};
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
-use tonic::{Request, Response, Status};
-use tonic_prost::ProstCodec;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::daemon::cannot;
 use crate::failure::Failure;
@@ -53,60 +49,24 @@ fn fields(mut message: &[u8], wanted: u32) -> Option<Vec<&[u8]>> {
     Some(found)
 }
 
-/// A request as it came.
-#[derive(Clone, Copy, Debug, Default)]
-struct Unread;
-
-impl Codec for Unread {
-    type Encode = Taken;
-    type Decode = Bytes;
-    type Encoder = <ProstCodec<Taken, Taken> as Codec>::Encoder;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self::Encoder {
-        ProstCodec::<Taken, Taken>::default().encoder()
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Decoder for Unread {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(from.copy_to_bytes(from.remaining())))
-    }
-}
-
-/// Nothing was refused.
-#[derive(Clone, PartialEq, prost::Message)]
-struct Taken {}
-
 /// Serves until it is dropped.
 pub(super) struct Collector {
-    pub(super) address: String,
+    pub(super) endpoint: String,
     spans: Arc<AtomicU64>,
     serving: JoinHandle<()>,
 }
 
 impl Collector {
-    /// On a port of its own choice.
+    /// Over HTTP, as exporters do it that are told nothing else, on a port of its own choice.
     ///
     /// # Errors
     /// When it cannot listen.
     pub(super) async fn start() -> Result<Self, Failure> {
         let listener = TcpListener::bind("127.0.0.1:0").await.map_err(|error| cannot("listen", &error))?;
-        let address = listener.local_addr().map_err(|error| cannot("listen", &error))?.to_string();
+        let address = listener.local_addr().map_err(|error| cannot("listen", &error))?;
         let spans = Arc::<AtomicU64>::default();
-        let service = Counting { spans: Arc::clone(&spans) };
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        let serving = Server::builder().add_service(service).serve_with_incoming(incoming);
-        // It ends with us; a daemon that it is gone for loses spans, which is what is counted.
-        let serving = tokio::spawn(async move { drop(serving.await) });
-        Ok(Self { address, spans, serving })
+        let serving = tokio::spawn(serve(listener, Arc::clone(&spans)));
+        Ok(Self { endpoint: format!("http://{address}/v1/traces"), spans, serving })
     }
 
     /// Spans that have come.
@@ -121,42 +81,30 @@ impl Drop for Collector {
     }
 }
 
-#[derive(Clone)]
-struct Counting {
-    spans: Arc<AtomicU64>,
-}
-
-impl NamedService for Counting {
-    const NAME: &'static str = "opentelemetry.proto.collector.trace.v1.TraceService";
-}
-
-impl UnaryService<Bytes> for Counting {
-    type Response = Taken;
-    type Future = Ready<Result<Response<Taken>, Status>>;
-
-    fn call(&mut self, request: Request<Bytes>) -> Self::Future {
-        let counted = spans(request.get_ref()).map(|spans| self.spans.fetch_add(spans, Ordering::Relaxed));
-        let taken = counted.ok_or_else(|| Status::invalid_argument("these are no spans"));
-        ready(taken.map(|_| Response::new(Taken {})))
+/// A daemon whose connection breaks loses spans, which is what is counted.
+async fn serve(listener: TcpListener, spans: Arc<AtomicU64>) {
+    let mut connections = JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        let spans = Arc::clone(&spans);
+        let service = service_fn(move |request| count(request, Arc::clone(&spans)));
+        connections.spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
     }
 }
 
-impl Service<http::Request<Body>> for Counting {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<Self::Response, Self::Error>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
+async fn count(
+    request: Request<Incoming>,
+    sum: Arc<AtomicU64>,
+) -> Result<Response<Empty<Bytes>>, Infallible> {
+    let body = request.into_body().collect().await.ok();
+    let counted = body.and_then(|body| spans(&body.to_bytes()));
+    let mut response = Response::new(Empty::new());
+    match counted {
+        Some(spans) => {
+            sum.fetch_add(spans, Ordering::Relaxed);
+        }
+        None => *response.status_mut() = StatusCode::BAD_REQUEST,
     }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let own = self.clone();
-        // A batch of spans may be larger than a message usually is.
-        let grpc = tonic::server::Grpc::new(Unread);
-        let mut grpc = grpc.max_decoding_message_size(64 << 20);
-        Box::pin(async move { Ok(grpc.unary(own, request).await) })
-    }
+    Ok(response)
 }
 
 #[cfg(test)]

@@ -15,7 +15,6 @@ use tokio::task::JoinSet;
 
 use super::super::report::Report as Loaded;
 use super::super::{Args as Load, TASK_TYPE, count, stats};
-use super::collector::Collector;
 use super::echo;
 use super::yardstick::{Figure, Which};
 use crate::Global;
@@ -72,17 +71,10 @@ impl Stage {
         Daemon::start(&self.root.join(name), None, &self.guard).await
     }
 
-    /// A load on a new ledger whose daemon exports every span to `collector`, until the last was sent or given up.
-    pub(super) async fn traced(&self, collector: &Collector, load: Load) -> Result<Loaded, Failure> {
-        let endpoint = format!("http://{}", collector.address);
-        let folder = self.root.join("traced");
-        let variables = [
-            ("OTEL_TRACES_EXPORTER", "otlp"),
-            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", endpoint.as_str()),
-            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
-            ("OTEL_TRACES_SAMPLER", "always_on"),
-        ];
-        let mut daemon = Daemon::start_with(&variables, &folder, &self.guard).await?;
+    /// A load on a new ledger whose daemon has these variables of the environment, until it has ended.
+    pub(super) async fn with(&self, variables: &[(&str, &str)], load: Load) -> Result<Loaded, Failure> {
+        let folder = self.root.join("with");
+        let mut daemon = Daemon::start_with(variables, &folder, &self.guard).await?;
         let loaded = self.load(&mut daemon, load).await?;
         stop(&mut daemon).await;
         std::fs::remove_dir_all(&folder).map_err(|error| cannot("remove a ledger", &error))?;
