@@ -196,10 +196,10 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         self.kill();
-        let log = self.log();
+        let (log, output) = (self.log(), self.output());
         if std::thread::panicking() {
             eprintln!("--- log of the daemon ---\n{log}");
-        } else if let Some(line) = canary::in_text(&log).or(canary::in_text(&self.output())) {
+        } else if let Some(line) = canary::in_text(&log).or_else(|| canary::in_text(&output)) {
             panic!("a log has what is for nobody who reads logs: {line}");
         }
     }

@@ -161,9 +161,9 @@ pub async fn run(
     tasks.spawn(keeper.keep(reload));
     let observed = CancellationToken::new();
     let observing = observer.map(|(observer, told)| {
-        let (telemetry, reader) = (Arc::clone(&telemetry), Arc::clone(&reader));
+        let (telemetry, handle) = (Arc::clone(&telemetry), handle.clone());
         let backend = config.store.backend();
-        tokio::spawn(telemetry::observe(telemetry, observer, told, reader, backend, observed.clone()))
+        tokio::spawn(telemetry::observe(telemetry, observer, told, handle, backend, observed.clone()))
     });
     if telemetry.pushes() {
         tasks.spawn(look_for_gauges(Arc::clone(&telemetry), handle.clone()));

@@ -248,8 +248,12 @@ impl<'a> Batch<'a> {
             let runs = u64::from(to == State::Running && !elsewhere);
             guard.running = guard.running.saturating_add(runs).saturating_sub(u64::from(ran));
         }
-        let seen = before.and_then(|before| Transition::of(&record, &spec, &agent.name, before));
-        self.said.observed.extend(seen.map(Observed::Task));
+        if let Some(mut seen) = before.and_then(|before| Transition::of(&record, agent_id, before)) {
+            if self.memory.is_traced {
+                seen = seen.named(&spec, record.worker.as_ref());
+            }
+            self.said.observed.push(Observed::Task(seen));
+        }
         let effects = applied.effects;
         if effects.reserve > 0 {
             // Both were asked a moment ago, under the same `now`.
@@ -539,8 +543,7 @@ pub(super) fn speak(
     took: Duration,
     proof: &Committed,
 ) {
-    let traced = shared.observer.as_ref().is_some_and(|observer| observer.traces);
-    let origins = if traced { origins(&assignments) } else { Vec::new() };
+    let origins = if memory.is_traced { origins(&assignments) } else { Vec::new() };
     if !said.new_agents.is_empty() {
         let mut names = shared.names.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         names.extend(said.new_agents);

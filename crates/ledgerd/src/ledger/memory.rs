@@ -52,6 +52,8 @@ pub(super) struct Memory {
     pub(super) is_shared: bool,
     /// Somebody wants to hear of transitions.
     pub(super) is_observed: bool,
+    /// And of what they were of.
+    pub(super) is_traced: bool,
     /// Streams that were open at other daemons when somebody asked last.
     pub(super) elsewhere: Vec<Session>,
     /// Agents whose tasks are not handed out.
@@ -98,6 +100,7 @@ impl Memory {
             replicas: Replicas::default(),
             is_shared: false,
             is_observed: false,
+            is_traced: false,
             elsewhere: Vec::new(),
             paused: BTreeSet::new(),
             restless: BTreeSet::new(),

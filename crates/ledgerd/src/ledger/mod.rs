@@ -109,6 +109,7 @@ pub async fn start(
     }
     memory.rebuild(recovered, clock.now());
     memory.is_observed = observer.is_some();
+    memory.is_traced = observer.as_ref().is_some_and(|observer| observer.traces);
     let names = memory.names.clone();
     let shared = Arc::new(Shared {
         clock,

@@ -3,7 +3,7 @@
 //! Nobody is waited for: where the observer does not keep up, a whole batch is not told, and counted.
 
 use ledger_core::store::TaskData;
-use ledger_core::{Class, EventKind, Now, Reason, Record, Spec, State, Task, TaskId, Timestamp};
+use ledger_core::{AgentId, Class, EventKind, Now, Reason, Record, Spec, State, Task, TaskId, Timestamp};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,9 +18,7 @@ pub struct Transition {
     /// Whose.
     pub task: TaskId,
     /// Its agent.
-    pub agent: Arc<str>,
-    /// What never changes of it.
-    pub spec: Arc<Spec>,
+    pub agent: AgentId,
     /// What happened.
     pub kind: EventKind,
     /// State before; none for the first.
@@ -37,14 +35,23 @@ pub struct Transition {
     pub fence: u64,
     /// Executions that began.
     pub attempt: u32,
-    /// Who had it, or has it.
-    pub worker: Option<Arc<str>>,
     /// How the attempt failed.
     pub class: Option<Class>,
     /// When it is tried again.
     pub until: Option<Timestamp>,
     /// The attempt was held to be lost before it ended.
     pub was_lost: bool,
+    /// Where somebody traces. What is only counted goes without: counts of what is shared are moved between cores.
+    pub named: Option<Named>,
+}
+
+/// What a transition was of, and with whom.
+#[derive(Clone, Debug)]
+pub struct Named {
+    /// What never changes of the task.
+    pub spec: Arc<Spec>,
+    /// Who had it, or has it.
+    pub worker: Option<Arc<str>>,
 }
 
 /// Times of a task before a transition.
@@ -70,7 +77,7 @@ impl Before {
 
 impl Transition {
     /// None where it is of no interest.
-    pub(super) fn of(record: &Record, spec: &Arc<Spec>, agent: &Arc<str>, before: Before) -> Option<Self> {
+    pub(super) fn of(record: &Record, agent: AgentId, before: Before) -> Option<Self> {
         use EventKind as Kind;
         let since = match record.kind {
             Kind::Assigned => before.ready_at,
@@ -87,8 +94,7 @@ impl Transition {
         };
         Some(Self {
             task: record.task,
-            agent: Arc::clone(agent),
-            spec: Arc::clone(spec),
+            agent,
             kind: record.kind,
             from: record.from,
             to: record.to,
@@ -97,11 +103,16 @@ impl Transition {
             since: since.min(record.at),
             fence: record.fence,
             attempt: record.attempt,
-            worker: record.worker.clone(),
             class: record.error.as_ref().map(|error| error.class),
             until: record.until,
             was_lost: before.was_lost,
+            named: None,
         })
+    }
+
+    pub(super) fn named(mut self, spec: &Arc<Spec>, worker: Option<&Arc<str>>) -> Self {
+        self.named = Some(Named { spec: Arc::clone(spec), worker: worker.cloned() });
+        self
     }
 }
 

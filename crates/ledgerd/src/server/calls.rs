@@ -7,12 +7,13 @@ use crate::grpc;
 use crate::telemetry::{CALLS, Telemetry, context};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use opentelemetry::trace::TraceContextExt;
-use opentelemetry::{Context as Cx, StringValue};
+use opentelemetry::{Context as Cx, KeyValue, StringValue, Value};
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -22,24 +23,54 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 /// Puts [`Calls`] before a service.
 #[derive(Clone, Debug)]
-pub(super) struct CallsLayer {
+pub(super) struct CallsLayer(Arc<About>);
+
+#[derive(Debug)]
+struct About {
     telemetry: Arc<Telemetry>,
-    /// Paths of unary methods, with their names. Others are the caller's words, and no labels.
-    methods: Arc<HashMap<String, StringValue>>,
+    /// Paths of unary methods, with their places in the list. Others are the caller's words, and no labels.
+    paths: HashMap<String, usize>,
+    methods: Vec<Method>,
+}
+
+#[derive(Debug)]
+struct Method {
+    name: StringValue,
+    /// What a call that goes well is counted under.
+    ok: [KeyValue; 2],
 }
 
 impl CallsLayer {
     pub(super) fn new(telemetry: &Arc<Telemetry>) -> Self {
-        let methods = grpc::unary_methods().map(|name| (format!("/{name}"), StringValue::from(name)));
-        Self { telemetry: Arc::clone(telemetry), methods: Arc::new(methods.collect()) }
+        let names = || grpc::unary_methods().map(StringValue::from);
+        let paths = names().enumerate().map(|(place, name)| (format!("/{}", name.as_str()), place));
+        let methods = names().map(|name| Method { ok: labels(&name, Code::Ok), name });
+        let (telemetry, paths, methods) = (Arc::clone(telemetry), paths.collect(), methods.collect());
+        Self(Arc::new(About { telemetry, paths, methods }))
     }
+}
+
+impl About {
+    fn count(&self, method: &Method, code: Code, took: Duration) {
+        if !self.telemetry.measures() {
+            return;
+        }
+        match code {
+            Code::Ok => self.telemetry.meters.called(&method.ok, took),
+            other => self.telemetry.meters.called(&labels(&method.name, other), took),
+        }
+    }
+}
+
+fn labels(method: &StringValue, code: Code) -> [KeyValue; 2] {
+    [KeyValue::new("rpc.method", Value::String(method.clone())), KeyValue::new("rpc.status_code", word(code))]
 }
 
 impl<S> Layer<S> for CallsLayer {
     type Service = Calls<S>;
 
     fn layer(&self, inner: S) -> Calls<S> {
-        Calls { inner, about: self.clone() }
+        Calls { inner, about: Arc::clone(&self.0) }
     }
 }
 
@@ -47,7 +78,7 @@ impl<S> Layer<S> for CallsLayer {
 #[derive(Clone, Debug)]
 pub(super) struct Calls<S> {
     inner: S,
-    about: CallsLayer,
+    about: Arc<About>,
 }
 
 impl<S> Service<Request<Body>> for Calls<S>
@@ -65,12 +96,13 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let Some(method) = self.about.methods.get(request.uri().path()).cloned() else {
+        let Some(place) = self.about.paths.get(request.uri().path()).copied() else {
             return Box::pin(self.inner.call(request));
         };
-        let telemetry = Arc::clone(&self.about.telemetry);
+        let about = Arc::clone(&self.about);
+        let telemetry = &about.telemetry;
         let span = if telemetry.is_traced() {
-            begin(method.as_str(), request.headers(), telemetry.propagates())
+            begin(about.methods[place].name.as_str(), request.headers(), telemetry.propagates())
         } else {
             Span::none()
         };
@@ -84,10 +116,9 @@ where
                 Err(_) => Code::Unknown,
             };
             let took = since.elapsed();
-            if telemetry.measures() {
-                telemetry.meters.called(&method, word(code), took);
-            }
-            span.in_scope(|| tracing::debug!(%method, code = word(code), ?took, "answered"));
+            let method = &about.methods[place];
+            about.count(method, code, took);
+            span.in_scope(|| tracing::debug!(method = %method.name, code = word(code), ?took, "answered"));
             if !span.is_none() {
                 end(&span, code);
             }

@@ -295,13 +295,9 @@ impl Meters {
         }
     }
 
-    /// A call was answered.
-    pub(crate) fn called(&self, method: &StringValue, code: &'static str, took: Duration) {
-        let labels = [
-            KeyValue::new("rpc.method", Value::String(method.clone())),
-            KeyValue::new("rpc.status_code", code),
-        ];
-        self.rpc.record(took.as_secs_f64(), &labels);
+    /// A call was answered; with the labels of [`RPC`].
+    pub(crate) fn called(&self, labels: &[KeyValue; 2], took: Duration) {
+        self.rpc.record(took.as_secs_f64(), labels);
     }
 
     /// Takes a look at the ledger for the gauges. Without an answer in time they stay as they are.

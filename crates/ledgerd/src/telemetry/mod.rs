@@ -8,6 +8,7 @@ mod export;
 mod meters;
 mod observe;
 mod otlp;
+mod spans;
 mod traces;
 
 pub use meters::{METRICS, Meters, Metric, reference};
@@ -24,10 +25,12 @@ use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_sdk::logs::SdkLoggerProvider;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
+use spans::Spans;
 use std::fmt;
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 use traces::Traces;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::filter::{FilterExt, LevelFilter, ParseError, filter_fn};
@@ -73,7 +76,7 @@ pub struct Telemetry {
     /// The instruments.
     pub meters: Meters,
     /// Spans of tasks, where they are exported.
-    traces: Option<Traces>,
+    spans: Option<Spans>,
     /// Something is counted at all.
     measures: bool,
     /// Contexts of callers are taken up.
@@ -107,13 +110,16 @@ impl Telemetry {
         });
         let traced = traces
             .any()
-            .then(|| export::tracer_provider(resource.clone(), traces, &dropped))
+            .then(|| {
+                let make = Traces::new(config.trace_join_age);
+                export::tracer_provider(resource.clone(), traces, Arc::clone(&dropped), make)
+            })
             .transpose()
             .map_err(TelemetryError)?;
         let (tracer_provider, spans) = traced.unzip();
         let logger_provider = logs
             .otlp
-            .then(|| export::logger_provider(resource.clone(), &dropped))
+            .then(|| export::logger_provider(resource.clone(), Arc::clone(&dropped)))
             .transpose()
             .map_err(TelemetryError)?;
         let (meter_provider, registry) = export::meter_provider(resource, metrics).map_err(TelemetryError)?;
@@ -123,7 +129,7 @@ impl Telemetry {
         }
         Ok(Self {
             meters: Meters::new(&meter_provider, registry, dropped),
-            traces: spans.map(|spans| Traces::new(spans, config.trace_join_age)),
+            spans,
             measures: !asked::is_disabled(asked::variable),
             propagates: asked::propagates(asked::variable),
             pushes: metrics.any(),
@@ -137,7 +143,7 @@ impl Telemetry {
     /// Whether spans are exported.
     #[must_use]
     pub const fn is_traced(&self) -> bool {
-        self.traces.is_some()
+        self.spans.is_some()
     }
 
     /// Whether anything is counted: without it there is no `/metrics`.
@@ -212,7 +218,8 @@ impl WorkerSpans {
             return Ok(None);
         }
         let resource = asked::resource("ledgerd-worker", &instance());
-        let (provider, _) = export::tracer_provider(resource, to, &Arc::default()).map_err(TelemetryError)?;
+        let (provider, _) = export::tracer_provider(resource, to, Arc::default(), Traces::new(None))
+            .map_err(TelemetryError)?;
         opentelemetry::global::set_tracer_provider(provider.clone());
         Ok(Some(Self(provider)))
     }

@@ -2,10 +2,11 @@
 
 use super::Telemetry;
 use super::meters::label;
-use super::traces::creation;
+use super::traces::{Delivery, creation};
+use crate::ledger::Handle;
 use crate::ledger::observed::{Observed, Observer, Told, Transition};
-use ledger_core::store::Reader;
-use ledger_core::{ByTask, EventKind, State, TaskId};
+use ledger_core::store::TaskData;
+use ledger_core::{AgentId, ById, ByTask, EventKind, State, TaskId};
 use opentelemetry::KeyValue;
 use opentelemetry::trace::SpanContext;
 use std::sync::Arc;
@@ -17,18 +18,59 @@ use tokio_util::sync::CancellationToken;
 const KEPT: usize = 100_000;
 
 /// Where tasks that are with workers came from; none: their producers named no trace.
-type Origins = ByTask<Option<SpanContext>>;
+#[derive(Default)]
+struct Origins {
+    known: ByTask<Option<SpanContext>>,
+    /// What was read last: tasks of one call came from one place.
+    last: Option<(Arc<TaskData>, Option<SpanContext>)>,
+}
+
+impl Origins {
+    fn learn(&mut self, new: Vec<(TaskId, Arc<TaskData>)>) {
+        if self.known.len() + new.len() > KEPT {
+            self.known.clear();
+        }
+        for (task, data) in new {
+            let is_same = |last: &TaskData| {
+                (&last.traceparent, &last.tracestate) == (&data.traceparent, &data.tracestate)
+            };
+            let origin = match &self.last {
+                Some((last, origin)) if is_same(last) => origin.clone(),
+                _ => {
+                    let origin = creation(&data);
+                    self.last = Some((data, origin.clone()));
+                    origin
+                }
+            };
+            self.known.insert(task, origin);
+        }
+    }
+
+    /// Of the task of a delivery that begins or ends with this.
+    async fn of(&mut self, seen: &Transition, handle: &Handle) -> Option<SpanContext> {
+        if seen.kind == EventKind::Assigned {
+            return self.known.get(&seen.task)?.clone();
+        }
+        outcome(seen.kind)?;
+        // A daemon that was started meanwhile did not hear of the assignment.
+        match self.known.remove(&seen.task) {
+            Some(origin) => origin,
+            None => read(handle, seen.task).await,
+        }
+    }
+}
 
 /// Observes until `over`, and then what was told until then.
 pub(crate) async fn observe(
     telemetry: Arc<Telemetry>,
     observer: Observer,
     mut told: mpsc::Receiver<Told>,
-    reader: Arc<dyn Reader>,
+    handle: Handle,
     backend: &'static str,
     over: CancellationToken,
 ) {
     let mut origins = Origins::default();
+    let mut agents = Agents { handle, known: ById::default() };
     let commit = [KeyValue::new("op", "commit"), KeyValue::new("backend", backend)];
     loop {
         let next = tokio::select! {
@@ -43,15 +85,18 @@ pub(crate) async fn observe(
         let meters = &telemetry.meters;
         meters.commit.record(took.as_secs_f64(), &commit);
         meters.dropped.transitions.store(observer.missed(), Ordering::Relaxed);
-        if origins.len() + new.len() > KEPT {
-            origins.clear();
-        }
-        origins.extend(new.into_iter().map(|(task, data)| (task, creation(&data))));
+        origins.learn(new);
+        let mut deliveries = Vec::with_capacity(if telemetry.is_traced() { seen.len() } else { 0 });
         for seen in seen {
             match seen {
                 Observed::Task(seen) => {
-                    count(&telemetry, &seen);
-                    trace(&telemetry, &seen, &mut origins, &reader).await;
+                    let labels = agents.known(seen.agent);
+                    count(&telemetry, labels, &seen);
+                    if telemetry.is_traced() {
+                        let agent = Arc::clone(&labels.name);
+                        let creation = origins.of(&seen, &agents.handle).await;
+                        deliveries.extend(creation.map(|creation| Delivery { agent, seen, creation }));
+                    }
                 }
                 Observed::Breaker { agent, from, to, .. } => {
                     let labels =
@@ -60,21 +105,64 @@ pub(crate) async fn observe(
                 }
             }
         }
+        if let Some(spans) = &telemetry.spans {
+            spans.delivered(deliveries);
+        }
     }
 }
 
-fn count(telemetry: &Telemetry, seen: &Transition) {
+/// Labels of agents, made once for each: an agent may have a hundred thousand transitions a second.
+struct Agents {
+    handle: Handle,
+    known: ById<AgentId, Labels>,
+}
+
+struct Labels {
+    /// A copy, whose count the ledger's thread does not touch.
+    name: Arc<str>,
+    agent: KeyValue,
+    /// With each outcome that there was.
+    outcomes: Vec<(&'static str, [KeyValue; 2])>,
+}
+
+impl Agents {
+    fn known(&mut self, id: AgentId) -> &mut Labels {
+        let Self { handle, known } = self;
+        known.entry(id).or_insert_with(|| {
+            let name: Arc<str> =
+                handle.agent_name(id).map_or_else(|| "_other".into(), |name| (&*name).into());
+            Labels { agent: label("agent", &name), name, outcomes: Vec::new() }
+        })
+    }
+}
+
+impl Labels {
+    fn with(&self, key: &'static str, value: &'static str) -> [KeyValue; 2] {
+        [self.agent.clone(), KeyValue::new(key, value)]
+    }
+
+    fn outcome(&mut self, outcome: &'static str) -> &[KeyValue; 2] {
+        let place = self.outcomes.iter().position(|(known, _)| *known == outcome);
+        let place = place.unwrap_or_else(|| {
+            self.outcomes.push((outcome, self.with("outcome", outcome)));
+            self.outcomes.len() - 1
+        });
+        &self.outcomes[place].1
+    }
+}
+
+fn count(telemetry: &Telemetry, labels: &mut Labels, seen: &Transition) {
     let meters = &telemetry.meters;
-    let agent = label("agent", &seen.agent);
     let took = seen.at.since(seen.since).as_secs_f64();
-    let labels = |key: &'static str, value: &'static str| [agent.clone(), KeyValue::new(key, value)];
     match outcome(seen.kind) {
-        _ if seen.kind == EventKind::Assigned => meters.wait.record(took, std::slice::from_ref(&agent)),
-        Some(outcome) => meters.attempt.record(took, &labels("outcome", outcome)),
+        _ if seen.kind == EventKind::Assigned => {
+            meters.wait.record(took, std::slice::from_ref(&labels.agent));
+        }
+        Some(outcome) => meters.attempt.record(took, labels.outcome(outcome)),
         None => {}
     }
     if seen.kind == EventKind::Lost {
-        meters.expired.add(1, std::slice::from_ref(&agent));
+        meters.expired.add(1, std::slice::from_ref(&labels.agent));
     }
     if seen.to == State::Retry {
         let reason = match (seen.kind, seen.class) {
@@ -82,10 +170,10 @@ fn count(telemetry: &Telemetry, seen: &Transition) {
             (_, Some(class)) => class.as_str(),
             _ => "_OTHER",
         };
-        meters.retries.add(1, &labels("reason", reason));
+        meters.retries.add(1, &labels.with("reason", reason));
     }
     if seen.to == State::Failed && seen.from != Some(State::Failed) {
-        meters.dead.add(1, &labels("reason", seen.reason.as_str()));
+        meters.dead.add(1, &labels.with("reason", seen.reason.as_str()));
     }
 }
 
@@ -104,26 +192,8 @@ const fn outcome(kind: EventKind) -> Option<&'static str> {
     })
 }
 
-async fn trace(telemetry: &Telemetry, seen: &Transition, origins: &mut Origins, reader: &Arc<dyn Reader>) {
-    let Some(traces) = &telemetry.traces else { return };
-    if seen.kind == EventKind::Assigned {
-        if let Some(Some(creation)) = origins.get(&seen.task) {
-            traces.waited(seen, creation);
-        }
-    } else if outcome(seen.kind).is_some() {
-        // A daemon that was started meanwhile did not hear of the assignment.
-        let origin = match origins.remove(&seen.task) {
-            Some(origin) => origin,
-            None => read(reader, seen.task).await,
-        };
-        if let Some(creation) = origin {
-            traces.attempted(seen, &creation);
-        }
-    }
-}
-
-async fn read(reader: &Arc<dyn Reader>, task: TaskId) -> Option<SpanContext> {
-    match reader.for_workers(&[(task, false)]).await {
+async fn read(handle: &Handle, task: TaskId) -> Option<SpanContext> {
+    match handle.reader().for_workers(&[(task, false)]).await {
         Ok(found) => found.first().and_then(|(data, _)| creation(data)),
         Err(error) => {
             tracing::debug!(%task, %error, "where a task came from could not be read, so a span of it is missing");

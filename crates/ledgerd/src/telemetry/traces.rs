@@ -3,51 +3,59 @@
 //! The numbers of spans are made of task and fence, so an attempt can name the one before it although the daemon was
 //! restarted in between. A span is written when it is over and durable.
 
-use super::export::Spans;
-use crate::ledger::observed::Transition;
+use crate::ledger::observed::{Named, Transition};
 use ledger_core::store::TaskData;
 use ledger_core::{EventKind, State, TaskId, Timestamp};
 use opentelemetry::trace::{
     Link, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags, TraceId, TraceState,
 };
 use opentelemetry::{Context, InstrumentationScope, KeyValue, Value};
-use opentelemetry_sdk::trace::{Config, SamplingDecision, SpanData, SpanEvents, SpanLinks, SpanProcessor};
+use opentelemetry_sdk::trace::{Config, SamplingDecision, SpanData, SpanEvents, SpanLinks};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Writes the spans of tasks.
+/// A delivery that began or ended, as the ledger told it.
+pub(super) struct Delivery {
+    /// The name of the agent.
+    pub(super) agent: Arc<str>,
+    pub(super) seen: Transition,
+    /// Where its task came from.
+    pub(super) creation: SpanContext,
+}
+
+/// Makes the spans of tasks.
 ///
 /// They are over when they are made, some of them by another daemon, so they go without the library's tracer, which is there
 /// for spans that live; sampler and limits are those that it has from the environment.
 #[derive(Debug)]
 pub(super) struct Traces {
-    spans: Spans,
     asked: Config,
     scope: InstrumentationScope,
     /// A delivery that ends so long after its task was enqueued has a trace of its own, linked to the task's; none: never.
     join_age: Option<Duration>,
+    /// The parent that was sampled last, or was not, and with which state: tasks of one call came from one place.
+    last: Option<(SpanContext, Option<TraceState>)>,
 }
 
 impl Traces {
-    pub(super) fn new(spans: Spans, join_age: Option<Duration>) -> Self {
+    pub(super) fn new(join_age: Option<Duration>) -> Self {
         let scope = InstrumentationScope::builder("ledgerd").build();
-        Self { spans, asked: Config::default(), scope, join_age }
+        Self { asked: Config::default(), scope, join_age, last: None }
     }
 
-    /// A task was assigned: it waited until now.
-    pub(super) fn waited(&self, seen: &Transition, creation: &SpanContext) {
-        self.write("wait", WAIT, seen, creation);
-    }
-
-    /// A delivery has ended.
-    pub(super) fn attempted(&self, seen: &Transition, creation: &SpanContext) {
-        let which = if seen.was_lost && seen.kind != EventKind::Lost { AGAIN } else { ATTEMPT };
-        self.write("attempt", which, seen, creation);
-    }
-
-    fn write(&self, operation: &'static str, which: u64, seen: &Transition, creation: &SpanContext) {
+    /// The wait that an assignment ended, or the attempt that anything else did. None where it is not sampled.
+    pub(super) fn span(&mut self, delivery: &Delivery) -> Option<SpanData> {
+        let Delivery { agent, seen, creation } = delivery;
+        let named = seen.named.as_ref()?;
+        let (operation, which) = match seen.kind {
+            EventKind::Assigned => ("wait", WAIT),
+            EventKind::Lost => ("attempt", ATTEMPT),
+            _ if seen.was_lost => ("attempt", AGAIN),
+            _ => ("attempt", ATTEMPT),
+        };
         let mut links = SpanLinks::default();
-        let age = seen.at.since(seen.spec.created_at);
+        let age = seen.at.since(named.spec.created_at);
         let joins = self.join_age.is_none_or(|join_age| age <= join_age);
         if !joins {
             // Of a trace of its own nobody knows the number afterwards, so nothing names the attempt before.
@@ -57,33 +65,23 @@ impl Traces {
             let before = span_id(seen.task, seen.fence - 1, ATTEMPT);
             links.links.push(link(creation.trace_id(), before, creation.trace_flags(), "previous_attempt"));
         }
-        let (cx, trace) = match joins {
-            true => (Context::new().with_remote_span_context(creation.clone()), creation.trace_id()),
-            false => (Context::new(), self.asked.id_generator.new_trace_id()),
-        };
+        let trace = if joins { creation.trace_id() } else { self.asked.id_generator.new_trace_id() };
+        let trace_state = self.sampled(trace, joins.then_some(creation))?;
         let error = error_type(seen);
         let status = if error.is_some() { Status::error("") } else { Status::Unset };
-        let mut attributes = attributes(operation, seen, error);
-        let name = [operation, " ", &seen.agent].concat();
-        let kind = SpanKind::Internal;
-        let sampled =
-            self.asked.sampler.should_sample(Some(&cx), trace, &name, &kind, &attributes, &links.links);
-        if sampled.decision != SamplingDecision::RecordAndSample {
-            return;
-        }
-        attributes.extend(sampled.attributes);
+        let mut attributes = attributes(operation, delivery, named, error);
         let limits = self.asked.span_limits;
         links.dropped_count = cut(&mut links.links, limits.max_links_per_span);
         for link in &mut links.links {
             link.dropped_attributes_count = cut(&mut link.attributes, limits.max_attributes_per_link);
         }
         let span = span_id(seen.task, seen.fence, which);
-        self.spans.on_end(SpanData {
-            span_context: SpanContext::new(trace, span, TraceFlags::SAMPLED, false, sampled.trace_state),
+        Some(SpanData {
+            span_context: SpanContext::new(trace, span, TraceFlags::SAMPLED, false, trace_state),
             parent_span_id: if joins { creation.span_id() } else { SpanId::INVALID },
             parent_span_is_remote: joins,
-            span_kind: kind,
-            name: name.into(),
+            span_kind: SpanKind::Internal,
+            name: [operation, " ", agent].concat().into(),
             start_time: system(seen.since),
             end_time: system(seen.at),
             dropped_attributes_count: cut(&mut attributes, limits.max_attributes_per_span),
@@ -92,21 +90,46 @@ impl Traces {
             links,
             status,
             instrumentation_scope: self.scope.clone(),
-        });
+        })
+    }
+
+    /// The state of a trace whose spans below `parent` are sampled. No sampler that the environment can ask for looks at more
+    /// than this.
+    fn sampled(&mut self, trace: TraceId, parent: Option<&SpanContext>) -> Option<TraceState> {
+        if let Some((last, state)) = &self.last
+            && parent == Some(last)
+        {
+            return state.clone();
+        }
+        let cx = parent
+            .map_or_else(Context::new, |parent| Context::new().with_remote_span_context(parent.clone()));
+        let kind = SpanKind::Internal;
+        let sampled = self.asked.sampler.should_sample(Some(&cx), trace, "", &kind, &[], &[]);
+        let state = (sampled.decision == SamplingDecision::RecordAndSample).then_some(sampled.trace_state);
+        if let Some(parent) = parent {
+            self.last = Some((parent.clone(), state.clone()));
+        }
+        state
     }
 }
 
-fn attributes(operation: &'static str, seen: &Transition, error: Option<Value>) -> Vec<KeyValue> {
+fn attributes(
+    operation: &'static str,
+    delivery: &Delivery,
+    named: &Named,
+    error: Option<Value>,
+) -> Vec<KeyValue> {
+    let seen = &delivery.seen;
     let mut attributes = Vec::with_capacity(ATTRIBUTES);
     attributes.extend([
         KeyValue::new("messaging.system", "ledgerd"),
         KeyValue::new("messaging.operation.name", operation),
-        super::meters::label("messaging.destination.name", &seen.agent),
+        super::meters::label("messaging.destination.name", &delivery.agent),
         KeyValue::new("messaging.message.id", seen.task.to_string()),
-        super::meters::label("ledgerd.task.type", &seen.spec.task_type),
+        super::meters::label("ledgerd.task.type", &named.spec.task_type),
         KeyValue::new("ledgerd.attempt.number", i64::from(attempt(seen))),
     ]);
-    if let Some(worker) = &seen.worker {
+    if let Some(worker) = &named.worker {
         attributes.push(super::meters::label("messaging.client.id", worker));
     }
     if let Some(error) = error {
@@ -233,6 +256,28 @@ mod tests {
         ] {
             assert!(of(bad).is_none(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_sampled_parent_decides_each_for_itself_and_keeps_its_state() {
+        let parent = |flags, state: &str| {
+            let state = TraceState::from_str(state).expect("it is one");
+            SpanContext::new(TraceId::from(7), SpanId::from(8), flags, true, state)
+        };
+        let (yes, no) = (parent(TraceFlags::SAMPLED, "k=v"), parent(TraceFlags::NOT_SAMPLED, ""));
+        let other = parent(TraceFlags::SAMPLED, "k=w");
+        let mut traces = Traces::new(None);
+        for (parent, state) in [
+            (&yes, Some("k=v")),
+            (&yes, Some("k=v")),
+            (&other, Some("k=w")),
+            (&no, None),
+            (&yes, Some("k=v")),
+        ] {
+            let sampled = traces.sampled(parent.trace_id(), Some(parent)).map(|state| state.header());
+            assert_eq!(sampled.as_deref(), state, "{parent:?}");
+        }
+        assert!(traces.sampled(TraceId::from(9), None).is_some(), "a trace of its own");
     }
 
     #[test]
