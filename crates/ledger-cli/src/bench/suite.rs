@@ -283,22 +283,28 @@ impl Suite<'_> {
             return Ok(());
         }
         let (mut ratios, mut lost) = (Vec::new(), Vec::new());
+        let load = Load { duration: Span(self.duration().0 / 2), ..self.bulk_load() };
         for _ in 0..self.size.rounds {
-            let plain = self.fresh(self.bulk_load()).await?.rate();
             let collector = Collector::start().await?;
             let variables = [
                 ("OTEL_TRACES_EXPORTER", "otlp"),
                 ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", collector.endpoint.as_str()),
                 ("OTEL_TRACES_SAMPLER", "always_on"),
             ];
-            // Until the last was sent or given up.
-            let traced = self.stage.with(&variables, self.bulk_load()).await?;
-            let spans = 2 * traced.made().0;
-            ratios.push(traced.rate() / plain);
+            // The machine gets slower and faster meanwhile, so the order is turned round within a round.
+            let before = self.fresh(load.clone()).await?.rate();
+            // Until the last span was sent or given up.
+            let one = self.stage.with("traced", &variables, load.clone()).await?;
+            let two = self.stage.with("traced", &variables, load.clone()).await?;
+            let after = self.fresh(load.clone()).await?.rate();
+            ratios.push((one.rate() + two.rate()) / (before + after));
+            let spans = 2 * (one.made().0 + two.made().0);
             // Those of calls are beside them, one for a hundred tasks.
             lost.push(100.0 * spans.saturating_sub(collector.spans()) as f64 / spans as f64);
-            self.facts.traced_per_s.push(traced.rate().round());
-            self.facts.traced_cpu_us.extend(traced.server_cpu().map(goal::rounded));
+            for traced in [&one, &two] {
+                self.facts.traced_per_s.push(traced.rate().round());
+                self.facts.traced_cpu_us.extend(traced.server_cpu().map(goal::rounded));
+            }
         }
         self.goals.row(
             "traces",
@@ -317,30 +323,23 @@ impl Suite<'_> {
             return Ok(());
         }
         let off = [("OTEL_SDK_DISABLED", "true")];
-        let duration = Span(self.duration().0 / 2);
-        let bulk = Load { duration, ..self.bulk_load() };
-        let lone = Load { callers: 256, batch: 1, duration, ..Load::default() };
+        let lone = Load { callers: 256, batch: 1, duration: self.duration(), ..Load::default() };
         for (goal, what, load) in [
             (
                 "telemetry bulk",
                 "daemon CPU for a lifecycle without telemetry, against its defaults, 16 × 100",
-                bulk,
+                self.bulk_load(),
             ),
             ("telemetry unary", "the same, 256 callers × 1", lone),
         ] {
             let mut ratios = Vec::new();
             for _ in 0..self.size.rounds {
-                // The machine gets slower and faster meanwhile, so the order is turned round within a round.
-                let (mut usual, mut without) = (0.0, 0.0);
-                for is_off in [false, true, true, false] {
-                    let (loaded, sum) = if is_off {
-                        (self.stage.with(&off, load.clone()).await?, &mut without)
-                    } else {
-                        (self.fresh(load.clone()).await?, &mut usual)
-                    };
-                    *sum += loaded.server_cpu().ok_or_else(no_figure)?;
-                }
-                ratios.push(without / usual);
+                // Both at once: what slows the machine down meanwhile slows both.
+                let usual = self.stage.with("usual", &[], load.clone());
+                let without = self.stage.with("without", &off, load.clone());
+                let (usual, without) = tokio::try_join!(usual, without)?;
+                let cpu = |loaded: &Loaded| loaded.server_cpu().ok_or_else(no_figure);
+                ratios.push(cpu(&without)? / cpu(&usual)?);
             }
             self.goals.row(goal, what, "", (0.97, 1.0), ratios);
         }

@@ -71,9 +71,14 @@ impl Stage {
         Daemon::start(&self.root.join(name), None, &self.guard).await
     }
 
-    /// A load on a new ledger whose daemon has these variables of the environment, until it has ended.
-    pub(super) async fn with(&self, variables: &[(&str, &str)], load: Load) -> Result<Loaded, Failure> {
-        let folder = self.root.join("with");
+    /// A load on a new ledger of this name whose daemon has these variables of the environment, until it has ended.
+    pub(super) async fn with(
+        &self,
+        name: &str,
+        variables: &[(&str, &str)],
+        load: Load,
+    ) -> Result<Loaded, Failure> {
+        let folder = self.root.join(name);
         let mut daemon = Daemon::start_with(variables, &folder, &self.guard).await?;
         let loaded = self.load(&mut daemon, load).await?;
         stop(&mut daemon).await;
