@@ -3,6 +3,7 @@
 mod support;
 
 mod admin;
+mod agents;
 mod backup;
 mod behaviours;
 mod breaker;

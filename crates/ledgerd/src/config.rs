@@ -69,6 +69,9 @@ pub struct Flags {
     /// Attempts of a task that is older have traces of their own, linked to the task's; `off`: never [default: 15m] [env: LEDGERD_TRACE_JOIN_AGE]
     #[arg(long, value_name = "TIME|off")]
     pub trace_join_age: Option<String>,
+    /// `on`: tasks and workers bring agents into being; `off`: only `agent configure` does [default: on] [env: LEDGERD_AGENTS_AUTO_CREATE]
+    #[arg(long, value_name = "on|off")]
+    pub agents_auto_create: Option<String>,
     /// How long streams have to end when the daemon stops [default: 25s] [env: LEDGERD_DRAIN_GRACE]
     #[arg(long, value_name = "TIME")]
     pub drain_grace: Option<String>,
@@ -159,6 +162,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// How old a task may be for an attempt to join its trace.
     pub trace_join_age: Option<Duration>,
+    /// Tasks and workers bring agents into being that nobody has configured.
+    pub agents_auto_create: bool,
     /// How long streams have to end.
     pub drain_grace: Duration,
     /// How long ended tasks are kept.
@@ -205,6 +210,11 @@ impl Loaded {
             "off" => Ok(None),
             text => span(text).map(Some).ok_or_else(|| "write a time, for instance 15m, or off".to_owned()),
         });
+        let agents_auto_create = self.typed("agents_auto_create", &mut errors, |text| match text {
+            "on" => Ok(true),
+            "off" => Ok(false),
+            _ => Err("write on or off".to_owned()),
+        });
         let drain_grace = self.typed("drain_grace", &mut errors, |text| {
             span(text)
                 .filter(|span| *span <= LONGEST_DRAIN)
@@ -226,6 +236,7 @@ impl Loaded {
                 log: log?,
                 log_format: log_format?,
                 trace_join_age: trace_join_age?,
+                agents_auto_create: agents_auto_create?,
                 drain_grace: drain_grace?,
                 retention: Retention { done: done?, failed: failed? },
             })

@@ -31,6 +31,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use store::postgres::ConnectError;
 use store::{DynStore, OpenError, Wake};
@@ -114,15 +115,38 @@ pub struct Listening {
     pub http: Option<SocketAddr>,
 }
 
-/// Serves until `shutdown` is over, then drains. `announce` is called once calls are answered. `reload` asks for
-/// certificates and callers to be read again, which happens by itself when they change.
+/// What may change while the daemon runs.
+#[derive(Debug)]
+pub struct Live {
+    /// Asks for certificates and callers to be read again, which happens by itself when they change.
+    pub reload: Notify,
+    /// Tasks and workers bring agents into being that nobody has configured.
+    pub agents_auto_create: Arc<AtomicBool>,
+}
+
+impl Live {
+    /// As it is at the start.
+    #[must_use]
+    pub fn new(config: &Config) -> Arc<Self> {
+        let agents_auto_create = Arc::new(AtomicBool::new(config.agents_auto_create));
+        Arc::new(Self { reload: Notify::new(), agents_auto_create })
+    }
+
+    /// Takes over what may change of a newer configuration, and has files read again.
+    pub fn update(&self, config: &Config) {
+        self.agents_auto_create.store(config.agents_auto_create, Ordering::Relaxed);
+        self.reload.notify_one();
+    }
+}
+
+/// Serves until `shutdown` is over, then drains. `announce` is called once calls are answered.
 ///
 /// # Errors
 /// Why it could not start, or had to end without a drain.
 pub async fn run(
     config: Config,
     telemetry: Arc<Telemetry>,
-    reload: Arc<Notify>,
+    live: Arc<Live>,
     shutdown: impl Future<Output = ()>,
     announce: impl FnOnce(Listening),
 ) -> Result<(), Fatal> {
@@ -148,8 +172,9 @@ pub async fn run(
     let shared = Arc::clone(&reader);
     let observer = telemetry.measures().then(|| Observer::new(telemetry.is_traced()));
     let seen = observer.as_ref().map(|(observer, _)| observer.clone());
+    let makes_agents = Arc::clone(&live.agents_auto_create);
     let (handle, mut ledger) =
-        ledger::start(store, shared, Clock::start(), wake, seen, stop_ledger.clone()).await?;
+        ledger::start(store, shared, Clock::start(), wake, seen, makes_agents, stop_ledger.clone()).await?;
 
     let health = Health::started().await;
     let stop = CancellationToken::new();
@@ -158,7 +183,7 @@ pub async fn run(
     tasks.spawn(health.clone().watch(handle.clone()));
     tasks.spawn(health.clone().live(handle.clone()));
     tasks.spawn(handle.clone().keep(config.retention));
-    tasks.spawn(keeper.keep(reload));
+    tasks.spawn(keeper.keep(live));
     let observed = CancellationToken::new();
     let observing = observer.map(|(observer, told)| {
         let (telemetry, handle) = (Arc::clone(&telemetry), handle.clone());

@@ -13,12 +13,11 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use ledgerd::config::{Flags, Loaded};
 use ledgerd::telemetry::{Telemetry, WorkerSpans};
-use ledgerd::{Listening, systemd};
+use ledgerd::{Listening, Live, systemd};
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 /// Batches allocate on one thread and free on another, which the C library's allocator is slow at.
@@ -131,19 +130,24 @@ async fn serve(flags: &Flags, then: impl FnOnce(Listening)) -> ExitCode {
         Err(error) => return failed(&error, CONFIG),
     };
     let shutdown = CancellationToken::new();
-    let reload = Arc::new(Notify::new());
+    let live = Live::new(&config);
     let again = {
-        let (flags, telemetry, reload) = (flags.clone(), Arc::clone(&telemetry), Arc::clone(&reload));
+        let (flags, telemetry, live) = (flags.clone(), Arc::clone(&telemetry), Arc::clone(&live));
         move || {
             systemd::reloading();
             match read(&flags).and_then(|loaded| loaded.config()) {
-                Ok(config) => match telemetry.set_log(&config.log) {
-                    Ok(()) => tracing::info!(log = config.log, "settings were read again"),
-                    Err(error) => tracing::warn!(%error, "the log goes on as before"),
-                },
-                Err(errors) => tracing::warn!(%errors, "settings cannot be used; those before stay in force"),
+                Ok(config) => {
+                    match telemetry.set_log(&config.log) {
+                        Ok(()) => tracing::info!(log = config.log, "settings were read again"),
+                        Err(error) => tracing::warn!(%error, "the log goes on as before"),
+                    }
+                    live.update(&config);
+                }
+                Err(errors) => {
+                    tracing::warn!(%errors, "settings cannot be used; those before stay in force");
+                    live.reload.notify_one();
+                }
             }
-            reload.notify_one();
             systemd::ready();
         }
     };
@@ -162,7 +166,7 @@ async fn serve(flags: &Flags, then: impl FnOnce(Listening)) -> ExitCode {
         then(listening);
     };
     let ended =
-        ledgerd::run(config, Arc::clone(&telemetry), reload, shutdown.cancelled_owned(), announce).await;
+        ledgerd::run(config, Arc::clone(&telemetry), live, shutdown.cancelled_owned(), announce).await;
     telemetry.end();
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -210,7 +214,7 @@ fn read(flags: &Flags) -> Result<Loaded, ledgerd::config::ConfigErrors> {
 }
 
 /// The first signal asks for a drain, the second ends the process. SIGHUP asks for the settings to be read again: the log,
-/// certificates and callers.
+/// whether work makes agents, certificates and callers.
 fn on_signals(shutdown: CancellationToken, again: impl Fn() + Send + 'static) -> std::io::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut hangup = signal(SignalKind::hangup())?;

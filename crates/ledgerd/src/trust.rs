@@ -3,6 +3,7 @@
 //! All of it is in files, which are read again when they change, and at once on SIGHUP. Files that cannot be used leave
 //! what was read before in force: a certificate and its key are often replaced one after the other.
 
+use crate::Live;
 use crate::callers::Callers;
 use crate::config::{Config, TlsFiles};
 use rustls::pki_types::pem::PemObject;
@@ -12,7 +13,7 @@ use rustls::{RootCertStore, ServerConfig};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
 /// How often the files are looked at: what is revoked ends within seconds.
@@ -82,13 +83,13 @@ impl Keeper {
         self.trust.subscribe()
     }
 
-    /// Keeps it up to date, for ever. `reload` asks for it at once.
-    pub(crate) async fn keep(mut self, reload: Arc<Notify>) {
+    /// Keeps it up to date, for ever. `live` asks for it at once.
+    pub(crate) async fn keep(mut self, live: Arc<Live>) {
         let mut tick = interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let asked = tokio::select! {
-                () = reload.notified() => true,
+                () = live.reload.notified() => true,
                 _ = tick.tick() => false,
             };
             self.look_again(asked);

@@ -22,7 +22,7 @@ impl Key {
 }
 
 /// Every key, in the order they are shown.
-pub(super) const KEYS: [Key; 14] = [
+pub(super) const KEYS: [Key; 15] = [
     Key::new("listen", "127.0.0.1:7420", |flags| flags.listen.as_ref()),
     Key::new("http_listen", "127.0.0.1:7421", |flags| flags.http_listen.as_ref()),
     Key::new("tls_cert", "off", |flags| flags.tls_cert.as_ref()),
@@ -34,6 +34,7 @@ pub(super) const KEYS: [Key; 14] = [
     Key::new("log", "info", |flags| flags.log.as_ref()),
     Key::new("log_format", "text", |flags| flags.log_format.as_ref()),
     Key::new("trace_join_age", "15m", |flags| flags.trace_join_age.as_ref()),
+    Key::new("agents_auto_create", "on", |flags| flags.agents_auto_create.as_ref()),
     Key::new("drain_grace", "25s", |flags| flags.drain_grace.as_ref()),
     Key::new("retention_done", "7d", |flags| flags.retention_done.as_ref()),
     Key::new("retention_failed", "90d", |flags| flags.retention_failed.as_ref()),

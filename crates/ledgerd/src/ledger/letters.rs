@@ -20,7 +20,7 @@ impl Batch<'_> {
         if let Some(before) = self.done_before(tasks, request)? {
             return Ok(Answer::Each(before));
         }
-        let agent = how.agent.as_ref().map(|name| self.agent(name)).transpose()?;
+        let agent = how.agent.as_ref().map(|name| self.agent_at_work(name)).transpose()?;
         let data = match agent {
             Some(agent) => self.keys_of(tasks, agent).await?,
             None => HashMap::new(),

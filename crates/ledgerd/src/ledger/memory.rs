@@ -10,6 +10,7 @@ use retry_core::{Bucket, BucketConfig, Limits};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::mpsc;
 
 /// What is known of a worker, connected or not.
@@ -50,6 +51,8 @@ pub(super) struct Memory {
     pub(super) replicas: Replicas,
     /// Others may see what is stored.
     pub(super) is_shared: bool,
+    /// Work brings agents into being that nobody has configured.
+    pub(super) makes_agents: Arc<AtomicBool>,
     /// Somebody wants to hear of transitions.
     pub(super) is_observed: bool,
     /// And of what they were of.
@@ -99,6 +102,7 @@ impl Memory {
             draining: false,
             replicas: Replicas::default(),
             is_shared: false,
+            makes_agents: Arc::new(AtomicBool::new(true)),
             is_observed: false,
             is_traced: false,
             elsewhere: Vec::new(),
@@ -106,6 +110,10 @@ impl Memory {
             restless: BTreeSet::new(),
             last_seen: HashMap::new(),
         }
+    }
+
+    pub(super) fn makes_agents(&self) -> bool {
+        self.makes_agents.load(Ordering::Relaxed)
     }
 
     /// Takes over what the store knows; open streams stay.

@@ -45,7 +45,7 @@ use observed::Observer;
 pub(crate) use pulse::Pulse;
 use replicas::{Heard, Undo};
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Duration;
 use tokio::runtime::RuntimeFlavor;
@@ -88,6 +88,7 @@ pub enum Fatal {
 }
 
 /// Starts the ledger on an open store. Returns when it has recovered and can commit. `observer` hears of what it does.
+/// `makes_agents`: whether work brings agents into being, which may change at any time.
 ///
 /// It ends when `stop` is cancelled and every command told before is answered.
 ///
@@ -99,6 +100,7 @@ pub async fn start(
     clock: Clock,
     wake: Arc<Wake>,
     observer: Option<Observer>,
+    makes_agents: Arc<AtomicBool>,
     stop: CancellationToken,
 ) -> Result<(Handle, JoinHandle<Result<(), Fatal>>), StoreError> {
     let now = clock.now();
@@ -108,6 +110,7 @@ pub async fn start(
         clock.follow(time);
     }
     memory.rebuild(recovered, clock.now());
+    memory.makes_agents = makes_agents;
     memory.is_observed = observer.is_some();
     memory.is_traced = observer.as_ref().is_some_and(|observer| observer.traces);
     let names = memory.names.clone();
@@ -512,7 +515,7 @@ impl Loop {
 
     /// Whether a batch of these begins with news.
     fn may_hear(&self, orders: &[Order], now: Now) -> bool {
-        let asks = |order: &Order| decide::asks_for_news(&order.command);
+        let asks = |order: &Order| decide::asks_for_news(&order.command, &self.memory);
         self.store.has_news(now, true) && self.store.has_news(now, orders.iter().any(asks))
     }
 
@@ -524,7 +527,7 @@ impl Loop {
         if !self.underway.is_empty() || !self.may_hear(orders, now) {
             return Ok(now);
         }
-        let wanted = orders.iter().any(|order| decide::asks_for_news(&order.command));
+        let wanted = orders.iter().any(|order| decide::asks_for_news(&order.command, &self.memory));
         let news = self.store.news(&self.shared.awaited(), wanted, now).await?;
         if let Some(set_ms) = news.replicas.time.and_then(|time| clock.follow(time)) {
             tracing::warn!(set_ms, "the clock of the store was set, or differs; leases start anew");

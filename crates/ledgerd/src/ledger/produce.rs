@@ -64,7 +64,7 @@ impl Batch<'_> {
         created: &mut ByKey<(usize, u64)>,
         admitted: &mut HashMap<AgentId, u64>,
     ) -> Result<Plan, LedgerError> {
-        let agent = self.agent(&task.agent)?;
+        let agent = self.agent_at_work(&task.agent)?;
         let key = (!task.data.key.is_empty()).then(|| Arc::clone(&task.data.key));
         if let Some(key) = &key {
             let place = (agent, Arc::clone(key));
@@ -130,6 +130,9 @@ impl Batch<'_> {
             .map(|task| &task.agent)
             .filter(|name| !self.memory.names.contains_key(*name))
             .collect();
+        if let Some(name) = new.iter().next().filter(|_| !self.memory.makes_agents()) {
+            return Err(LedgerError::UnknownAgent(Arc::clone(name)));
+        }
         if self.memory.agents.len() + new.len() > ledger_core::limits::AGENTS {
             return Err(too_many_agents());
         }
@@ -154,6 +157,11 @@ impl Batch<'_> {
             });
         }
         Ok(ids)
+    }
+
+    /// The agent that work names, made if it is new and work may do so.
+    pub(super) fn agent_at_work(&mut self, name: &Arc<str>) -> Result<AgentId, LedgerError> {
+        if self.memory.makes_agents() { self.agent(name) } else { self.known_agent(name) }
     }
 
     /// The agent of that name, made if it is new.

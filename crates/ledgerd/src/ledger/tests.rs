@@ -160,9 +160,10 @@ impl Fixture {
         let store =
             Box::new(GatedStore { inner: Box::new(store), gate: Arc::clone(&gate), submitted, let_through });
         let stop = CancellationToken::new();
-        let (handle, ended) = start(store, reader, Clock::start(), Arc::default(), None, stop.clone())
-            .await
-            .expect("it starts");
+        let (handle, ended) =
+            start(store, reader, Clock::start(), Arc::default(), None, Arc::new(true.into()), stop.clone())
+                .await
+                .expect("it starts");
         Self { handle, ended, gate, stop, folder }
     }
 

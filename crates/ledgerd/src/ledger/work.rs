@@ -30,7 +30,7 @@ impl Batch<'_> {
         }
         let mut agents = Vec::with_capacity(hello.agents.len());
         for name in &hello.agents {
-            let id = self.agent(name)?;
+            let id = self.agent_at_work(name)?;
             if !agents.contains(&id) {
                 agents.push(id);
             }
