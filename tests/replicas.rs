@@ -11,6 +11,7 @@ use crate::watching::{all_is_told, lives_at};
 use balancer::Balancer;
 use ledgerd_client::v1::{self, LeaseState, TaskState};
 use ledgerd_client::{CancellationToken, Client, Context, TaskError, Worker};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -182,6 +183,24 @@ async fn what_was_made_at_one_daemon_is_known_at_another_at_once() {
         there.tasks().cancel_task(other).await.expect("its agent is read with it");
         there.tasks().cancel_task(request).await.expect("it waits");
         enqueue(&there, task(&agent)).await;
+    }
+}
+
+/// One of them is too late, and takes over what the other made.
+#[tokio::test]
+async fn an_agent_that_two_make_at_once_is_known_at_both() {
+    let Some(daemons) = replicas(2) else { return };
+    let [a, b] = &daemons[..] else { panic!("two were started") };
+    let (here, there) = (a.client().await, b.client().await);
+    for n in 0..20 {
+        let agent = format!("agent-{n}");
+        let (one, two) = tokio::join!(enqueue(&here, task(&agent)), enqueue(&there, task(&agent)));
+        for client in [&here, &there] {
+            let list = v1::ListTasksRequest { agent: agent.clone(), ..Default::default() };
+            let listed = client.tasks().list_tasks(list).await.expect("it is known").into_inner().tasks;
+            let listed: BTreeSet<_> = listed.into_iter().map(|task| task.task_id).collect();
+            assert_eq!(listed, [one.clone(), two.clone()].into(), "{agent}");
+        }
     }
 }
 

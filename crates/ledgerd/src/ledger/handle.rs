@@ -79,6 +79,11 @@ impl Shared {
         waiters.keys().take(AWAITED).copied().collect()
     }
 
+    /// Callers know agents by these names.
+    pub(super) fn name(&self, names: &ByName<AgentId>) {
+        self.names.write().unwrap_or_else(PoisonError::into_inner).clone_from(names);
+    }
+
     /// Tells callers what other daemons did: agents they made, tasks that ended there.
     pub(super) fn know(&self, heard: &Heard) {
         if !heard.new_agents.is_empty() {

@@ -470,6 +470,9 @@ impl Loop {
         if error.is_conflict() {
             if let Some(found) = self.store.anew(&undo.touched(), now).await.map_err(Fatal::Store)? {
                 let heard = self.memory.put_back(undo, found, now);
+                // An agent that both had made was never told as new.
+                self.shared.name(&self.memory.names);
+                self.shared.know(&heard);
                 self.heard.add(heard);
                 return Ok(());
             }
@@ -478,6 +481,7 @@ impl Loop {
         }
         let recovered = self.store.recover(now).await.map_err(Fatal::Store)?;
         self.memory.rebuild(recovered, now);
+        self.shared.name(&self.memory.names);
         Ok(())
     }
 
