@@ -53,7 +53,7 @@ struct Shared {
     limits: Limits,
     dropped: Arc<Dropped>,
     state: Mutex<State>,
-    /// A batch is full, or somebody waits for the end or for a flush.
+    /// There is a first one, a batch is full, or somebody waits for the end or for a flush.
     wanted: Condvar,
     /// Something has left.
     left: Condvar,
@@ -82,12 +82,12 @@ impl Spans {
     ) -> std::io::Result<Self> {
         let (state, wanted, left) = Default::default();
         let shared = Arc::new(Shared { limits, dropped, state, wanted, left });
-        let own = Arc::clone(&shared);
+        let own = Over(Arc::clone(&shared));
         let thread = std::thread::Builder::new().name("spans".to_owned());
         thread.spawn(move || {
             // What is said while they are sent is not sent in turn.
             let _suppressed = Context::enter_telemetry_suppressed_scope();
-            while let Some(batch) = own.batch() {
+            while let Some(batch) = own.0.batch() {
                 let make = |ended| match ended {
                     Ended::Delivery(delivery) => traces.span(&delivery),
                     Ended::Span(span) => Some(*span),
@@ -95,14 +95,13 @@ impl Spans {
                 let spans: Vec<_> = batch.into_iter().filter_map(make).collect();
                 let count = spans.len();
                 if count > 0 && send(spans).is_err() {
-                    own.lose(count);
+                    own.0.lose(count);
                 }
-                own.lock().sending = false;
-                own.left.notify_all();
+                own.0.lock().sending = false;
+                own.0.left.notify_all();
             }
+            // Its connections end before anybody hears that it is over.
             drop(send);
-            own.lock().over = true;
-            own.left.notify_all();
         })?;
         Ok(Self(shared))
     }
@@ -110,6 +109,16 @@ impl Spans {
     /// Takes deliveries that ended together.
     pub(super) fn delivered(&self, deliveries: impl IntoIterator<Item = Delivery>) {
         self.0.add(deliveries.into_iter().map(Ended::Delivery));
+    }
+}
+
+/// Tells those who wait that the thread has ended, however it did.
+struct Over(Arc<Shared>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.lock().over = true;
+        self.0.left.notify_all();
     }
 }
 
@@ -125,21 +134,24 @@ impl Shared {
     fn add(&self, ended: impl Iterator<Item = Ended>) {
         let mut state = self.lock();
         let room = if state.closed { 0 } else { self.limits.queue - state.waiting.len() };
+        let was_empty = state.waiting.is_empty();
         let mut ended = ended.fuse();
         state.waiting.extend(ended.by_ref().take(room));
-        let is_full = state.waiting.len() >= self.limits.batch;
+        let is_wanted = was_empty || state.waiting.len() >= self.limits.batch;
         drop(state);
-        if is_full {
+        if is_wanted {
             self.wanted.notify_one();
         }
         self.lose(ended.count());
     }
 
-    /// What leaves next: a full batch, or what there is when its time has come; none at the end.
+    /// What leaves next: a full batch, or what there is so long after the first; none at the end.
     fn batch(&self) -> Option<Vec<Ended>> {
-        let is_early =
-            |state: &mut State| state.waiting.len() < self.limits.batch && !state.flushing && !state.closed;
-        let waited = self.wanted.wait_timeout_while(self.lock(), self.limits.delay, is_early);
+        let is_asked = |state: &State| state.flushing || state.closed;
+        let has_none = |state: &mut State| state.waiting.is_empty() && !is_asked(state);
+        let state = self.wanted.wait_while(self.lock(), has_none).unwrap_or_else(PoisonError::into_inner);
+        let is_early = |state: &mut State| state.waiting.len() < self.limits.batch && !is_asked(state);
+        let waited = self.wanted.wait_timeout_while(state, self.limits.delay, is_early);
         let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
         if state.waiting.is_empty() {
             state.flushing = false;
@@ -277,6 +289,17 @@ mod tests {
         [false, true, true].into_iter().for_each(|taken| answer.send(taken).expect("it listens"));
         assert!(spans.shutdown_with_timeout(SOON).is_ok());
         assert_eq!(dropped.spans.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn nobody_waits_for_a_thread_that_panicked() {
+        let dropped = Arc::<Dropped>::default();
+        let limits = Limits { queue: 2, batch: 1, delay: NEVER };
+        let send = |_| panic!("as a library may");
+        let spans = Spans::start(limits, dropped, Traces::new(None), send).expect("a thread");
+        spans.on_end(span(1));
+        assert!(spans.force_flush().is_ok());
+        assert!(spans.shutdown_with_timeout(SOON).is_ok());
     }
 
     #[test]
