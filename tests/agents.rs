@@ -48,6 +48,13 @@ async fn work_for_an_agent_that_nobody_configured_is_refused_where_that_is_asked
     assert_eq!(get(&client, &id).await.state(), TaskState::Running, "and nothing of it was done");
     worker.settle(vec![outcome(lease(&held), complete("done"))]).await;
     assert_eq!(worker.outcome_receipt().await.state(), TaskState::Done);
+    let redrive = v1::RedriveDeadLettersRequest {
+        task_ids: vec![id.clone()],
+        agent: "tpyo".to_owned(),
+        ..v1::RedriveDeadLettersRequest::default()
+    };
+    let status = client.admin().redrive_dead_letters(redrive).await.expect_err("it is not there");
+    assert_eq!((status.code(), reason(&status)), not_found());
     assert_eq!(agents(&client).await, ["known"]);
 
     // What cannot be used leaves it as it was.

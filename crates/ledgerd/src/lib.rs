@@ -132,10 +132,9 @@ impl Live {
         Arc::new(Self { reload: Notify::new(), agents_auto_create })
     }
 
-    /// Takes over what may change of a newer configuration, and has files read again.
+    /// Takes over what may change of a newer configuration.
     pub fn update(&self, config: &Config) {
         self.agents_auto_create.store(config.agents_auto_create, Ordering::Relaxed);
-        self.reload.notify_one();
     }
 }
 

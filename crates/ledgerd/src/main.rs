@@ -143,11 +143,9 @@ async fn serve(flags: &Flags, then: impl FnOnce(Listening)) -> ExitCode {
                     }
                     live.update(&config);
                 }
-                Err(errors) => {
-                    tracing::warn!(%errors, "settings cannot be used; those before stay in force");
-                    live.reload.notify_one();
-                }
+                Err(errors) => tracing::warn!(%errors, "settings cannot be used; those before stay in force"),
             }
+            live.reload.notify_one();
             systemd::ready();
         }
     };

@@ -251,24 +251,24 @@ impl Batch<'_> {
     }
 }
 
-/// The agents that a command gives work to, or takes work of.
-fn works_for(command: &Command) -> Box<dyn Iterator<Item = &Arc<str>> + '_> {
+/// Whether a command gives work to an agent that is not known, or takes work of it.
+fn works_for_unknown(command: &Command, memory: &Memory) -> bool {
+    let is_unknown = |name: &Arc<str>| !memory.names.contains_key(name);
     match command {
-        Command::Enqueue { tasks, .. } => Box::new(tasks.iter().flatten().map(|task| &task.agent)),
-        Command::Hello(hello, ..) => Box::new(hello.agents.iter()),
+        Command::Enqueue { tasks, .. } => tasks.iter().flatten().any(|task| is_unknown(&task.agent)),
+        Command::Hello(hello, ..) => hello.agents.iter().any(is_unknown),
         Command::Frame(_, FromWorker::Outcomes(items)) | Command::Settle(_, items) => {
-            Box::new(items.iter().flat_map(|item| &item.follow_ups).map(|task| &task.agent))
+            items.iter().flat_map(|item| &item.follow_ups).any(|task| is_unknown(&task.agent))
         }
-        Command::Redrive { how, .. } => Box::new(how.agent.iter()),
-        _ => Box::new(std::iter::empty()),
+        Command::Redrive { how, .. } => how.agent.iter().any(is_unknown),
+        _ => false,
     }
 }
 
 /// Whether a command is about what other daemons may have changed as well, beyond tasks.
 pub(super) fn asks_for_news(command: &Command, memory: &Memory) -> bool {
     // Before an agent is said not to be there, somebody looks.
-    let is_unknown = |name: &Arc<str>| !memory.names.contains_key(name);
-    if !memory.makes_agents() && works_for(command).any(is_unknown) {
+    if !memory.makes_agents() && works_for_unknown(command, memory) {
         return true;
     }
     matches!(
