@@ -124,14 +124,7 @@ async fn a_lost_task_shows_who_may_come_back_for_it() {
 async fn a_retry_without_a_token_shows_both_budgets() {
     let daemon = Daemon::start();
     let client = daemon.client().await;
-    let budget = v1::BudgetSettings {
-        capacity: Some(1.0),
-        floor_per_second: Some(0.001),
-        deposit: Some(0.0),
-        ..v1::BudgetSettings::default()
-    };
-    let settings = v1::AgentSettings { budget: Some(budget), ..quick() };
-    configure(&client, "a", settings).await;
+    configure(&client, "a", budgeted(1.0, 0.001, 0.0)).await;
     let mut worker = Stream::open(&daemon, hello("w", "a", 9)).await;
     let mut ids = Vec::new();
     for _ in 0..3 {

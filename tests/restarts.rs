@@ -206,21 +206,13 @@ async fn a_daemon_that_stood_still_holds_that_against_nobody() {
 async fn a_retry_out_of_an_empty_shared_budget_is_charged_to_its_agent() {
     let daemon = Daemon::start();
     let client = daemon.client().await;
-    let budget = v1::BudgetSettings {
-        capacity: Some(10.0),
-        floor_per_second: Some(0.5),
-        deposit: Some(0.0),
-        enabled: Some(true),
-    };
-    let off = v1::BreakerSettings { enabled: Some(false), ..Default::default() };
+    let settings = budgeted(10.0, 0.5, 0.0);
     let slow = v1::TaskPolicy { base_delay: ms(3_600_000), max_delay: ms(3_600_000), ..Default::default() };
     // Ten tokens each of the hundred that all share, until ten retries wait: whatever comes in is theirs, they asked first.
     let mut waiting = 0;
     for number in 0.. {
         let agent = format!("greedy-{number}");
-        let settings =
-            v1::AgentSettings { budget: Some(budget), breaker: Some(off), policy: Some(slow), ..quick() };
-        configure(&client, &agent, settings).await;
+        configure(&client, &agent, v1::AgentSettings { policy: Some(slow), ..settings }).await;
         let mut worker = Stream::open(&daemon, hello(&agent, &agent, 10)).await;
         for _ in 0..10 {
             enqueue(&client, task(&agent)).await;
@@ -231,8 +223,7 @@ async fn a_retry_out_of_an_empty_shared_budget_is_charged_to_its_agent() {
             break;
         }
     }
-    configure(&client, "poor", v1::AgentSettings { budget: Some(budget), breaker: Some(off), ..quick() })
-        .await;
+    configure(&client, "poor", settings).await;
     let tokens = async || {
         let agent =
             client.admin().get_agent(v1::GetAgentRequest { agent: "poor".into() }).await.expect("there");

@@ -119,15 +119,7 @@ async fn a_discarded_dead_letter_is_hidden_and_not_redriven() {
 async fn an_empty_budget_defers_a_retry_until_a_token_comes() {
     let daemon = Daemon::start();
     let client = daemon.client().await;
-    let budget = v1::BudgetSettings {
-        capacity: Some(1.0),
-        floor_per_second: Some(2.0),
-        deposit: Some(0.0),
-        enabled: Some(true),
-    };
-    let breaker = v1::BreakerSettings { enabled: Some(false), ..Default::default() };
-    let settings = v1::AgentSettings { budget: Some(budget), breaker: Some(breaker), ..quick() };
-    configure(&client, "a", settings).await;
+    configure(&client, "a", budgeted(1.0, 2.0, 0.0)).await;
     for _ in 0..2 {
         enqueue(&client, task("a")).await;
     }
@@ -145,15 +137,7 @@ async fn an_empty_budget_defers_a_retry_until_a_token_comes() {
 async fn a_token_is_for_the_retry_that_waits_and_not_for_who_fails_as_it_comes() {
     let daemon = Daemon::start();
     let client = daemon.client().await;
-    let budget = v1::BudgetSettings {
-        capacity: Some(1.0),
-        floor_per_second: Some(0.0),
-        deposit: Some(1.0),
-        enabled: Some(true),
-    };
-    let breaker = v1::BreakerSettings { enabled: Some(false), ..Default::default() };
-    let settings = v1::AgentSettings { budget: Some(budget), breaker: Some(breaker), ..quick() };
-    configure(&client, "a", settings).await;
+    configure(&client, "a", budgeted(1.0, 0.0, 1.0)).await;
     let mut worker = Stream::open(&daemon, hello("w", "a", 4)).await;
     for _ in 0..2 {
         enqueue(&client, task("a")).await;

@@ -132,8 +132,13 @@ fn exporting(endpoint: &str) -> Vec<(&'static str, OsString)> {
     ]
 }
 
-fn launch(folder: Arc<Folder>, listen: &str, environment: &[(&str, OsString)]) -> Daemon {
-    Daemon::launch(folder, listen, &[], environment).unwrap_or_else(|fault| panic!("{fault}"))
+fn launch(folder: Arc<Folder>, listen: &str, flags: &[&str], environment: &[(&str, OsString)]) -> Daemon {
+    Daemon::launch(folder, listen, flags, environment).unwrap_or_else(|fault| panic!("{fault}"))
+}
+
+/// A new one.
+fn telling(flags: &[&str], environment: &[(&str, OsString)]) -> Daemon {
+    launch(Folder::new(), "127.0.0.1:0", flags, environment)
 }
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -147,7 +152,7 @@ fn hex(bytes: &[u8]) -> String {
 async fn a_tasks_whole_life_is_one_trace_over_a_restart() {
     let (received, endpoint) = Received::start().await;
     let environment = exporting(&endpoint);
-    let mut daemon = launch(Folder::new(), "127.0.0.1:0", &environment);
+    let mut daemon = telling(&[], &environment);
     let client = daemon.client().await;
     let quick = quick();
     let policy = v1::TaskPolicy { lease_duration: ms(1_000), ..quick.policy.unwrap_or_default() };
@@ -168,7 +173,7 @@ async fn a_tasks_whole_life_is_one_trace_over_a_restart() {
     daemon.kill();
     let (folder, address) = (Arc::clone(&daemon.folder), daemon.address.clone());
     drop(daemon);
-    let daemon = launch(folder, &address, &environment);
+    let daemon = launch(folder, &address, &[], &environment);
     let client = daemon.client().await;
     // No beats: its lease runs out.
     received.named("attempt a", 3).await;
@@ -221,7 +226,7 @@ async fn a_tasks_whole_life_is_one_trace_over_a_restart() {
 #[tokio::test]
 async fn a_call_is_a_span_and_where_tasks_come_from_whose_producer_names_no_trace() {
     let (received, endpoint) = Received::start().await;
-    let daemon = launch(Folder::new(), "127.0.0.1:0", &exporting(&endpoint));
+    let daemon = telling(&[], &exporting(&endpoint));
     let client = daemon.client().await;
     let mut request =
         Request::new(v1::EnqueueTaskRequest { task: Some(task("a")), request_id: String::new() });
@@ -258,8 +263,7 @@ async fn a_call_is_a_span_and_where_tasks_come_from_whose_producer_names_no_trac
 async fn an_old_task_has_a_trace_for_each_attempt_linked_to_its_own() {
     let (received, endpoint) = Received::start().await;
     let flags = ["--trace-join-age", "0s"];
-    let daemon = Daemon::launch(Folder::new(), "127.0.0.1:0", &flags, &exporting(&endpoint));
-    let daemon = daemon.unwrap_or_else(|fault| panic!("{fault}"));
+    let daemon = telling(&flags, &exporting(&endpoint));
     let client = daemon.client().await;
     configure(&client, "a", quick()).await;
     let new = v1::NewTask { traceparent: format!("00-{TRACE}-{CREATION}-01"), ..task("a") };
@@ -283,8 +287,7 @@ async fn an_exporter_that_is_away_costs_spans_that_are_counted_and_nothing_else(
     environment.push(("OTEL_LOGS_EXPORTER", "otlp".into()));
     environment.push(("OTEL_EXPORTER_OTLP_TIMEOUT", "200".into()));
     let flags = ["--http-listen", "127.0.0.1:0"];
-    let mut daemon = Daemon::launch(Folder::new(), "127.0.0.1:0", &flags, &environment)
-        .unwrap_or_else(|fault| panic!("{fault}"));
+    let mut daemon = telling(&flags, &environment);
     let client = daemon.client().await;
     for _ in 0..100 {
         enqueue(&client, task("a")).await;
@@ -376,8 +379,7 @@ async fn nothing_is_measured_where_telemetry_is_switched_off() {
     let mut environment = exporting(&endpoint);
     environment.push(("OTEL_SDK_DISABLED", "true".into()));
     let flags = ["--http-listen", "127.0.0.1:0"];
-    let mut daemon = Daemon::launch(Folder::new(), "127.0.0.1:0", &flags, &environment)
-        .unwrap_or_else(|fault| panic!("{fault}"));
+    let mut daemon = telling(&flags, &environment);
     enqueue(&daemon.client().await, task("a")).await;
     let mut worker = Stream::open(&daemon, hello("w", "a", 1)).await;
     assert_eq!(worker.complete_next("done").await.state(), v1::TaskState::Done);
@@ -394,8 +396,7 @@ async fn nothing_is_measured_where_telemetry_is_switched_off() {
 async fn json_lines_name_the_trace_they_belong_to() {
     let (received, endpoint) = Received::start().await;
     let flags = ["--log-format", "json", "--log", "info,ledgerd::server=debug"];
-    let daemon = Daemon::launch(Folder::new(), "127.0.0.1:0", &flags, &exporting(&endpoint));
-    let daemon = daemon.unwrap_or_else(|fault| panic!("{fault}"));
+    let daemon = telling(&flags, &exporting(&endpoint));
     enqueue(&daemon.client().await, task("a")).await;
     let call = received.named("ledger.v1.TaskService/EnqueueTask", 1).await.remove(0);
     let lines: Vec<serde_json::Value> =
@@ -417,7 +418,7 @@ async fn one_trace_joins_producer_daemon_and_worker() {
     let provider = SdkTracerProvider::builder().with_simple_exporter(own.clone()).build();
     opentelemetry::global::set_tracer_provider(provider);
     let (received, endpoint) = Received::start().await;
-    let daemon = launch(Folder::new(), "127.0.0.1:0", &exporting(&endpoint));
+    let daemon = telling(&[], &exporting(&endpoint));
     let client = daemon.client().await;
     configure(&client, "traced", quick()).await;
     let worker = Worker::builder(client.clone())
@@ -499,8 +500,7 @@ async fn logs_leave_over_otlp_where_they_are_asked_for_and_name_their_trace() {
     let mut environment = exporting(&endpoint);
     environment.push(("OTEL_LOGS_EXPORTER", "otlp".into()));
     let flags = ["--log", "trace,h2=trace"];
-    let mut daemon = Daemon::launch(Folder::new(), "127.0.0.1:0", &flags, &environment)
-        .unwrap_or_else(|fault| panic!("{fault}"));
+    let mut daemon = telling(&flags, &environment);
     enqueue(&daemon.client().await, task("a")).await;
     let call = received.named("ledger.v1.TaskService/EnqueueTask", 1).await.remove(0);
     let (scope, answered) = received.record("answered").await;
@@ -523,7 +523,7 @@ async fn logs_leave_over_otlp_where_they_are_asked_for_and_name_their_trace() {
 #[tokio::test]
 async fn spans_are_shown_on_standard_output_where_nobody_collects_them() {
     let environment = [("OTEL_TRACES_EXPORTER", "console".into()), ("OTEL_BSP_SCHEDULE_DELAY", "20".into())];
-    let daemon = launch(Folder::new(), "127.0.0.1:0", &environment);
+    let daemon = telling(&[], &environment);
     enqueue(&daemon.client().await, task("a")).await;
     eventually("the span of the call", async || {
         daemon.output().contains("ledger.v1.TaskService/EnqueueTask").then_some(())
@@ -560,8 +560,7 @@ async fn what_tasks_carry_is_in_no_log_span_or_metric() {
     let flags = ["--http-listen", "127.0.0.1:0", "--log-format", "json", "--log", "debug"];
     let mut environment = exporting(&endpoint);
     environment.push(("OTEL_LOGS_EXPORTER", "otlp".into()));
-    let daemon = Daemon::launch(Folder::new(), "127.0.0.1:0", &flags, &environment);
-    let daemon = daemon.unwrap_or_else(|fault| panic!("{fault}"));
+    let daemon = telling(&flags, &environment);
     let client = daemon.client().await;
     configure(&client, "a", quick()).await;
     let said = |what: &str| format!("{CANARY} {what}");

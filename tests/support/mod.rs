@@ -322,6 +322,18 @@ pub(crate) fn quick() -> v1::AgentSettings {
     }
 }
 
+/// [`quick`], with a budget and without a breaker, so that nothing else holds a retry back.
+pub(crate) fn budgeted(capacity: f64, floor_per_second: f64, deposit: f64) -> v1::AgentSettings {
+    let budget = v1::BudgetSettings {
+        capacity: Some(capacity),
+        floor_per_second: Some(floor_per_second),
+        deposit: Some(deposit),
+        enabled: Some(true),
+    };
+    let breaker = v1::BreakerSettings { enabled: Some(false), ..v1::BreakerSettings::default() };
+    v1::AgentSettings { budget: Some(budget), breaker: Some(breaker), ..quick() }
+}
+
 /// The reason in a status's ErrorInfo.
 pub(crate) fn reason(status: &tonic::Status) -> String {
     use tonic_types::StatusExt;

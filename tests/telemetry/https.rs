@@ -91,7 +91,7 @@ async fn spans_leave_over_https_with_the_certificates_that_are_named() {
             ("OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY", files.text("collector.key")),
         ],
     );
-    let daemon = launch(Arc::clone(&files.folder), "127.0.0.1:0", &environment);
+    let daemon = launch(Arc::clone(&files.folder), "127.0.0.1:0", &[], &environment);
     enqueue(&daemon.client().await, task("a")).await;
     received.named("ledger.v1.TaskService/EnqueueTask", 1).await;
 }
