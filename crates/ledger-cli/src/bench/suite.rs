@@ -91,8 +91,8 @@ struct Facts {
     bulk_explicit_per_s: Vec<f64>,
     unary_per_s: Vec<f64>,
     traced_per_s: Vec<f64>,
-    /// CPU time of the daemon for a lifecycle of which every span is exported.
-    traced_cpu_us: Vec<f64>,
+    /// CPU time for a lifecycle of a daemon that makes no spans, and of one that exports every span, both at once.
+    untraced_traced_cpu_us: Vec<(f64, f64)>,
     echo_per_s: Vec<f64>,
     /// CPU time of one echo, of caller and server.
     echo_cpu_us: Vec<f64>,
@@ -301,10 +301,9 @@ impl Suite<'_> {
             let spans = 2 * (one.made().0 + two.made().0);
             // Those of calls are beside them, one for a hundred tasks.
             lost.push(100.0 * spans.saturating_sub(collector.spans()) as f64 / spans as f64);
-            for traced in [&one, &two] {
-                self.facts.traced_per_s.push(traced.rate().round());
-                self.facts.traced_cpu_us.extend(traced.server_cpu().map(goal::rounded));
-            }
+            self.facts.traced_per_s.extend([&one, &two].map(|traced| traced.rate().round()));
+            let (untraced, traced) = self.cpu_at_once(&variables, &load).await?;
+            self.facts.untraced_traced_cpu_us.push((goal::rounded(untraced), goal::rounded(traced)));
         }
         self.goals.row(
             "traces",
@@ -334,16 +333,22 @@ impl Suite<'_> {
         ] {
             let mut ratios = Vec::new();
             for _ in 0..self.size.rounds {
-                // Both at once: what slows the machine down meanwhile slows both.
-                let usual = self.stage.with("usual", &[], load.clone());
-                let without = self.stage.with("without", &off, load.clone());
-                let (usual, without) = tokio::try_join!(usual, without)?;
-                let cpu = |loaded: &Loaded| loaded.server_cpu().ok_or_else(no_figure);
-                ratios.push(cpu(&without)? / cpu(&usual)?);
+                let (usual, without) = self.cpu_at_once(&off, &load).await?;
+                ratios.push(without / usual);
             }
             self.goals.row(goal, what, "", (0.97, 1.0), ratios);
         }
         Ok(())
+    }
+
+    /// CPU time for a lifecycle of a usual daemon, and of one with these variables; both at once, for what slows the machine
+    /// down meanwhile slows both.
+    async fn cpu_at_once(&self, variables: &[(&str, &str)], load: &Load) -> Result<(f64, f64), Failure> {
+        let usual = self.stage.with("usual", &[], load.clone());
+        let other = self.stage.with("other", variables, load.clone());
+        let (usual, other) = tokio::try_join!(usual, other)?;
+        let cpu = |loaded: &Loaded| loaded.server_cpu().ok_or_else(no_figure);
+        Ok((cpu(&usual)?, cpu(&other)?))
     }
 
     async fn latency(&mut self) -> Result<(), Failure> {
