@@ -1,7 +1,8 @@
 //! Logs, metrics and traces: what the daemon tells its operators.
 //!
-//! Logs are lines on standard error, for people or for machines, with the trace they belong to. Metrics are always kept, for
-//! `/metrics`, and pushed where an OTLP endpoint is named; spans are made only then. Logs leave over OTLP too, if asked to.
+//! Logs are lines on standard error, for people or for machines, with the trace they belong to. Metrics are kept for
+//! `/metrics`, unless all of it is switched off, and pushed where an OTLP endpoint is named; spans are made only then. Logs
+//! leave over OTLP too, if asked to.
 
 mod asked;
 mod export;
