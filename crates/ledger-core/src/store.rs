@@ -439,6 +439,15 @@ impl Replicas {
     }
 }
 
+/// What there is over all daemons at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Totals {
+    /// Tasks stored, by agent.
+    pub counts: HashMap<AgentId, Counts>,
+    /// Transitions ever made.
+    pub transitions: u64,
+}
+
 /// What other daemons did since this one looked.
 #[derive(Clone, Debug, Default)]
 pub struct News {
@@ -450,12 +459,10 @@ pub struct News {
     pub breakers: Vec<BreakerRow>,
     /// This daemon's own budgets; only where memory has to be made anew.
     pub budgets: Option<Vec<BudgetRow>>,
-    /// Tasks stored, by agent; none where nobody else changes them.
-    pub counts: Option<HashMap<AgentId, Counts>>,
+    /// What there is over all; none where nobody else changes it.
+    pub totals: Option<Totals>,
     /// Tasks that breakers hold back, by agent and type; none where nobody else changes them.
     pub gated: Option<Vec<(AgentId, Arc<str>, u64)>>,
-    /// Transitions ever made.
-    pub transitions: u64,
     /// Tasks that sessions of this daemon run, or that it watches over, and that another daemon changed.
     pub changed: Vec<TaskId>,
     /// Workers of this daemon that went to another.

@@ -101,7 +101,6 @@ impl Memory {
     pub(super) fn hear(&mut self, news: News, now: Now) -> Heard {
         let mut heard =
             Heard { changed: news.changed, moved: news.moved, ended: news.ended, ..Heard::default() };
-        self.transitions = news.transitions;
         self.know_replicas(&news.replicas, now);
         for row in news.agents {
             self.hear_agent(row, &mut heard, now);
@@ -110,13 +109,16 @@ impl Memory {
             self.hear_breaker(row, &mut heard, now);
         }
         for agent in self.agents.values_mut() {
-            if let Some(counts) = &news.counts {
-                agent.counts = counts.get(&agent.id).copied().unwrap_or_default();
+            if let Some(totals) = &news.totals {
+                agent.counts = totals.counts.get(&agent.id).copied().unwrap_or_default();
             }
             if let Some(gated) = &news.gated {
                 let own = gated.iter().filter(|(of, ..)| *of == agent.id);
                 agent.breakers.count_gated(own.map(|(_, task_type, n)| (task_type, *n)));
             }
+        }
+        if let Some(totals) = news.totals {
+            self.transitions = totals.transitions;
         }
         if self.replicas.others.is_empty() {
             self.elsewhere.clear();

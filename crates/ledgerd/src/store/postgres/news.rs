@@ -35,7 +35,6 @@ const LOOK: &str = concat!(
      EXISTS (SELECT 1 FROM agents WHERE changed >= $2::text::xid8) \
         OR EXISTS (SELECT 1 FROM breakers WHERE changed >= $2::text::xid8), \
      EXISTS (SELECT 1 FROM mail WHERE slot = $1), \
-     (SELECT sum(last_seq)::bigint FROM slots), \
      COALESCE((SELECT json_agg(json_build_array(slot, owner, beat_at) ORDER BY slot) FROM slots \
         WHERE owner IS NOT NULL), '[]')::text"
 );
@@ -115,17 +114,17 @@ impl PgStore {
         let seen = self.place.seen.clone();
         let query = sqlx::query(LOOK).bind(i64::from(slot)).bind(seen.clone());
         let looked = all(self.connection()?, query, |row| {
-            let found = (row.int()?, row.text()?.to_owned(), row.flag()?, row.flag()?, row.number()?);
+            let found = (row.int()?, row.text()?.to_owned(), row.flag()?, row.flag()?);
             Ok((found, row.text()?.to_owned()))
         });
-        let Some(((time, xmin, changed, mail, transitions), owned)) = looked.await?.into_iter().next() else {
+        let Some(((time, xmin, changed, mail), owned)) = looked.await?.into_iter().next() else {
             return Err(StoreError::Corrupt("a look without an answer".to_owned()));
         };
         let owned: Vec<Owned> = text::read(&owned)?;
         if !owned.iter().any(|(number, owner, _)| *number == slot && Some(*owner) == self.place.owner) {
             return Err(self.lose_place());
         }
-        let mut news = News { transitions, ..News::default() };
+        let mut news = News::default();
         let mut taken = vec![slot];
         self.place.others.clear();
         for (other, owner, beat_at) in owned.into_iter().filter(|(other, ..)| *other != slot) {
@@ -217,7 +216,7 @@ impl PgStore {
         news: &mut News,
         awaited: &[TaskId],
     ) -> Result<(), StoreError> {
-        news.counts = Some(self.read_counts().await?);
+        news.totals = Some(self.read_totals().await?);
         let gated = all(self.connection()?, sqlx::query(GATED_COUNTS), |row| {
             Ok((row.agent()?, row.text()?.into(), row.number()?))
         });

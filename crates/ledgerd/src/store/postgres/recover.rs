@@ -7,7 +7,7 @@ use super::{BLOCK, PATIENCE, PAUSE, PgStore, Staged, failed};
 use crate::store::ready::Ready;
 use crate::store::rows::{Cells, Shared, record_columns, task_columns};
 use ledger_core::store::{
-    AgentRow, Ask, BudgetRow, Counts, KeyHolder, Known, News, Recovered, StoreError, TaskData, Want,
+    AgentRow, Ask, BudgetRow, Counts, KeyHolder, Known, News, Recovered, StoreError, TaskData, Totals, Want,
 };
 use ledger_core::{AgentId, ByKey, ByTask, Now, Record, Task, TaskId, TaskSet, Timestamp};
 use sqlx::postgres::{PgArguments, PgConnection, PgRow};
@@ -16,14 +16,17 @@ use sqlx::{Postgres, Row, ValueRef};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-const META: &str = "SELECT m.seed, s.last_seq, s.last_session, (SELECT sum(last_seq)::bigint FROM slots), \
+const META: &str = "SELECT m.seed, s.last_seq, s.last_session, \
     (extract(epoch FROM clock_timestamp()) * 1000)::bigint, \
     (SELECT COALESCE(json_agg(slot), '[]')::text FROM slots WHERE owner IS NOT NULL AND slot <> $1) \
     FROM meta AS m CROSS JOIN slots AS s WHERE s.slot = $1";
 pub(super) const AGENTS: &str = "SELECT id, name, settings, created_at, pause FROM agents ORDER BY id";
 const BUDGETS: &str = "SELECT agent, millitokens, updated_at FROM budgets WHERE slot = $1 ORDER BY agent";
 const SESSIONS: &str = "SELECT worker, incarnation, session, connected_at, beat_at, open FROM sessions";
-const COUNTS: &str = "SELECT agent, state, sum(n)::bigint FROM counts GROUP BY agent, state";
+/// One statement: what is told of one moment belongs together.
+const TOTALS: &str = "SELECT s.transitions, c.n, c.agent, c.state \
+    FROM (SELECT sum(last_seq)::bigint AS transitions FROM slots) AS s LEFT JOIN ( \
+        SELECT agent, state, sum(n)::bigint AS n FROM counts GROUP BY agent, state) AS c ON true";
 /// Those that have a timer or a holder; $1: agents whose tasks have a queue_timeout. RUNNING is 2, RETRY 3, BLOCKED 4;
 /// $2 is the reason BUDGET.
 pub(super) const TIMED: &str = concat!(
@@ -138,7 +141,7 @@ pub(super) const NEXT_DUE: &str = "SELECT MIN(run_at) FILTER (WHERE calendar = 0
 /// Every statement here, for a test to prepare.
 #[cfg(test)]
 pub(super) const STATEMENTS: [&str; 18] = [
-    META, AGENTS, BUDGETS, SESSIONS, COUNTS, TIMED, TASKS, LIVE, KEYS, REQUESTS, LIVES, SETTLED, NUMBERS,
+    META, AGENTS, BUDGETS, SESSIONS, TOTALS, TIMED, TASKS, LIVE, KEYS, REQUESTS, LIVES, SETTLED, NUMBERS,
     OFFER, OLDEST, GATED, AHEAD, NEXT_DUE,
 ];
 
@@ -284,11 +287,10 @@ impl PgStore {
         let (slot, meta) = (i64::from(self.place.slot), sqlx::query(META));
         let seqs = all(self.connection()?, meta.bind(slot), |row| {
             let _ = row.bits()?;
-            Ok((row.number()?, row.number()?, row.number()?))
+            row.number()
         });
-        if let Some((last_seq, _, transitions)) = seqs.await?.first() {
+        if let Some(last_seq) = seqs.await?.first() {
             self.meta.last_seq = *last_seq;
-            news.transitions = *transitions;
         }
         self.due = self.find_due(now).await?;
         Ok((news, tasks))
@@ -299,15 +301,21 @@ impl PgStore {
         all(self.connection()?, query, |row| row.budget()).await
     }
 
-    pub(super) async fn read_counts(&mut self) -> Result<HashMap<AgentId, Counts>, StoreError> {
-        let rows =
-            all(self.connection()?, sqlx::query(COUNTS), |row| Ok((row.agent()?, row.state()?, row.int()?)));
-        let mut found: HashMap<AgentId, Counts> = HashMap::new();
-        for (agent, state, n) in rows.await? {
-            let counts: &mut Counts = found.entry(agent).or_default();
-            counts[usize::from(state.code())] = u64::try_from(n).unwrap_or_default();
+    pub(super) async fn read_totals(&mut self) -> Result<Totals, StoreError> {
+        let rows = all(self.connection()?, sqlx::query(TOTALS), |row| {
+            let (transitions, n) = (row.number()?, row.maybe()?);
+            let counted = n.map(|n| Ok((row.agent()?, row.state()?, n))).transpose()?;
+            Ok((transitions, counted))
+        });
+        let mut totals = Totals::default();
+        for (transitions, counted) in rows.await? {
+            totals.transitions = transitions;
+            if let Some((agent, state, n)) = counted {
+                let counts: &mut Counts = totals.counts.entry(agent).or_default();
+                counts[usize::from(state.code())] = u64::try_from(n).unwrap_or_default();
+            }
         }
-        Ok(found)
+        Ok(totals)
     }
 
     async fn read_tables(&mut self, now: Now) -> Result<Recovered, StoreError> {
@@ -318,15 +326,14 @@ impl PgStore {
         let (slot, conn) = (i64::from(self.place.slot), self.connection()?);
         let mut found = Recovered::default();
         let meta = all(conn, sqlx::query(META).bind(slot), |row| {
-            let numbers = (row.bits()?, row.number()?, row.number()?, row.number()?);
+            let numbers = (row.bits()?, row.number()?, row.number()?);
             Ok((numbers, row.time()?, row.text()?.to_owned()))
         });
         let meta = meta.await?;
-        let Some(((seed, last_seq, last_session, transitions), time, others)) = meta.into_iter().next()
-        else {
+        let Some(((seed, last_seq, last_session), time, others)) = meta.into_iter().next() else {
             return Err(StoreError::Corrupt(format!("slot {slot} has no row")));
         };
-        (found.seed, found.last_session, found.transitions) = (seed, last_session, transitions);
+        (found.seed, found.last_session) = (seed, last_session);
         self.place.others = crate::store::text::read(&others)?;
         found.replicas = self.place.replicas(Some(time));
         found.begins = begins;
@@ -335,7 +342,8 @@ impl PgStore {
         (found.agents, found.breakers) = (news.agents, news.breakers);
         found.budgets = self.read_budgets().await?;
         found.sessions = all(self.connection()?, sqlx::query(SESSIONS), |row| row.session()).await?;
-        found.counts = self.read_counts().await?;
+        let totals = self.read_totals().await?;
+        (found.counts, found.transitions) = (totals.counts, totals.transitions);
         found.timed = self.read_timed().await?;
         if first && !inherits && !self.place.others.is_empty() {
             // The others watch over the rest.
