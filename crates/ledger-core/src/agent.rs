@@ -20,6 +20,8 @@ pub struct Agent {
     pub created_at: Timestamp,
     /// What its tasks go by.
     pub settings: Arc<Settings>,
+    /// What it goes by where nothing was set for it.
+    defaults: Arc<AgentOverrides>,
     /// Whether its workers are tried at all.
     pub breakers: Breakers,
     /// What its retries are paid from.
@@ -46,10 +48,10 @@ pub fn is_agent_name(name: &str) -> bool {
 }
 
 impl Agent {
-    /// A new agent with default settings, a closed breaker and a full budget.
+    /// A new agent that goes by these defaults, with a closed breaker and a full budget.
     #[must_use]
-    pub fn new(id: AgentId, name: Arc<str>, now: Now) -> Self {
-        let settings = Settings::default();
+    pub fn new(id: AgentId, name: Arc<str>, defaults: Arc<AgentOverrides>, now: Now) -> Self {
+        let settings = effective(&defaults, AgentOverrides::default());
         Self {
             id,
             name,
@@ -59,23 +61,25 @@ impl Agent {
             floor: empty_floor(&settings, 1, now),
             share: 1,
             settings: Arc::new(settings),
+            defaults,
             counts: Counts::default(),
             pause: None,
         }
     }
 
-    /// An agent as its rows say. Settings that a newer rule refuses fall back to defaults.
+    /// An agent as its rows say, that goes by these defaults otherwise. Settings that a newer rule refuses fall back to defaults.
     #[must_use]
     pub fn restore(
         row: AgentRow,
+        defaults: Arc<AgentOverrides>,
         breakers: Vec<BreakerRow>,
         budget: Option<BudgetRow>,
         counts: Counts,
         now: Now,
     ) -> Self {
-        let settings = Settings::of(row.given).unwrap_or_default();
-        let mut agent =
-            Self { created_at: row.created_at, pause: row.pause, ..Self::new(row.id, row.name, now) };
+        let settings = effective(&defaults, row.given);
+        let new = Self::new(row.id, row.name, defaults, now);
+        let mut agent = Self { created_at: row.created_at, pause: row.pause, ..new };
         agent.breakers = Breakers::restore(breakers, settings.breaker, settings.per_task_type, now);
         agent.floor = empty_floor(&settings, 1, now);
         agent.settings = Arc::new(settings);
@@ -89,11 +93,27 @@ impl Agent {
     /// # Errors
     /// Everything that breaks a rule; nothing changed.
     pub fn configure(&mut self, change: AgentOverrides, now: Now) -> Result<(), Vec<Violation>> {
-        let settings = Settings::of(change.or(self.settings.given))?;
+        let settings = Settings::over(&self.defaults, change.or(self.settings.given))?;
+        self.go_by(settings, now);
+        Ok(())
+    }
+
+    /// Goes by these where nothing was set for it.
+    pub fn default_to(&mut self, defaults: Arc<AgentOverrides>, now: Now) {
+        self.defaults = defaults;
+        self.go_by(effective(&self.defaults, self.settings.given), now);
+    }
+
+    /// Why it does without the defaults: what was set for it does not go with them.
+    #[must_use]
+    pub fn refuses_defaults(&self) -> Option<Vec<Violation>> {
+        Settings::over(&self.defaults, self.settings.given).err()
+    }
+
+    fn go_by(&mut self, settings: Settings, now: Now) {
         self.breakers.configure(settings.breaker, settings.per_task_type, now);
         self.settings = Arc::new(settings);
         self.share(self.share, now);
-        Ok(())
     }
 
     /// Divides what its budget allows among so many daemons, of which each has a budget of its own.
@@ -115,11 +135,8 @@ impl Agent {
 
     /// Takes over what another daemon stored: settings, and why nothing is handed out.
     pub fn follow(&mut self, row: AgentRow, now: Now) {
-        let settings = Settings::of(row.given).unwrap_or_default();
-        self.breakers.configure(settings.breaker, settings.per_task_type, now);
-        self.settings = Arc::new(settings);
         self.pause = row.pause;
-        self.share(self.share, now);
+        self.go_by(effective(&self.defaults, row.given), now);
     }
 
     /// Whether a retry can be paid now: from its own budget, and from the shared one or, while that is empty, from its
@@ -179,6 +196,11 @@ impl Agent {
 
 /// Tokens that the dearest retry costs.
 pub const DEAREST: u32 = 2;
+
+/// What was set for an agent, over the defaults where the two go together.
+fn effective(defaults: &AgentOverrides, own: AgentOverrides) -> Settings {
+    Settings::over(defaults, own).or_else(|_| Settings::of(own)).unwrap_or_default()
+}
 
 fn empty_floor(settings: &Settings, daemons: u32, now: Now) -> Bucket {
     let updated_at = u64::try_from(now.at.millis()).unwrap_or(0);

@@ -269,7 +269,7 @@ impl AgentOverrides {
 /// Effective settings of an agent, validated.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// What was set; the rest below are defaults.
+    /// What was set for this agent; the rest below are defaults.
     pub given: AgentOverrides,
     /// When to try again.
     pub retry: retry_core::Policy,
@@ -337,6 +337,15 @@ impl Settings {
     /// # Errors
     /// Everything in it that breaks a rule, at once.
     pub fn of(given: AgentOverrides) -> Result<Self, Vec<Violation>> {
+        Self::over(&AgentOverrides::default(), given)
+    }
+
+    /// The effective settings of an agent for which `own` was set, where `defaults` hold for the rest.
+    ///
+    /// # Errors
+    /// Everything in the two together that breaks a rule, at once.
+    pub fn over(defaults: &AgentOverrides, own: AgentOverrides) -> Result<Self, Vec<Violation>> {
+        let given = own.or(*defaults);
         let default = Self::default();
         let mut found = Vec::new();
         given.policy.check("settings.policy.", &mut found);
@@ -398,7 +407,7 @@ impl Settings {
         let retry = given.policy.retry_config(default.retry.config()).build();
         match retry {
             Ok(retry) if found.is_empty() => Ok(Self {
-                given,
+                given: own,
                 retry,
                 ack_timeout: given.policy.ack_timeout.unwrap_or(default.ack_timeout),
                 lease_duration: given.policy.lease_duration.unwrap_or(default.lease_duration),

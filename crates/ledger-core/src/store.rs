@@ -486,6 +486,9 @@ pub trait Store: Send {
     /// Any; the ledger cannot serve then.
     fn recover(&mut self, now: Now) -> Fut<'_, Recovered>;
 
+    /// Whether agents have a `queue_timeout` for which none was set, so that what waits with them is timed too.
+    fn time_queues(&mut self, all: bool);
+
     /// Numbers for `n` new tasks: the first of a run.
     ///
     /// # Errors

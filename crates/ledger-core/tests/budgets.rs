@@ -339,6 +339,7 @@ mod floor {
     use ledger_core::store::BudgetRow;
     use ledger_core::{Agent, AgentId, Now, Timestamp};
     use retry_core::{Bucket, Level, Limits};
+    use std::sync::Arc;
     use std::time::Duration;
 
     fn at(ms: i64) -> Now {
@@ -351,7 +352,7 @@ mod floor {
 
     #[test]
     fn an_empty_shared_budget_delays_an_agent_but_not_below_its_own_floor() {
-        let mut agent = Agent::new(AgentId(1), "a".into(), at(0));
+        let mut agent = Agent::new(AgentId(1), "a".into(), Arc::default(), at(0));
         let mut shared = empty();
         // The floor is a tenth of a token a second, and starts with nothing saved up.
         assert!(!agent.affords(&shared, at(9_999), 1));
@@ -364,11 +365,11 @@ mod floor {
     #[test]
     fn a_restart_mints_no_floor() {
         let now = at(0);
-        let row = Agent::new(AgentId(1), "a".into(), now).row();
+        let row = Agent::new(AgentId(1), "a".into(), Arc::default(), now).row();
         let level =
             Level { millitokens: 5_000, updated_at: u64::try_from(now.at.millis()).expect("after 1970") };
         let budget = Some(BudgetRow { agent: Some(AgentId(1)), level });
-        let agent = Agent::restore(row, Vec::new(), budget, [0; 8], now);
+        let agent = Agent::restore(row, Arc::default(), Vec::new(), budget, [0; 8], now);
         assert!(!agent.affords(&empty(), at(Duration::from_secs(9).as_millis() as i64), 1));
     }
 }

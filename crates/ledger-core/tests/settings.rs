@@ -6,6 +6,7 @@ use ledger_core::{
     Agent, AgentId, AgentOverrides, Now, Overrides, Settings, State, TaskId, Violation, agent,
 };
 use retry_core::Jitter;
+use std::sync::Arc;
 use std::time::Duration;
 
 fn fields(given: AgentOverrides) -> Vec<String> {
@@ -199,10 +200,10 @@ fn an_agents_name_is_short_lower_case_and_plain() {
 fn a_restored_agent_keeps_its_breaker_and_its_budget_as_they_were_saved() {
     let now = Now::steady(START);
     let at = START.since_epoch();
-    let mut agent = Agent::new(AgentId(1), "claude".into(), now);
+    let mut agent = Agent::new(AgentId(1), "claude".into(), Arc::default(), now);
     let change = AgentOverrides { failure_threshold: Some(1), ..AgentOverrides::default() };
     agent.configure(change, now).expect("valid");
-    let own: std::sync::Arc<str> = "".into();
+    let own: Arc<str> = "".into();
     let guard = agent.breakers.of_mut(&own);
     let permit = guard.breaker.try_acquire(at).expect("closed");
     let _ = guard.breaker.record(permit, breaker_core::Sample::Failure, at, 0);
@@ -212,7 +213,8 @@ fn a_restored_agent_keeps_its_breaker_and_its_budget_as_they_were_saved() {
     let (row, budget) = (agent.row(), agent.budget_row());
     let later = Now::steady(START.after(seconds(1)));
     let counts: Counts = [0, 1, 2, 3, 4, 5, 6, 7];
-    let again = Agent::restore(row.clone(), vec![breaker.clone()], Some(budget), counts, later);
+    let again =
+        Agent::restore(row.clone(), Arc::default(), vec![breaker.clone()], Some(budget), counts, later);
     let guard = again.breakers.of("any").expect("one for all types");
     assert_eq!((guard.breaker.state(), guard.last_probe), (breaker_core::State::Open, Some(TaskId(9))));
     assert_eq!((again.row(), again.breakers.row(again.id, &own)), (row, Some(breaker)));
@@ -230,7 +232,7 @@ fn an_agent_without_rows_of_its_own_starts_closed_and_full() {
         created_at: START,
         pause: None,
     };
-    let agent = Agent::restore(row, Vec::new(), None, Counts::default(), Now::steady(START));
+    let agent = Agent::restore(row, Arc::default(), Vec::new(), None, Counts::default(), Now::steady(START));
     assert_eq!(agent.breakers.of("").map(|guard| guard.breaker.state()), Some(breaker_core::State::Closed));
     assert_eq!(agent.budget.available(START.since_epoch()), 4_000);
 }
@@ -239,13 +241,13 @@ fn an_agent_without_rows_of_its_own_starts_closed_and_full() {
 fn stored_settings_that_a_newer_rule_refuses_fall_back_to_defaults() {
     let given = AgentOverrides { failure_threshold: Some(0), ..AgentOverrides::default() };
     let row = AgentRow { id: AgentId(1), name: "claude".into(), given, created_at: START, pause: None };
-    let agent = Agent::restore(row, Vec::new(), None, Counts::default(), Now::steady(START));
+    let agent = Agent::restore(row, Arc::default(), Vec::new(), None, Counts::default(), Now::steady(START));
     assert_eq!(*agent.settings, Settings::default());
 }
 
 #[test]
 fn a_refused_change_leaves_an_agent_as_it_was() {
-    let mut agent = Agent::new(AgentId(1), "claude".into(), Now::steady(START));
+    let mut agent = Agent::new(AgentId(1), "claude".into(), Arc::default(), Now::steady(START));
     let good = AgentOverrides { open_timeout: Some(seconds(5)), ..AgentOverrides::default() };
     agent.configure(good, Now::steady(START)).expect("valid");
     let bad = AgentOverrides {
@@ -263,7 +265,7 @@ fn a_refused_change_leaves_an_agent_as_it_was() {
 #[test]
 fn a_smaller_budget_is_cut_and_a_larger_one_is_not_filled() {
     let now = Now::steady(START);
-    let mut agent = Agent::new(AgentId(1), "claude".into(), now);
+    let mut agent = Agent::new(AgentId(1), "claude".into(), Arc::default(), now);
     let sized = |n| AgentOverrides { budget_capacity: Some(n), ..AgentOverrides::default() };
     agent.configure(sized(4.0), now).expect("valid");
     assert_eq!(agent.budget_row(), BudgetRow { agent: Some(AgentId(1)), level: agent.budget.level() });
@@ -273,4 +275,60 @@ fn a_smaller_budget_is_cut_and_a_larger_one_is_not_filled() {
     let row: BreakerRow = agent.breakers.row(agent.id, &"".into()).expect("its own");
     assert_eq!(row.agent, AgentId(1));
     assert_eq!(State::ALL.len(), 7);
+}
+
+#[test]
+fn defaults_hold_where_nothing_was_set_for_an_agent_and_change_without_a_trace_in_its_breaker() {
+    let now = Now::steady(START);
+    let at = START.since_epoch();
+    let defaults = |failures, permits| {
+        let (failure_threshold, half_open_permits) = (Some(failures), Some(permits));
+        Arc::new(AgentOverrides { failure_threshold, half_open_permits, ..AgentOverrides::default() })
+    };
+    let mut agent = Agent::new(AgentId(1), "claude".into(), defaults(2, 3), now);
+    let own = AgentOverrides { half_open_permits: Some(7), ..AgentOverrides::default() };
+    agent.configure(own, now).expect("valid");
+    let goes_by =
+        |agent: &Agent| (agent.settings.breaker.failure_threshold, agent.settings.breaker.half_open_permits);
+    assert_eq!(goes_by(&agent), (2, 7));
+    assert_eq!(agent.row().given, own, "defaults are nobody's own");
+    let fail = |agent: &mut Agent| {
+        let guard = agent.breakers.of_mut(&"".into());
+        let permit = guard.breaker.try_acquire(at).expect("closed");
+        let _ = guard.breaker.record(permit, breaker_core::Sample::Failure, at, 0);
+        guard.breaker.state()
+    };
+    assert_eq!(fail(&mut agent), breaker_core::State::Closed);
+    agent.default_to(defaults(3, 5), now);
+    assert_eq!(goes_by(&agent), (3, 7));
+    assert_eq!(fail(&mut agent), breaker_core::State::Closed);
+    assert_eq!(fail(&mut agent), breaker_core::State::Open, "the failure before the change counts");
+    let again = Agent::restore(agent.row(), defaults(4, 5), Vec::new(), None, Counts::default(), now);
+    assert_eq!(goes_by(&again), (4, 7));
+    let row = AgentRow { given: AgentOverrides::default(), ..agent.row() };
+    agent.follow(row, now);
+    assert_eq!(goes_by(&agent), (3, 5), "what another daemon takes back is the default's again");
+}
+
+#[test]
+fn an_agent_whose_settings_do_not_go_with_the_defaults_does_without_them_and_says_why() {
+    let now = Now::steady(START);
+    let short = Overrides { max_delay: Some(seconds(1)), ..Overrides::NONE };
+    let own = AgentOverrides { policy: short, ..AgentOverrides::default() };
+    let long = Overrides { base_delay: Some(seconds(2)), max_retries: Some(9), ..Overrides::NONE };
+    let defaults = Arc::new(AgentOverrides { policy: long, ..AgentOverrides::default() });
+    let mut agent = Agent::new(AgentId(1), "claude".into(), Arc::default(), now);
+    agent.configure(own, now).expect("valid");
+    assert_eq!(agent.refuses_defaults(), None);
+    agent.default_to(Arc::clone(&defaults), now);
+    assert_eq!((*agent.settings).clone(), Settings::of(own).expect("valid"));
+    let fields: Vec<_> = agent.refuses_defaults().into_iter().flatten().map(|one| one.field).collect();
+    assert_eq!(fields, ["settings.policy.max_delay"]);
+    // Both are named to whoever configures it now.
+    let more = AgentOverrides { max_waiting: Some(9), ..AgentOverrides::default() };
+    assert!(agent.configure(more, now).is_err());
+    let longer =
+        AgentOverrides { policy: Overrides { max_delay: Some(seconds(4)), ..Overrides::NONE }, ..more };
+    agent.configure(longer, now).expect("valid");
+    assert_eq!((agent.settings.retry.config().max_retries, agent.refuses_defaults()), (9, None));
 }

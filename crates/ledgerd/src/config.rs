@@ -9,10 +9,13 @@ mod tests;
 pub use loaded::Loaded;
 
 use crate::ledger::Retention;
-use loaded::without_password;
+use crate::ledger::command::AgentRules;
+use ledger_core::{AgentOverrides, Violation};
+use loaded::{AGENT_DEFAULTS, without_password};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Why an address of the network is refused.
@@ -142,7 +145,7 @@ pub struct TlsFiles {
 }
 
 /// What the daemon goes by.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Where gRPC listens. Loopback, unless callers are known over TLS, or [`Config::is_open`].
     pub listen: SocketAddr,
@@ -162,8 +165,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// How old a task may be for an attempt to join its trace.
     pub trace_join_age: Option<Duration>,
-    /// Tasks and workers bring agents into being that nobody has configured.
-    pub agents_auto_create: bool,
+    /// What holds for agents.
+    pub agents: AgentRules,
     /// How long streams have to end.
     pub drain_grace: Duration,
     /// How long ended tasks are kept.
@@ -215,6 +218,7 @@ impl Loaded {
             "off" => Ok(false),
             _ => Err("write on or off".to_owned()),
         });
+        let agent_defaults = self.agent_defaults(&mut errors);
         let drain_grace = self.typed("drain_grace", &mut errors, |text| {
             span(text)
                 .filter(|span| *span <= LONGEST_DRAIN)
@@ -236,12 +240,22 @@ impl Loaded {
                 log: log?,
                 log_format: log_format?,
                 trace_join_age: trace_join_age?,
-                agents_auto_create: agents_auto_create?,
+                agents: AgentRules { auto_create: agents_auto_create?, defaults: agent_defaults? },
                 drain_grace: drain_grace?,
                 retention: Retention { done: done?, failed: failed? },
             })
         };
         all().ok_or(ConfigErrors(errors))
+    }
+
+    /// The table of the file that is not one value.
+    fn agent_defaults(&self, errors: &mut Vec<String>) -> Option<Arc<AgentOverrides>> {
+        let Some((table, origin)) = &self.agent_defaults else { return Some(Arc::default()) };
+        let read = crate::grpc::agent_defaults(AGENT_DEFAULTS, table);
+        let told = |found: Vec<Violation>| {
+            errors.extend(found.iter().map(|one| format!("{} (from {origin}): {}", one.field, one.rule)));
+        };
+        read.map_err(told).ok().map(Arc::new)
     }
 
     /// Files for TLS, the file of callers, and whether the network may do anything: whoever reaches an unprotected port

@@ -24,6 +24,7 @@ mod server;
 
 use clock::Clock;
 use config::{Config, StoreAt};
+use ledger::command::AgentRules;
 use ledger::observed::Observer;
 use ledger_core::store::{Reader, StoreError};
 use server::Health;
@@ -31,13 +32,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use store::postgres::ConnectError;
 use store::{DynStore, OpenError, Wake};
 use telemetry::Telemetry;
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinError;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -120,21 +120,21 @@ pub struct Listening {
 pub struct Live {
     /// Asks for certificates and callers to be read again, which happens by itself when they change.
     pub reload: Notify,
-    /// Tasks and workers bring agents into being that nobody has configured.
-    pub agents_auto_create: Arc<AtomicBool>,
+    /// What holds for agents.
+    agents: watch::Sender<Arc<AgentRules>>,
 }
 
 impl Live {
     /// As it is at the start.
     #[must_use]
     pub fn new(config: &Config) -> Arc<Self> {
-        let agents_auto_create = Arc::new(AtomicBool::new(config.agents_auto_create));
-        Arc::new(Self { reload: Notify::new(), agents_auto_create })
+        let agents = watch::Sender::new(Arc::new(config.agents.clone()));
+        Arc::new(Self { reload: Notify::new(), agents })
     }
 
     /// Takes over what may change of a newer configuration.
     pub fn update(&self, config: &Config) {
-        self.agents_auto_create.store(config.agents_auto_create, Ordering::Relaxed);
+        self.agents.send_replace(Arc::new(config.agents.clone()));
     }
 }
 
@@ -171,9 +171,10 @@ pub async fn run(
     let shared = Arc::clone(&reader);
     let observer = telemetry.measures().then(|| Observer::new(telemetry.is_traced()));
     let seen = observer.as_ref().map(|(observer, _)| observer.clone());
-    let makes_agents = Arc::clone(&live.agents_auto_create);
+    let mut rules = live.agents.subscribe();
+    let first = Arc::clone(&rules.borrow_and_update());
     let (handle, mut ledger) =
-        ledger::start(store, shared, Clock::start(), wake, seen, makes_agents, stop_ledger.clone()).await?;
+        ledger::start(store, shared, Clock::start(), wake, seen, first, stop_ledger.clone()).await?;
 
     let health = Health::started().await;
     let stop = CancellationToken::new();
@@ -183,6 +184,7 @@ pub async fn run(
     tasks.spawn(health.clone().live(handle.clone()));
     tasks.spawn(handle.clone().keep(config.retention));
     tasks.spawn(keeper.keep(live));
+    tasks.spawn(follow_rules(rules, handle.clone()));
     let observed = CancellationToken::new();
     let observing = observer.map(|(observer, told)| {
         let (telemetry, handle) = (Arc::clone(&telemetry), handle.clone());
@@ -244,6 +246,16 @@ pub async fn run(
     let _ = timeout(LAST_WORDS, reader.close()).await;
     tracing::info!("drained");
     Ok(())
+}
+
+/// Tells the ledger what configuration says of agents, whenever that changes.
+async fn follow_rules(mut rules: watch::Receiver<Arc<AgentRules>>, handle: ledger::Handle) {
+    while rules.changed().await.is_ok() {
+        let now = Arc::clone(&rules.borrow_and_update());
+        if let Err(error) = handle.rule(now).await {
+            tracing::warn!(%error, "what holds for agents could not be changed");
+        }
+    }
 }
 
 /// Looks at the ledger now and then, for gauges that nobody asks for.

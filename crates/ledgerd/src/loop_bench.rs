@@ -60,16 +60,9 @@ impl Args {
 async fn ledger(dir: &Path, duration: Duration) -> Result<f64, Fault> {
     let (store, reader) = open(dir, Options::default()).await?;
     let stop = CancellationToken::new();
-    let (handle, running) = start(
-        Box::new(store),
-        reader,
-        Clock::start(),
-        Arc::default(),
-        None,
-        Arc::new(true.into()),
-        stop.clone(),
-    )
-    .await?;
+    let (handle, running) =
+        start(Box::new(store), reader, Clock::start(), Arc::default(), None, Arc::default(), stop.clone())
+            .await?;
     let agent: Arc<str> = "bench".into();
     let hello = Hello {
         worker: "worker-1".into(),

@@ -21,7 +21,10 @@ impl Key {
     }
 }
 
-/// Every key, in the order they are shown.
+/// The one key that is a table, which only the file can have.
+pub(super) const AGENT_DEFAULTS: &str = "agent_defaults";
+
+/// Every other key, in the order they are shown.
 pub(super) const KEYS: [Key; 15] = [
     Key::new("listen", "127.0.0.1:7420", |flags| flags.listen.as_ref()),
     Key::new("http_listen", "127.0.0.1:7421", |flags| flags.http_listen.as_ref()),
@@ -56,9 +59,11 @@ impl Effective {
 }
 
 /// Every value that counts.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Loaded {
     values: Vec<Effective>,
+    /// And where they are.
+    pub(super) agent_defaults: Option<(Dict, String)>,
     /// Only the command line can accept this: it is not to be inherited unseen.
     pub(super) accepts_anybody: bool,
 }
@@ -72,6 +77,21 @@ struct Given {
 impl Given {
     fn one(origin: String, key: &str, value: &str) -> Self {
         Self { origin, values: Dict::from([(key.to_owned(), Value::from(value))]) }
+    }
+
+    /// A key that is a table, with where it is.
+    fn take_table(&mut self, key: &str) -> Result<Option<(Dict, String)>, ConfigErrors> {
+        match self.values.remove(key) {
+            None => Ok(None),
+            Some(Value::Dict(_, table)) => Ok(Some((table, self.origin.clone()))),
+            Some(_) => {
+                let told = format!(
+                    "{key} (from {}): write a table, [{key}], with settings of an agent",
+                    self.origin
+                );
+                Err(ConfigErrors(vec![told]))
+            }
+        }
     }
 }
 
@@ -94,12 +114,14 @@ impl Loaded {
     /// # Errors
     /// A file that cannot be read, keys that do not exist, values of another type.
     pub fn read(flags: &Flags, env: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigErrors> {
-        let mut figment = Figment::new();
+        let (mut figment, mut agent_defaults) = (Figment::new(), None);
         for key in KEYS {
             figment = figment.merge(Given::one("default".to_owned(), key.name, key.default));
         }
         if let Some(path) = flags.config.clone().or_else(|| env("LEDGERD_CONFIG").map(PathBuf::from)) {
-            figment = figment.merge(file(&path)?);
+            let mut given = file(&path)?;
+            agent_defaults = given.take_table(AGENT_DEFAULTS)?;
+            figment = figment.merge(given);
         }
         for key in KEYS {
             let name = format!("LEDGERD_{}", key.name.to_ascii_uppercase());
@@ -125,7 +147,7 @@ impl Loaded {
         if !unknown.is_empty() {
             return Err(ConfigErrors(unknown));
         }
-        Ok(Self { values, accepts_anybody: flags.i_accept_unauthenticated_network_access })
+        Ok(Self { values, agent_defaults, accepts_anybody: flags.i_accept_unauthenticated_network_access })
     }
 
     /// The typed form of one value; an error where it has none.
@@ -152,8 +174,34 @@ impl fmt::Display for Loaded {
         for found in &self.values {
             writeln!(f, "{:<40} # {}", format!("{} = {:?}", found.key, found.shown()), found.origin)?;
         }
-        Ok(())
+        match &self.agent_defaults {
+            Some((table, origin)) => show_table(f, AGENT_DEFAULTS, table, origin),
+            None => Ok(()),
+        }
     }
+}
+
+fn show_table(f: &mut fmt::Formatter<'_>, path: &str, table: &Dict, origin: &str) -> fmt::Result {
+    for (name, value) in table {
+        let key = format!("{path}.{name}");
+        let shown = match value {
+            Value::Dict(_, inner) if !inner.is_empty() => {
+                show_table(f, &key, inner, origin)?;
+                continue;
+            }
+            Value::Dict(..) => "{}".to_owned(),
+            Value::String(_, text) => format!("{text:?}"),
+            Value::Bool(_, value) => value.to_string(),
+            Value::Num(_, number) => match (number.to_i128(), number.to_f64()) {
+                (Some(whole), _) => whole.to_string(),
+                (None, part) => format!("{:?}", part.unwrap_or_default()),
+            },
+            // No setting is any of these.
+            _ => "?".to_owned(),
+        };
+        writeln!(f, "{:<40} # {origin}", format!("{key} = {shown}"))?;
+    }
+    Ok(())
 }
 
 fn file(path: &Path) -> Result<Given, ConfigErrors> {

@@ -85,6 +85,41 @@ fn what_is_shown_can_be_read() {
 }
 
 #[test]
+fn defaults_of_agents_are_a_table_of_the_file_that_is_shown_as_it_counts() {
+    let (_dir, flags) = with_file(
+        "log = 'warn'\n[agent_defaults.policy]\nmax_retries = 5\nlease_duration = '2m'\n\
+         [agent_defaults.breaker]\nfailure_rate = 1.0\nno_window = {}\n",
+    );
+    let loaded = read(&flags, &[]).expect("a config");
+    let config = loaded.config().expect("a config");
+    assert_eq!(config.agents.defaults.policy.max_retries, Some(5));
+    assert_eq!(config.agents.defaults.window, Some(None));
+    let shown = loaded.to_string();
+    assert!(shown.contains("agent_defaults.policy.lease_duration = \"2m\""), "{shown}");
+    let (_dir, again) = with_file(&shown);
+    assert_eq!(read(&again, &[]).expect("a config").config(), Ok(config));
+
+    let page = include_str!("../../../../docs/reference/configuration.md");
+    let example = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("it has one");
+    let (_dir, flags) = with_file(example);
+    let config = read(&flags, &[]).expect("a config").config().expect("the page shows what works");
+    assert_eq!(config.agents.defaults.budget_capacity, Some(20.0));
+
+    for (text, wanted) in [
+        ("agent_defaults = 5\n", "agent_defaults (from "),
+        ("[agent_defaults]\nlease = '2m'\n", "agent_defaults.lease (from "),
+        ("[agent_defaults.budget]\ncapacity = 0\n", "agent_defaults.budget.capacity (from "),
+    ] {
+        let (_dir, flags) = with_file(text);
+        let error = error(&flags, &[]);
+        assert!(error.starts_with(wanted) && error.contains("ledgerd.toml): "), "{error}");
+    }
+    // Together with what else is wrong.
+    let (_dir, flags) = with_file("log_format = 'xml'\n[agent_defaults]\nmax_waiting = 0\n");
+    assert_eq!(error(&flags, &[]).lines().count(), 2);
+}
+
+#[test]
 fn errors_name_key_value_and_origin() {
     for (key, value) in [
         ("LISTEN", "nowhere"),

@@ -9,6 +9,7 @@ pub(crate) mod access;
 mod admin;
 mod convert;
 mod counted;
+mod defaults;
 mod reasons;
 mod scaler;
 pub(crate) mod status;
@@ -17,6 +18,7 @@ mod worker;
 
 use crate::ledger::Handle;
 pub(crate) use access::{Access, Method};
+pub(crate) use defaults::agent_defaults;
 use ledger_core::limits::MESSAGE_BYTES;
 use tokio_util::sync::CancellationToken;
 use tonic::codec::CompressionEncoding::{Gzip, Zstd};

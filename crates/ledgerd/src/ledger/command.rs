@@ -1,5 +1,6 @@
 //! What the ledger can be told, and what it answers. Plain values in the ledger's own words; the wire has its own.
 
+use crate::store::settings_text;
 use bytes::Bytes;
 use ledger_core::explain::Facts;
 use ledger_core::session::{Hello, Unsent};
@@ -9,6 +10,7 @@ use ledger_core::store::{Counts, Pause, StoreError, TaskData};
 use ledger_core::{
     Outcome, Overrides, Reason, Refusal, SessionId, State, Stop, TaskError, TaskId, Timestamp,
 };
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -411,6 +413,39 @@ pub struct Stats {
     pub commits: u64,
 }
 
+/// What configuration says of agents.
+#[derive(Clone, PartialEq)]
+pub struct AgentRules {
+    /// Tasks and workers bring agents into being that nobody has configured.
+    pub auto_create: bool,
+    /// What agents go by where nothing was set for them.
+    pub defaults: Arc<AgentOverrides>,
+}
+
+impl Default for AgentRules {
+    fn default() -> Self {
+        Self { auto_create: true, defaults: Arc::default() }
+    }
+}
+
+/// Of many defaults those that are set.
+impl fmt::Debug for AgentRules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let defaults = settings_text(&self.defaults);
+        f.debug_struct("AgentRules")
+            .field("auto_create", &self.auto_create)
+            .field("defaults", &defaults)
+            .finish()
+    }
+}
+
+impl AgentRules {
+    /// Whether agents have a `queue_timeout` for which none was set.
+    pub(super) fn times_queues(&self) -> bool {
+        self.defaults.policy.queue_timeout.is_some()
+    }
+}
+
 /// A command: what is to be decided, without where the answer goes, so that it can be decided again.
 #[derive(Clone, Debug)]
 pub enum Command {
@@ -538,6 +573,8 @@ pub enum Command {
     Drain(Duration),
     /// Answers when everything before it is committed.
     Flush,
+    /// What configuration says of agents from now on.
+    Rule(Arc<AgentRules>),
     /// Remove those of these tasks that leave.
     Remove {
         /// The tasks.

@@ -2,13 +2,18 @@
 
 use super::batch::Batch;
 use super::breakers::By;
-use super::command::{Answer, Command, FromWorker, LedgerError, RequestKey, Settlement, ToWorker};
+use super::command::{
+    AgentRules, Answer, Command, FromWorker, LedgerError, RequestKey, Settlement, ToWorker,
+};
 use super::memory::Memory;
 use super::produce::{decode, encode};
+use super::replicas::tell_of_refused_defaults;
 use crate::store::settings_text;
 use bytes::Bytes;
 use ledger_core::store::{AgentEventKind, Pause, RequestRow, StoreError, Want};
-use ledger_core::{AgentId, AgentOverrides, Caller, Event, Now, Overrides, Settings, TaskId};
+use ledger_core::{
+    Agent, AgentId, AgentOverrides, Caller, Event, Now, Overrides, Settings, TaskId, Violation,
+};
 use std::sync::Arc;
 
 /// Adds what `command` names to what is read for the batch.
@@ -160,6 +165,7 @@ impl Batch<'_> {
                 Ok(Answer::Done)
             }
             Command::Flush => Ok(Answer::Done),
+            Command::Rule(rules) => self.rule(rules).await,
             Command::Remove { tasks, leaving } => Ok(Answer::Removed(self.remove(tasks, *leaving))),
             Command::Forget { workers, events } => Ok(Answer::Removed(self.forget(*workers, *events))),
         }
@@ -175,22 +181,11 @@ impl Batch<'_> {
         // Judged before the agent is made, so that a refused call leaves no agent behind.
         let known = self.memory.names.get(name).and_then(|id| self.memory.agents.get(id));
         let given = known.map(|agent| agent.settings.given).unwrap_or_default();
-        Settings::of(change.or(given)).map_err(LedgerError::Invalid)?;
+        Settings::over(&self.memory.rules.defaults, change.or(given)).map_err(LedgerError::Invalid)?;
         let id = self.agent(name)?;
         let now = self.now;
-        let mut keys = Vec::new();
-        if let Some(agent) = self.memory.agents.get_mut(&id) {
-            let per_type = agent.breakers.per_type();
-            agent.configure(*change, now).map_err(LedgerError::Invalid)?;
-            if !agent.settings.breaker_enabled || agent.breakers.per_type() != per_type {
-                self.ungate.insert((id, None));
-            }
-            keys.extend(agent.breakers.iter().map(|(key, _)| Arc::clone(key)));
-        }
+        self.change_settings(id, |agent| agent.configure(*change, now)).map_err(LedgerError::Invalid)?;
         self.configured.insert(id);
-        for key in keys {
-            self.breaker_changed(id, &key);
-        }
         if change.policy != Overrides::NONE {
             self.watch_anew(id).await.map_err(LedgerError::Store)?;
         }
@@ -201,8 +196,53 @@ impl Batch<'_> {
         };
         let by = Some(By { actor: by.actor, reason: &reason });
         self.happened(id, &"".into(), AgentEventKind::Configured, by, None);
-        self.budget_changed(id);
         Ok(Answer::Done)
+    }
+
+    /// What configuration says of agents from now on.
+    async fn rule(&mut self, rules: &Arc<AgentRules>) -> Result<Answer, LedgerError> {
+        self.store.time_queues(rules.times_queues());
+        let before = std::mem::replace(&mut self.memory.rules, Arc::clone(rules));
+        if before.defaults == rules.defaults {
+            return Ok(Answer::Done);
+        }
+        let now = self.now;
+        let agents: Vec<_> = self.memory.agents.keys().copied().collect();
+        for id in agents {
+            let told = self.change_settings(id, |agent| {
+                agent.default_to(Arc::clone(&rules.defaults), now);
+                tell_of_refused_defaults(agent);
+                Ok(())
+            });
+            told.map_err(LedgerError::Invalid)?;
+            if before.defaults.policy != rules.defaults.policy {
+                self.watch_anew(id).await.map_err(LedgerError::Store)?;
+            }
+        }
+        Ok(Answer::Done)
+    }
+
+    /// Changes settings of an agent, and what they were the reason for.
+    fn change_settings(
+        &mut self,
+        id: AgentId,
+        change: impl FnOnce(&mut Agent) -> Result<(), Vec<Violation>>,
+    ) -> Result<(), Vec<Violation>> {
+        let Some(agent) = self.memory.agents.get_mut(&id) else { return Ok(()) };
+        let (before, per_type) = (Arc::clone(&agent.settings), agent.breakers.per_type());
+        change(agent)?;
+        if agent.settings == before {
+            return Ok(());
+        }
+        if !agent.settings.breaker_enabled || agent.breakers.per_type() != per_type {
+            self.ungate.insert((id, None));
+        }
+        let keys: Vec<_> = agent.breakers.iter().map(|(key, _)| Arc::clone(key)).collect();
+        for key in keys {
+            self.breaker_changed(id, &key);
+        }
+        self.budget_changed(id);
+        Ok(())
     }
 
     /// What time does to an agent's tasks may be another thing at another time, now that its settings are others.
@@ -268,7 +308,7 @@ fn works_for_unknown(command: &Command, memory: &Memory) -> bool {
 /// Whether a command is about what other daemons may have changed as well, beyond tasks.
 pub(super) fn asks_for_news(command: &Command, memory: &Memory) -> bool {
     // Before an agent is said not to be there, somebody looks.
-    if !memory.makes_agents() && works_for_unknown(command, memory) {
+    if !memory.rules.auto_create && works_for_unknown(command, memory) {
         return true;
     }
     matches!(

@@ -3,8 +3,8 @@
 //! A caller that is dropped undoes nothing: the command is in the ledger's hands, and the ledger answers nobody.
 
 use super::command::{
-    AgentView, Answer, BatchMode, BreakerOrder, Command, Enqueued, FromWorker, LedgerError, NewTask, Opened,
-    Receipt, Redriving, RequestKey, Settlement, Stats, WorkerView,
+    AgentRules, AgentView, Answer, BatchMode, BreakerOrder, Command, Enqueued, FromWorker, LedgerError,
+    NewTask, Opened, Receipt, Redriving, RequestKey, Settlement, Stats, WorkerView,
 };
 use super::observed::Observer;
 use super::pulse::{Beat, Pulse};
@@ -430,6 +430,14 @@ impl Handle {
     /// Draining when the ledger has ended already.
     pub async fn drain(&self, grace: Duration) -> Result<(), LedgerError> {
         self.frame_call(Command::Drain(grace)).await.map(drop)
+    }
+
+    /// What configuration says of agents from now on.
+    ///
+    /// # Errors
+    /// Draining when the ledger has ended.
+    pub async fn rule(&self, rules: Arc<AgentRules>) -> Result<(), LedgerError> {
+        self.frame_call(Command::Rule(rules)).await.map(drop)
     }
 
     /// Returns when everything that was told before is committed; the test of "can commit".

@@ -1,6 +1,7 @@
 //! What the ledger keeps in memory: all of it can be rebuilt from the store, but for the streams that are open.
 
-use super::command::{AgentView, BreakerView, LedgerError, Stats, ToWorker, WorkerView};
+use super::command::{AgentRules, AgentView, BreakerView, LedgerError, Stats, ToWorker, WorkerView};
+use super::replicas::tell_of_refused_defaults;
 use super::timers::{Beaten, Timers, next};
 use ledger_core::agent::{Agent, DEAREST};
 use ledger_core::session::Session;
@@ -10,7 +11,6 @@ use retry_core::{Bucket, BucketConfig, Limits};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::mpsc;
 
 /// What is known of a worker, connected or not.
@@ -51,8 +51,8 @@ pub(super) struct Memory {
     pub(super) replicas: Replicas,
     /// Others may see what is stored.
     pub(super) is_shared: bool,
-    /// Work brings agents into being that nobody has configured.
-    pub(super) makes_agents: Arc<AtomicBool>,
+    /// What configuration says of agents.
+    pub(super) rules: Arc<AgentRules>,
     /// Somebody wants to hear of transitions.
     pub(super) is_observed: bool,
     /// And of what they were of.
@@ -102,7 +102,7 @@ impl Memory {
             draining: false,
             replicas: Replicas::default(),
             is_shared: false,
-            makes_agents: Arc::new(AtomicBool::new(true)),
+            rules: Arc::default(),
             is_observed: false,
             is_traced: false,
             elsewhere: Vec::new(),
@@ -110,10 +110,6 @@ impl Memory {
             restless: BTreeSet::new(),
             last_seen: HashMap::new(),
         }
-    }
-
-    pub(super) fn makes_agents(&self) -> bool {
-        self.makes_agents.load(Ordering::Relaxed)
     }
 
     /// Takes over what the store knows; open streams stay.
@@ -145,12 +141,14 @@ impl Memory {
             let counts = recovered.counts.get(&id).copied().unwrap_or_default();
             let mut agent = Agent::restore(
                 row,
+                Arc::clone(&self.rules.defaults),
                 breakers.remove(&id).unwrap_or_default(),
                 budgets.remove(&Some(id)),
                 counts,
                 now,
             );
             agent.share(recovered.replicas.count(), now);
+            tell_of_refused_defaults(&agent);
             self.names.insert(name, id);
             if agent.pause.is_some() {
                 self.paused.insert(id);

@@ -35,7 +35,7 @@ pub use retention::Retention;
 use crate::clock::Clock;
 use crate::store::{Committed, DynStore, Wake};
 use batch::{Answered, Batch, Said, speak};
-use command::{Assignment, Command, LedgerError, ToWorker};
+use command::{AgentRules, Assignment, Command, LedgerError, ToWorker};
 use handle::{Order, Shared};
 use ledger_core::limits::{BATCH_BYTES, BATCH_OPERATIONS};
 use ledger_core::store::{Reader, StoreError};
@@ -45,7 +45,7 @@ use observed::Observer;
 pub(crate) use pulse::Pulse;
 use replicas::{Heard, Undo};
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Duration;
 use tokio::runtime::RuntimeFlavor;
@@ -88,7 +88,6 @@ pub enum Fatal {
 }
 
 /// Starts the ledger on an open store. Returns when it has recovered and can commit. `observer` hears of what it does.
-/// `makes_agents`: whether work brings agents into being, which may change at any time.
 ///
 /// It ends when `stop` is cancelled and every command told before is answered.
 ///
@@ -100,17 +99,18 @@ pub async fn start(
     clock: Clock,
     wake: Arc<Wake>,
     observer: Option<Observer>,
-    makes_agents: Arc<AtomicBool>,
+    rules: Arc<AgentRules>,
     stop: CancellationToken,
 ) -> Result<(Handle, JoinHandle<Result<(), Fatal>>), StoreError> {
     let now = clock.now();
     let mut memory = Memory::new(now);
+    store.time_queues(rules.times_queues());
     let recovered = store.recover(now).await?;
     if let Some(time) = recovered.replicas.time {
         clock.follow(time);
     }
+    memory.rules = rules;
     memory.rebuild(recovered, clock.now());
-    memory.makes_agents = makes_agents;
     memory.is_observed = observer.is_some();
     memory.is_traced = observer.as_ref().is_some_and(|observer| observer.traces);
     let names = memory.names.clone();

@@ -130,7 +130,7 @@ impl Batch<'_> {
             .map(|task| &task.agent)
             .filter(|name| !self.memory.names.contains_key(*name))
             .collect();
-        if let Some(name) = new.iter().next().filter(|_| !self.memory.makes_agents()) {
+        if let Some(name) = new.iter().next().filter(|_| !self.memory.rules.auto_create) {
             return Err(LedgerError::UnknownAgent(Arc::clone(name)));
         }
         if self.memory.agents.len() + new.len() > ledger_core::limits::AGENTS {
@@ -161,7 +161,7 @@ impl Batch<'_> {
 
     /// The agent that work names, made if it is new and work may do so.
     pub(super) fn agent_at_work(&mut self, name: &Arc<str>) -> Result<AgentId, LedgerError> {
-        if self.memory.makes_agents() { self.agent(name) } else { self.known_agent(name) }
+        if self.memory.rules.auto_create { self.agent(name) } else { self.known_agent(name) }
     }
 
     /// The agent of that name, made if it is new.
@@ -173,7 +173,9 @@ impl Batch<'_> {
             return Err(too_many_agents());
         }
         let id = AgentId(self.memory.agents.last_key_value().map_or(1, |(last, _)| last.0 + 1));
-        self.memory.agents.insert(id, Agent::new(id, Arc::clone(name), self.now));
+        self.memory
+            .agents
+            .insert(id, Agent::new(id, Arc::clone(name), Arc::clone(&self.memory.rules.defaults), self.now));
         self.memory.names.insert(Arc::clone(name), id);
         self.said.new_agents.push((Arc::clone(name), id));
         self.configured.insert(id);

@@ -144,14 +144,17 @@ impl Memory {
                     heard.reconfigured.push(id);
                 }
                 agent.follow(row, now);
+                tell_of_refused_defaults(agent);
                 if !agent.settings.breaker_enabled {
                     heard.let_go.push((id, None));
                 }
             }
             None => {
                 let name = Arc::clone(&row.name);
-                let mut agent = Agent::restore(row, Vec::new(), None, [0; 8], now);
+                let defaults = Arc::clone(&self.rules.defaults);
+                let mut agent = Agent::restore(row, defaults, Vec::new(), None, [0; 8], now);
                 agent.share(self.replicas.count(), now);
+                tell_of_refused_defaults(&agent);
                 self.names.retain(|_, known| *known != id);
                 self.names.insert(Arc::clone(&name), id);
                 self.agents.insert(id, agent);
@@ -316,6 +319,17 @@ impl Memory {
             }
         }
     }
+}
+
+/// What is set for an agent and what configuration has for all may contradict each other.
+pub(super) fn tell_of_refused_defaults(agent: &Agent) {
+    let Some(found) = agent.refuses_defaults() else { return };
+    let rules: Vec<_> = found.iter().map(|one| format!("{}: {}", one.field, one.rule)).collect();
+    tracing::warn!(
+        agent = %agent.name,
+        rules = rules.join("; "),
+        "this agent goes without agent_defaults: what was set for it does not go with them"
+    );
 }
 
 impl Batch<'_> {

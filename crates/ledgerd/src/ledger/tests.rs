@@ -51,6 +51,9 @@ impl Store for GatedStore {
         self.let_through = false;
         self.inner.recover(now)
     }
+    fn time_queues(&mut self, all: bool) {
+        self.inner.time_queues(all);
+    }
     fn ids(&mut self, n: usize) -> Fut<'_, u64> {
         self.inner.ids(n)
     }
@@ -161,7 +164,7 @@ impl Fixture {
             Box::new(GatedStore { inner: Box::new(store), gate: Arc::clone(&gate), submitted, let_through });
         let stop = CancellationToken::new();
         let (handle, ended) =
-            start(store, reader, Clock::start(), Arc::default(), None, Arc::new(true.into()), stop.clone())
+            start(store, reader, Clock::start(), Arc::default(), None, Arc::default(), stop.clone())
                 .await
                 .expect("it starts");
         Self { handle, ended, gate, stop, folder }

@@ -161,6 +161,8 @@ impl ModelStore {
 impl Store for ModelStore {
     type Proof = Committed;
 
+    fn time_queues(&mut self, _all: bool) {}
+
     fn recover(&mut self, _now: Now) -> Fut<'_, Recovered> {
         self.open = self.durable.clone();
         self.submitted.clear();

@@ -209,7 +209,7 @@ impl Fleet {
 
 impl Member {
     fn new(id: u32, policy: Policy) -> Self {
-        let mut agent = Agent::new(AgentId(id), Arc::from(format!("agent-{id}")), steady(0));
+        let mut agent = Agent::new(AgentId(id), Arc::from(format!("agent-{id}")), Arc::default(), steady(0));
         if let Some(open_timeout) = policy.open {
             let ramp_for = if policy.ramp { agent.settings.breaker.ramp_for } else { Duration::ZERO };
             let config = Config { open_timeout, ramp_for, ..agent.settings.breaker };

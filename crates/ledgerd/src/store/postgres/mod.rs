@@ -92,6 +92,8 @@ pub struct PgStore {
     due: Option<Timestamp>,
     /// Batches with answers since old ones were looked for.
     answered: u32,
+    /// Agents have a queue_timeout by default.
+    times_queues: bool,
     /// A batch failed: memory may say what the database does not.
     broken: bool,
 }
@@ -137,6 +139,7 @@ impl PgStore {
             counted: HashMap::new(),
             due: None,
             answered: PURGE_EVERY,
+            times_queues: false,
             broken: true,
         }
     }
@@ -459,6 +462,10 @@ impl Store for PgStore {
 
     fn recover(&mut self, now: Now) -> Fut<'_, Recovered> {
         Box::pin(self.read_everything(now))
+    }
+
+    fn time_queues(&mut self, all: bool) {
+        self.times_queues = all;
     }
 
     fn ids(&mut self, n: usize) -> Fut<'_, u64> {

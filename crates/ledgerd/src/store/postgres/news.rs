@@ -272,10 +272,11 @@ impl PgStore {
 
     /// Every task that somebody has to watch over.
     pub(super) async fn read_timed(&mut self) -> Result<Vec<Task>, StoreError> {
+        let all_queues = self.times_queues;
         let conn = self.connection()?;
         let agents = all(conn, sqlx::query(super::recover::AGENTS), |row| row.agent_row()).await?;
         let query = sqlx::query(TIMED)
-            .bind(agents_with_queue_timeout(&agents))
+            .bind(agents_with_queue_timeout(&agents, all_queues))
             .bind(i64::from(ledger_core::Reason::Budget.code()));
         let mut shared = Shared::default();
         all(conn, query, |row| row.task(&mut shared)).await

@@ -662,7 +662,8 @@ impl Life {
     }
 }
 
-pub(super) fn agents_with_queue_timeout(agents: &[AgentRow]) -> Vec<i64> {
-    let has = agents.iter().filter(|row| row.given.policy.queue_timeout.is_some());
+/// `all`: agents have one by default.
+pub(super) fn agents_with_queue_timeout(agents: &[AgentRow], all: bool) -> Vec<i64> {
+    let has = agents.iter().filter(|row| all || row.given.policy.queue_timeout.is_some());
     has.map(|row| i64::from(row.id.0)).collect()
 }

@@ -72,6 +72,8 @@ pub struct SqliteStore {
     /// Tasks that the batch gives to another agent, whose row is still to be written: in whose count they are.
     counted: HashMap<TaskId, AgentId>,
     oldest_request: Timestamp,
+    /// Agents have a queue_timeout by default.
+    times_queues: bool,
     /// A batch failed: memory may say what the file does not.
     broken: bool,
     /// Held locked; the lock ends with the file.
@@ -121,6 +123,7 @@ impl SqliteStore {
             visited: Vec::new(),
             counted: HashMap::new(),
             oldest_request: Timestamp::FAR,
+            times_queues: false,
             broken: true,
             _lock: lock,
         }
@@ -406,6 +409,10 @@ impl Store for SqliteStore {
 
     fn recover(&mut self, now: Now) -> Fut<'_, Recovered> {
         Box::pin(self.read_everything(now))
+    }
+
+    fn time_queues(&mut self, all: bool) {
+        self.times_queues = all;
     }
 
     fn ids(&mut self, n: usize) -> Fut<'_, u64> {

@@ -113,7 +113,7 @@ impl SqliteStore {
         .await?;
         self.tallies.counts.clone_from(&found.counts);
         self.oldest_request = self.pipeline.writer().oldest_request().map_err(|error| failed(&error))?;
-        let queue_timeouts = agents_with_queue_timeout(&found.agents);
+        let queue_timeouts = agents_with_queue_timeout(&found.agents, self.times_queues);
         let timed = |task: &&Arc<Task>| has_timer(task, &queue_timeouts);
         found.timed = self
             .ready
@@ -301,8 +301,9 @@ fn clamp(task: &mut Task, now: Now) {
     }
 }
 
-fn agents_with_queue_timeout(agents: &[AgentRow]) -> HashSet<AgentId> {
-    agents.iter().filter(|row| row.given.policy.queue_timeout.is_some()).map(|row| row.id).collect()
+/// `all`: agents have one by default.
+fn agents_with_queue_timeout(agents: &[AgentRow], all: bool) -> HashSet<AgentId> {
+    agents.iter().filter(|row| all || row.given.policy.queue_timeout.is_some()).map(|row| row.id).collect()
 }
 
 fn has_timer(task: &Task, queue_timeouts: &HashSet<AgentId>) -> bool {
