@@ -255,9 +255,10 @@ fn originate(tasks: &mut [wire::NewTask]) {
         return;
     }
     let Some(context) = telemetry::current() else { return };
+    let (traceparent, tracestate) = (telemetry::traceparent(&context), context.trace_state().header());
     for task in tasks.iter_mut().filter(|task| task.traceparent.is_empty()) {
-        task.traceparent = telemetry::traceparent(&context);
-        task.tracestate = context.trace_state().header();
+        task.traceparent.clone_from(&traceparent);
+        task.tracestate.clone_from(&tracestate);
     }
 }
 
