@@ -86,6 +86,20 @@ impl Received {
         (received, address)
     }
 
+    /// One that takes spans over HTTP, and its address.
+    async fn over_http() -> (Self, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = format!("http://{}", listener.local_addr().expect("it is bound"));
+        let received = Self::default();
+        let all = received.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(https::serve(all.clone(), stream));
+            }
+        });
+        (received, address)
+    }
+
     /// Waits for a record of the log with this message, and returns it with its scope.
     async fn record(&self, message: &str) -> (String, LogRecord) {
         eventually(message, async || {
@@ -151,8 +165,24 @@ fn hex(bytes: &[u8]) -> String {
 #[tokio::test]
 async fn a_tasks_whole_life_is_one_trace_over_a_restart() {
     let (received, endpoint) = Received::start().await;
-    let environment = exporting(&endpoint);
-    let mut daemon = telling(&[], &environment);
+    whole_life(received, &exporting(&endpoint)).await;
+}
+
+#[tokio::test]
+async fn a_tasks_whole_life_is_one_trace_over_http_as_well() {
+    let (received, endpoint) = Received::over_http().await;
+    let mut environment = exporting(&endpoint);
+    environment.retain(|(name, _)| !name.ends_with("_PROTOCOL"));
+    whole_life(received, &environment).await;
+    // Compressed, they go the library's own way.
+    let (received, endpoint) = Received::over_http().await;
+    environment[0].1 = endpoint.into();
+    environment.push(("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip".into()));
+    whole_life(received, &environment).await;
+}
+
+async fn whole_life(received: Received, environment: &[(&'static str, OsString)]) {
+    let mut daemon = telling(&[], environment);
     let client = daemon.client().await;
     let quick = quick();
     let policy = v1::TaskPolicy { lease_duration: ms(1_000), ..quick.policy.unwrap_or_default() };
@@ -173,7 +203,7 @@ async fn a_tasks_whole_life_is_one_trace_over_a_restart() {
     daemon.kill();
     let (folder, address) = (Arc::clone(&daemon.folder), daemon.address.clone());
     drop(daemon);
-    let daemon = launch(folder, &address, &[], &environment);
+    let daemon = launch(folder, &address, &[], environment);
     let client = daemon.client().await;
     // No beats: its lease runs out.
     received.named("attempt a", 3).await;

@@ -3,6 +3,7 @@
 use super::{Received, launch};
 use crate::support::secure::{Authority, Files, put};
 use crate::support::*;
+use flate2::read::GzDecoder;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
@@ -15,7 +16,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use std::ffi::OsString;
+use std::io::Read as _;
 use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
@@ -49,20 +52,29 @@ async fn start(authority: &Authority) -> (Received, String) {
             tokio::spawn(async move {
                 // Whoever shows no certificate gets no further.
                 let Ok(stream) = acceptor.accept(stream).await else { return };
-                let service = service_fn(move |request| answer(all.clone(), request));
-                let connection = hyper::server::conn::http1::Builder::new();
-                let _ = connection.serve_connection(TokioIo::new(stream), service).await;
+                serve(all, stream).await;
             });
         }
     });
     (received, address)
 }
 
+pub(super) async fn serve(all: Received, stream: impl AsyncRead + AsyncWrite + Unpin) {
+    let service = service_fn(move |request| answer(all.clone(), request));
+    let connection = hyper::server::conn::http1::Builder::new();
+    let _ = connection.serve_connection(TokioIo::new(stream), service).await;
+}
+
 async fn answer(all: Received, request: Request<Incoming>) -> hyper::Result<Response<Full<Bytes>>> {
     let is_traces = request.uri().path() == "/v1/traces";
-    let body = request.into_body().collect().await?.to_bytes();
+    let is_compressed = request.headers().contains_key("content-encoding");
+    let mut body = request.into_body().collect().await?.to_bytes().to_vec();
+    if is_compressed {
+        let packed = std::mem::take(&mut body);
+        GzDecoder::new(&*packed).read_to_end(&mut body).expect("it is whole");
+    }
     if is_traces {
-        all.take(ExportTraceServiceRequest::decode(body).expect("spans"));
+        all.take(ExportTraceServiceRequest::decode(&*body).expect("spans"));
     }
     Ok(Response::new(Full::default()))
 }

@@ -100,7 +100,8 @@ fn defaults_of_agents_are_a_table_of_the_file_that_is_shown_as_it_counts() {
     assert_eq!(read(&again, &[]).expect("a config").config(), Ok(config));
 
     let page = include_str!("../../../../docs/reference/configuration.md");
-    let example = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("it has one");
+    let example =
+        page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("it has one");
     let (_dir, flags) = with_file(example);
     let config = read(&flags, &[]).expect("a config").config().expect("the page shows what works");
     assert_eq!(config.agents.defaults.budget_capacity, Some(20.0));

@@ -2,12 +2,14 @@
 //! or away costs spans and records of the log, and nothing else.
 
 use super::asked::{Exporters, variable};
+use super::bulk::Written;
 use super::meters::{Dropped, SERIES};
 use super::otlp;
-use super::spans::{Limits, Spans};
-use super::traces::Traces;
+use super::spans::{Ended, Limits, Spans};
+use super::traces::{SCOPE, Traces};
 use futures_executor::block_on;
 use opentelemetry::InstrumentationScope;
+use opentelemetry_http::Bytes;
 use opentelemetry_prometheus::exporter;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
@@ -16,7 +18,7 @@ use opentelemetry_sdk::logs::{
     SdkLoggerProvider,
 };
 use opentelemetry_sdk::metrics::{Instrument, InstrumentKind, SdkMeterProvider, Stream};
-use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanExporter};
+use opentelemetry_sdk::trace::{SdkTracerProvider, SpanExporter};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -53,9 +55,12 @@ pub(super) fn tracer_provider(
     resource: Resource,
     to: Exporters,
     dropped: Arc<Dropped>,
-    traces: Traces,
+    mut traces: Traces,
 ) -> Result<(SdkTracerProvider, Spans), String> {
-    let mut otlp = to.otlp.then(otlp::spans).transpose()?;
+    let (mut otlp, load) = match to.otlp.then(otlp::spans).transpose()? {
+        Some((exporter, load)) => (Some(exporter), load),
+        None => (None, None),
+    };
     let mut console = to.console.then(opentelemetry_stdout::SpanExporter::default);
     if let Some(otlp) = &mut otlp {
         otlp.set_resource(&resource);
@@ -63,12 +68,38 @@ pub(super) fn tracer_provider(
     if let Some(console) = &mut console {
         console.set_resource(&resource);
     }
-    let send = move |spans: Vec<SpanData>| {
+    let load = load.filter(|_| console.is_none() && traces.are_whole());
+    let mut written = load.map(|load| (Written::new(&resource, SCOPE), load));
+    let send = move |batch: Vec<Ended>| {
+        let (mut spans, mut count) = (Vec::new(), 0);
+        for ended in batch {
+            match ended {
+                Ended::Span(span) => spans.push(*span),
+                Ended::Delivery(delivery) => match (traces.about(&delivery), &mut written) {
+                    (Some(about), Some((written, _))) => {
+                        written.add(&about);
+                        count += 1;
+                    }
+                    (Some(about), None) => spans.push(traces.span(about)),
+                    (None, _) => {}
+                },
+            }
+        }
+        count += spans.len();
+        if count == 0 {
+            return 0;
+        }
+        if let Some((written, load)) = &mut written {
+            load.set(written.take(), spans.is_empty());
+        }
         let shown = console.as_ref().map_or(Ok(()), |console| block_on(console.export(spans.clone())));
         let sent = otlp.as_ref().map_or(Ok(()), |otlp| block_on(otlp.export(spans)));
-        sent.and(shown)
+        if let Some((_, load)) = &written {
+            load.set(Bytes::new(), false);
+        }
+        if sent.and(shown).is_ok() { 0 } else { count }
     };
-    let spans = Spans::start(Limits::asked(), dropped, traces, send).map_err(|error| error.to_string())?;
+    let spans = Spans::start(Limits::asked(), dropped, send).map_err(|error| error.to_string())?;
     let provider =
         SdkTracerProvider::builder().with_resource(resource).with_span_processor(spans.clone()).build();
     Ok((provider, spans))

@@ -5,6 +5,7 @@
 //! leave over OTLP too, if asked to.
 
 mod asked;
+mod bulk;
 mod export;
 mod meters;
 mod observe;

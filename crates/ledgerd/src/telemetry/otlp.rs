@@ -1,6 +1,7 @@
 //! Exporters over OTLP, gRPC or HTTP. The library reads most of what the environment says of them; not the certificates.
 
 use super::asked::{Signal, of_signal};
+use super::bulk::{Load, Loaded};
 use opentelemetry_otlp::tonic_types::transport::{Certificate, ClientTlsConfig, Identity};
 use opentelemetry_otlp::{
     ExporterBuildError, LogExporter, MetricExporter, SpanExporter, WithHttpConfig, WithTonicConfig,
@@ -11,6 +12,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 /// Certificates for the transport, as PEM. The library reads none of the variables that name them.
+#[derive(Default)]
 struct Certificates {
     /// Whom to trust, besides those whom this machine trusts.
     root: Option<Vec<u8>>,
@@ -114,8 +116,22 @@ macro_rules! exporter {
 
 exporter! {
     /// For spans.
-    spans, SpanExporter, Signal::Traces
+    spans_alone, SpanExporter, Signal::Traces
 }
+
+/// For spans, and where those of tasks can be put to leave with its own: over HTTP, unless it compresses what it sends.
+pub(super) fn spans() -> Result<(SpanExporter, Option<Load>), String> {
+    let is_protobuf = of_signal(Signal::Traces, "PROTOCOL").is_none_or(|(_, is)| is == "http/protobuf");
+    if !is_protobuf || of_signal(Signal::Traces, "COMPRESSION").is_some() {
+        return spans_alone().map(|exporter| (exporter, None));
+    }
+    let certificates = Certificates::read(Signal::Traces)?.unwrap_or_default();
+    let (client, load) = (certificates.of_http(timeout(Signal::Traces))?, Load::default());
+    let client = Loaded { client, load: load.clone() };
+    let built = SpanExporter::builder().with_http().with_http_client(client).build();
+    built.map(|exporter| (exporter, Some(load))).map_err(|error| error.to_string())
+}
+
 exporter! {
     /// For metrics.
     metrics, MetricExporter, Signal::Metrics

@@ -11,6 +11,7 @@ use opentelemetry::trace::{
 };
 use opentelemetry::{Context, InstrumentationScope, KeyValue, Value};
 use opentelemetry_sdk::trace::{Config, SamplingDecision, SpanData, SpanEvents, SpanLinks};
+use std::borrow::Cow;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -23,6 +24,9 @@ pub(super) struct Delivery {
     /// Where its task came from.
     pub(super) creation: SpanContext,
 }
+
+/// Who made them.
+pub(super) const SCOPE: &str = "ledgerd";
 
 /// Makes the spans of tasks.
 ///
@@ -40,57 +44,82 @@ pub(super) struct Traces {
 
 impl Traces {
     pub(super) fn new(join_age: Option<Duration>) -> Self {
-        let scope = InstrumentationScope::builder("ledgerd").build();
+        let scope = InstrumentationScope::builder(SCOPE).build();
         Self { asked: Config::default(), scope, join_age, last: None }
     }
 
+    /// Whether the limits of the environment leave all that such a span has.
+    pub(super) fn are_whole(&self) -> bool {
+        let limits = self.asked.span_limits;
+        limits.max_attributes_per_span as usize >= ATTRIBUTES
+            && limits.max_links_per_span > 0
+            && limits.max_attributes_per_link > 0
+    }
+
     /// The wait that an assignment ended, or the attempt that anything else did. None where it is not sampled.
-    pub(super) fn span(&mut self, delivery: &Delivery) -> Option<SpanData> {
+    pub(super) fn about<'a>(&mut self, delivery: &'a Delivery) -> Option<About<'a>> {
         let Delivery { agent, seen, creation } = delivery;
         let named = seen.named.as_ref()?;
         let (operation, which) = match seen.kind {
-            EventKind::Assigned => ("wait", WAIT),
+            EventKind::Assigned => (WAITS, WAIT),
             EventKind::Lost => ("attempt", ATTEMPT),
             _ if seen.was_lost => ("attempt", AGAIN),
             _ => ("attempt", ATTEMPT),
         };
-        let mut links = SpanLinks::default();
         let age = seen.at.since(named.spec.created_at);
         let joins = self.join_age.is_none_or(|join_age| age <= join_age);
-        if !joins {
+        let (origin, flags) = (creation.trace_id(), creation.trace_flags());
+        let link = if !joins {
             // Of a trace of its own nobody knows the number afterwards, so nothing names the attempt before.
-            let (trace, span) = (creation.trace_id(), creation.span_id());
-            links.links.push(link(trace, span, creation.trace_flags(), "creation"));
+            Some(LinkTo { trace: origin, span: creation.span_id(), flags, to: "creation" })
         } else if which != WAIT && seen.fence > 1 {
-            let before = span_id(seen.task, seen.fence - 1, ATTEMPT);
-            links.links.push(link(creation.trace_id(), before, creation.trace_flags(), "previous_attempt"));
-        }
-        let trace = if joins { creation.trace_id() } else { self.asked.id_generator.new_trace_id() };
-        let trace_state = self.sampled(trace, joins.then_some(creation))?;
-        let error = error_type(seen);
-        let status = if error.is_some() { Status::error("") } else { Status::Unset };
-        let mut attributes = attributes(operation, delivery, named, error);
+            let span = span_id(seen.task, seen.fence - 1, ATTEMPT);
+            Some(LinkTo { trace: origin, span, flags, to: "previous_attempt" })
+        } else {
+            None
+        };
+        let trace = if joins { origin } else { self.asked.id_generator.new_trace_id() };
+        let state = self.sampled(trace, joins.then_some(creation))?;
+        Some(About {
+            operation,
+            agent,
+            trace,
+            span: span_id(seen.task, seen.fence, which),
+            parent: joins.then(|| creation.span_id()),
+            state,
+            link,
+            error: error_type(seen),
+            seen,
+            named,
+        })
+    }
+
+    /// The same as the library has it.
+    pub(super) fn span(&self, about: About<'_>) -> SpanData {
+        let mut attributes = Vec::with_capacity(ATTRIBUTES);
+        about.attributes(|key, value| attributes.push(KeyValue::new(key, value)));
+        let mut links = SpanLinks::default();
+        links.links.extend(about.link.as_ref().map(LinkTo::link));
         let limits = self.asked.span_limits;
         links.dropped_count = cut(&mut links.links, limits.max_links_per_span);
         for link in &mut links.links {
             link.dropped_attributes_count = cut(&mut link.attributes, limits.max_attributes_per_link);
         }
-        let span = span_id(seen.task, seen.fence, which);
-        Some(SpanData {
-            span_context: SpanContext::new(trace, span, TraceFlags::SAMPLED, false, trace_state),
-            parent_span_id: if joins { creation.span_id() } else { SpanId::INVALID },
-            parent_span_is_remote: joins,
+        SpanData {
+            span_context: SpanContext::new(about.trace, about.span, TraceFlags::SAMPLED, false, about.state),
+            parent_span_id: about.parent.unwrap_or(SpanId::INVALID),
+            parent_span_is_remote: about.parent.is_some(),
             span_kind: SpanKind::Internal,
-            name: [operation, " ", agent].concat().into(),
-            start_time: system(seen.since),
-            end_time: system(seen.at),
+            name: [about.operation, " ", about.agent].concat().into(),
+            start_time: system(about.seen.since),
+            end_time: system(about.seen.at),
             dropped_attributes_count: cut(&mut attributes, limits.max_attributes_per_span),
             attributes,
             events: SpanEvents::default(),
             links,
-            status,
+            status: if about.error.is_some() { Status::error("") } else { Status::Unset },
             instrumentation_scope: self.scope.clone(),
-        })
+        }
     }
 
     /// The state of a trace whose spans below `parent` are sampled. No sampler that the environment can ask for looks at more
@@ -113,34 +142,98 @@ impl Traces {
     }
 }
 
-fn attributes(
-    operation: &'static str,
-    delivery: &Delivery,
-    named: &Named,
-    error: Option<Value>,
-) -> Vec<KeyValue> {
-    let seen = &delivery.seen;
-    let mut attributes = Vec::with_capacity(ATTRIBUTES);
-    attributes.extend([
-        KeyValue::new("messaging.system", "ledgerd"),
-        KeyValue::new("messaging.operation.name", operation),
-        super::meters::label("messaging.destination.name", &delivery.agent),
-        KeyValue::new("messaging.message.id", seen.task.to_string()),
-        super::meters::label("ledgerd.task.type", &named.spec.task_type),
-        KeyValue::new("ledgerd.attempt.number", i64::from(attempt(seen))),
-    ]);
-    if let Some(worker) = &named.worker {
-        attributes.push(super::meters::label("messaging.client.id", worker));
+/// What a span says.
+pub(super) struct About<'a> {
+    pub(super) operation: &'static str,
+    pub(super) agent: &'a Arc<str>,
+    pub(super) trace: TraceId,
+    pub(super) span: SpanId,
+    /// Of another process; none: it is the first of its trace.
+    pub(super) parent: Option<SpanId>,
+    pub(super) state: TraceState,
+    pub(super) link: Option<LinkTo>,
+    /// Why it did not succeed.
+    pub(super) error: Option<Cow<'static, str>>,
+    pub(super) seen: &'a Transition,
+    pub(super) named: &'a Named,
+}
+
+/// The span of another process that one is linked to, and what that is to it.
+pub(super) struct LinkTo {
+    pub(super) trace: TraceId,
+    pub(super) span: SpanId,
+    pub(super) flags: TraceFlags,
+    pub(super) to: &'static str,
+}
+
+impl LinkTo {
+    fn link(&self) -> Link {
+        let context = SpanContext::new(self.trace, self.span, self.flags, true, TraceState::NONE);
+        Link::new(context, vec![KeyValue::new(LINK, self.to)], 0)
     }
-    if let Some(error) = error {
-        attributes.push(KeyValue::new("error.type", error));
+}
+
+/// The operation of a span that an assignment ended.
+pub(super) const WAITS: &str = "wait";
+
+/// The attribute that says what a link is to.
+pub(super) const LINK: &str = "ledgerd.link";
+
+/// The value of an attribute.
+pub(super) enum Of<'a> {
+    Word(&'static str),
+    Name(&'a Arc<str>),
+    Text(String),
+    Whole(i64),
+    Part(f64),
+}
+
+impl From<Of<'_>> for Value {
+    fn from(of: Of<'_>) -> Self {
+        match of {
+            Of::Word(word) => word.into(),
+            Of::Name(name) => Self::String(Arc::clone(name).into()),
+            Of::Text(text) => text.into(),
+            Of::Whole(number) => number.into(),
+            Of::Part(number) => number.into(),
+        }
     }
-    if seen.to == State::Retry
-        && let Some(until) = seen.until
-    {
-        attributes.push(KeyValue::new("ledgerd.retry.delay", until.since(seen.at).as_secs_f64()));
+}
+
+impl About<'_> {
+    /// Tells each attribute, [`ATTRIBUTES`] at most.
+    fn attributes(&self, mut tell: impl FnMut(&'static str, Of<'_>)) {
+        self.common_attributes(&mut tell);
+        self.own_attributes(tell);
     }
-    attributes
+
+    /// Those that spans of one operation, agent and type have in common.
+    pub(super) fn common_attributes(&self, mut tell: impl FnMut(&'static str, Of<'_>)) {
+        tell("messaging.system", Of::Word("ledgerd"));
+        tell("messaging.operation.name", Of::Word(self.operation));
+        tell("messaging.destination.name", Of::Name(self.agent));
+        tell("ledgerd.task.type", Of::Name(&self.named.spec.task_type));
+    }
+
+    /// The others.
+    pub(super) fn own_attributes(&self, mut tell: impl FnMut(&'static str, Of<'_>)) {
+        let seen = self.seen;
+        tell("messaging.message.id", Of::Text(seen.task.to_string()));
+        tell("ledgerd.attempt.number", Of::Whole(attempt(seen).into()));
+        if let Some(worker) = &self.named.worker {
+            tell("messaging.client.id", Of::Name(worker));
+        }
+        match &self.error {
+            Some(Cow::Borrowed(error)) => tell("error.type", Of::Word(error)),
+            Some(Cow::Owned(error)) => tell("error.type", Of::Text(error.clone())),
+            None => {}
+        }
+        if seen.to == State::Retry
+            && let Some(until) = seen.until
+        {
+            tell("ledgerd.retry.delay", Of::Part(until.since(seen.at).as_secs_f64()));
+        }
+    }
 }
 
 /// Keeps so many, and says how many went.
@@ -148,11 +241,6 @@ fn cut<T>(all: &mut Vec<T>, most: u32) -> u32 {
     let before = all.len();
     all.truncate(most as usize);
     u32::try_from(before - all.len()).unwrap_or(u32::MAX)
-}
-
-fn link(trace: TraceId, span: SpanId, flags: TraceFlags, to: &'static str) -> Link {
-    let context = SpanContext::new(trace, span, flags, true, TraceState::NONE);
-    Link::new(context, vec![KeyValue::new("ledgerd.link", to)], 0)
 }
 
 /// The most that a span has.
@@ -165,7 +253,7 @@ fn attempt(seen: &Transition) -> u32 {
 }
 
 /// Why an attempt did not succeed, as spans say it.
-fn error_type(seen: &Transition) -> Option<Value> {
+fn error_type(seen: &Transition) -> Option<Cow<'static, str>> {
     Some(match seen.kind {
         EventKind::Failed => match seen.class {
             Some(class) => class.as_str().to_ascii_lowercase().into(),
