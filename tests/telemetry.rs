@@ -228,6 +228,10 @@ async fn whole_life(received: Received, environment: &[(&'static str, OsString)]
         ] {
             assert_eq!(said.get(key).map(String::as_str), Some(value), "{key} of {said:?}");
         }
+        for key in said.keys() {
+            let page = include_str!("../docs/observing.md");
+            assert!(page.contains(&format!("`{key}`")), "docs/observing.md does not name {key}");
+        }
     }
     let number = |span: &Span| texts(&span.attributes)["ledgerd.attempt.number"].clone();
     assert_eq!(attempts.iter().map(number).collect::<Vec<_>>(), ["1", "2", "3", "4"]);

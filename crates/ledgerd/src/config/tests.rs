@@ -217,6 +217,31 @@ fn the_reference_has_every_key_as_it_is() {
 }
 
 #[test]
+fn the_page_has_a_row_for_every_key_and_for_nothing_else() {
+    let page = include_str!("../../../../docs/reference/configuration.md");
+    let table = page.split("\n## ").next().unwrap_or_default();
+    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| `")).collect();
+    for key in &loaded::KEYS {
+        let (flag, variable) = (key.name.replace('_', "-"), key.name.to_ascii_uppercase());
+        let said = [
+            format!("`{}`", key.name),
+            format!("`--{flag}`"),
+            format!("`LEDGERD_{variable}`"),
+            format!("| `{}` |", key.default),
+        ];
+        let found = rows.iter().any(|row| said.iter().all(|said| row.contains(said)));
+        assert!(found, "docs/reference/configuration.md has no row with all of {said:?}");
+    }
+    let named = rows
+        .iter()
+        .filter_map(|row| row.split('|').nth(1))
+        .flat_map(|names| names.split('`').skip(1).step_by(2));
+    for name in named {
+        assert!(loaded::KEYS.iter().any(|key| key.name == name), "{name} is no key");
+    }
+}
+
+#[test]
 fn help_says_the_default_and_the_variable_of_every_key() {
     let command = <Flags as clap::Args>::augment_args(clap::Command::new("serve"));
     for key in super::loaded::KEYS {
