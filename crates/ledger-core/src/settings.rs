@@ -431,6 +431,19 @@ impl Settings {
         }
     }
 
+    /// All that makes time do something to a task.
+    #[must_use]
+    pub const fn times(&self) -> [Option<Duration>; 6] {
+        [
+            Some(self.ack_timeout),
+            Some(self.lease_duration),
+            Some(self.attempt_timeout),
+            self.stall_timeout,
+            self.queue_timeout,
+            Some(self.stop_grace),
+        ]
+    }
+
     /// The retry policy of a task with these overrides: the agent's own where nothing differs.
     #[must_use]
     pub fn retry_for(&self, overrides: &Overrides) -> std::borrow::Cow<'_, retry_core::Policy> {

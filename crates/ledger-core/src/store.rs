@@ -17,7 +17,7 @@ use crate::settings::AgentOverrides;
 use crate::task::{Reason, State, Task, TaskError};
 use crate::time::{Now, Timestamp};
 use bytes::Bytes;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -520,11 +520,11 @@ pub trait Store: Send {
     /// Nothing was written.
     fn gated(&mut self, agent: AgentId) -> Fut<'_, Vec<Arc<Task>>>;
 
-    /// Tasks of this agent that have not ended. Rare: looks at all of them.
+    /// Tasks of these agents that have not ended. Rare: looks at all that have not.
     ///
     /// # Errors
     /// Nothing was written.
-    fn live(&mut self, agent: AgentId) -> Fut<'_, Vec<Arc<Task>>>;
+    fn live<'a>(&'a mut self, agents: &'a BTreeSet<AgentId>) -> Fut<'a, Vec<Arc<Task>>>;
 
     /// How many due tasks of its agent come before this one in the usual order, those that the agent's breaker holds back
     /// included; of these types, none: all. Counts to `most` and looks at no more than `most` types. Knows what was

@@ -146,9 +146,7 @@ impl<'a> Batch<'a> {
         self.heed(&heard.changed);
         self.part(&heard.moved);
         self.ungate.extend(heard.let_go.iter().cloned());
-        for id in &heard.reconfigured {
-            self.watch_anew(*id).await?;
-        }
+        self.watch_anew(&heard.reconfigured).await?;
         // What time has brought is for those that wait already, before anybody else fails.
         self.grant().await?;
         let mut answers = Vec::with_capacity(orders.len());

@@ -11,9 +11,8 @@ use super::replicas::tell_of_refused_defaults;
 use crate::store::settings_text;
 use bytes::Bytes;
 use ledger_core::store::{AgentEventKind, Pause, RequestRow, StoreError, Want};
-use ledger_core::{
-    Agent, AgentId, AgentOverrides, Caller, Event, Now, Overrides, Settings, TaskId, Violation,
-};
+use ledger_core::{Agent, AgentId, AgentOverrides, Caller, Event, Now, Settings, TaskId, Violation};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Adds what `command` names to what is read for the batch.
@@ -184,10 +183,11 @@ impl Batch<'_> {
         Settings::over(&self.memory.rules.defaults, change.or(given)).map_err(LedgerError::Invalid)?;
         let id = self.agent(name)?;
         let now = self.now;
-        self.change_settings(id, |agent| agent.configure(*change, now)).map_err(LedgerError::Invalid)?;
+        let retimed = self.change_settings(id, |agent| agent.configure(*change, now));
+        let retimed = retimed.map_err(LedgerError::Invalid)?;
         self.configured.insert(id);
-        if change.policy != Overrides::NONE {
-            self.watch_anew(id).await.map_err(LedgerError::Store)?;
+        if retimed {
+            self.watch_anew(&BTreeSet::from([id])).await.map_err(LedgerError::Store)?;
         }
         let set = settings_text(change);
         let reason = match &**by.reason {
@@ -202,38 +202,37 @@ impl Batch<'_> {
     /// What configuration says of agents from now on.
     async fn rule(&mut self, rules: &Arc<AgentRules>) -> Result<Answer, LedgerError> {
         self.store.time_queues(rules.times_queues());
-        let before = std::mem::replace(&mut self.memory.rules, Arc::clone(rules));
-        if before.defaults == rules.defaults {
-            return Ok(Answer::Done);
-        }
+        self.memory.rules = Arc::clone(rules);
         let now = self.now;
         let agents: Vec<_> = self.memory.agents.keys().copied().collect();
+        let mut retimed = BTreeSet::new();
         for id in agents {
             let told = self.change_settings(id, |agent| {
                 agent.default_to(Arc::clone(&rules.defaults), now);
                 tell_of_refused_defaults(agent);
                 Ok(())
             });
-            told.map_err(LedgerError::Invalid)?;
-            if before.defaults.policy != rules.defaults.policy {
-                self.watch_anew(id).await.map_err(LedgerError::Store)?;
+            if told.map_err(LedgerError::Invalid)? {
+                retimed.insert(id);
             }
         }
+        self.watch_anew(&retimed).await.map_err(LedgerError::Store)?;
         Ok(Answer::Done)
     }
 
-    /// Changes settings of an agent, and what they were the reason for.
+    /// Changes settings of an agent, and what they were the reason for. Whether times are others now.
     fn change_settings(
         &mut self,
         id: AgentId,
         change: impl FnOnce(&mut Agent) -> Result<(), Vec<Violation>>,
-    ) -> Result<(), Vec<Violation>> {
-        let Some(agent) = self.memory.agents.get_mut(&id) else { return Ok(()) };
+    ) -> Result<bool, Vec<Violation>> {
+        let Some(agent) = self.memory.agents.get_mut(&id) else { return Ok(false) };
         let (before, per_type) = (Arc::clone(&agent.settings), agent.breakers.per_type());
         change(agent)?;
         if agent.settings == before {
-            return Ok(());
+            return Ok(false);
         }
+        let retimed = agent.settings.times() != before.times();
         if !agent.settings.breaker_enabled || agent.breakers.per_type() != per_type {
             self.ungate.insert((id, None));
         }
@@ -242,12 +241,15 @@ impl Batch<'_> {
             self.breaker_changed(id, &key);
         }
         self.budget_changed(id);
-        Ok(())
+        Ok(retimed)
     }
 
-    /// What time does to an agent's tasks may be another thing at another time, now that its settings are others.
-    pub(super) async fn watch_anew(&mut self, id: AgentId) -> Result<(), StoreError> {
-        for task in self.store.live(id).await? {
+    /// What time does to tasks of these agents may be another thing at another time, now that their settings are others.
+    pub(super) async fn watch_anew(&mut self, agents: &BTreeSet<AgentId>) -> Result<(), StoreError> {
+        if agents.is_empty() {
+            return Ok(());
+        }
+        for task in self.store.live(agents).await? {
             let task = self.open.get(&task.id).map_or(&task, |open| &open.task);
             self.memory.watch(task, self.now);
         }

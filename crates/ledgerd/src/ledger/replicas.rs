@@ -11,6 +11,7 @@ use super::timers::{Beaten, lease_end};
 use ledger_core::session::Session;
 use ledger_core::store::{AgentRow, BreakerRow, News, Replicas, SessionRow};
 use ledger_core::{Agent, AgentId, ByTask, Now, SessionId, State, Task, TaskId, TaskSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// What of the news a batch has to act on.
@@ -23,7 +24,7 @@ pub(super) struct Heard {
     /// Workers that went elsewhere.
     pub(super) moved: Vec<Arc<str>>,
     /// Agents whose policy is another.
-    pub(super) reconfigured: Vec<AgentId>,
+    pub(super) reconfigured: BTreeSet<AgentId>,
     /// Tasks that have ended, of those that are waited for.
     pub(super) ended: Vec<TaskId>,
     /// Agents that were made elsewhere.
@@ -141,7 +142,7 @@ impl Memory {
         match self.agents.get_mut(&id).filter(|agent| agent.name == row.name) {
             Some(agent) => {
                 if agent.settings.given.policy != row.given.policy {
-                    heard.reconfigured.push(id);
+                    heard.reconfigured.insert(id);
                 }
                 agent.follow(row, now);
                 tell_of_refused_defaults(agent);

@@ -12,7 +12,7 @@ use ledger_core::store::{
     Ask, BreakerRow, Changes, Fut, Known, News, Recovered, Store, StoreError, TaskData, Want,
 };
 use ledger_core::{AgentId, EventKind, Now, Outcome, Overrides, Record, State, Task, TaskId, Timestamp};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -78,8 +78,8 @@ impl Store for GatedStore {
     ) -> Fut<'a, usize> {
         self.inner.ahead(task, types, most, now)
     }
-    fn live(&mut self, agent: AgentId) -> Fut<'_, Vec<Arc<Task>>> {
-        self.inner.live(agent)
+    fn live<'a>(&'a mut self, agents: &'a BTreeSet<AgentId>) -> Fut<'a, Vec<Arc<Task>>> {
+        self.inner.live(agents)
     }
     fn oldest(&mut self, now: Now) -> Fut<'_, Vec<(AgentId, Timestamp)>> {
         self.inner.oldest(now)

@@ -9,7 +9,7 @@ use ledger_core::store::{
     RequestRow, SessionRow, Store, StoreError, Want,
 };
 use ledger_core::{AgentId, Now, Record, State, Task, TaskId, Timestamp};
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 #[derive(Clone, Default)]
@@ -235,8 +235,8 @@ impl Store for ModelStore {
         Box::pin(std::future::ready(Ok(found.into_iter().map(Arc::new).collect())))
     }
 
-    fn live(&mut self, agent: AgentId) -> Fut<'_, Vec<Arc<Task>>> {
-        let of = |task: &&Task| task.spec.agent == agent && !task.state.is_terminal();
+    fn live<'a>(&'a mut self, agents: &'a BTreeSet<AgentId>) -> Fut<'a, Vec<Arc<Task>>> {
+        let of = |task: &&Task| agents.contains(&task.spec.agent) && !task.state.is_terminal();
         let live = self.open.tasks.values().filter(of).cloned().map(Arc::new).collect();
         Box::pin(std::future::ready(Ok(live)))
     }

@@ -201,8 +201,8 @@ impl Ready {
     }
 
     /// Tasks of the agent that have not ended.
-    pub(super) fn live(&self, agent: AgentId) -> Vec<Arc<Task>> {
-        let of = |task: &&Arc<Task>| task.spec.agent == agent && !task.state.is_terminal();
+    pub(super) fn live(&self, agents: &BTreeSet<AgentId>) -> Vec<Arc<Task>> {
+        let of = |task: &&Arc<Task>| !task.state.is_terminal() && agents.contains(&task.spec.agent);
         self.tasks.values().map(|entry| &entry.task).filter(of).cloned().collect()
     }
 

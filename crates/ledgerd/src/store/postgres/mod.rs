@@ -39,7 +39,7 @@ use shared::{Basis, Met, Written};
 use slots::Place;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use staged::{Image, Staged};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -515,9 +515,9 @@ impl Store for PgStore {
         })
     }
 
-    fn live(&mut self, agent: AgentId) -> Fut<'_, Vec<Arc<Task>>> {
+    fn live<'a>(&'a mut self, agents: &'a BTreeSet<AgentId>) -> Fut<'a, Vec<Arc<Task>>> {
         Box::pin(async move {
-            let live = self.find_live(agent).await;
+            let live = self.find_live(agents).await;
             self.or_end(live).await
         })
     }

@@ -13,7 +13,7 @@ use ledger_core::{AgentId, ByKey, ByTask, Now, Record, Task, TaskId, TaskSet, Ti
 use sqlx::postgres::{PgArguments, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{Postgres, Row, ValueRef};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 const META: &str = "SELECT m.seed, s.last_seq, s.last_session, \
@@ -47,7 +47,10 @@ const TASKS: &str = concat!(
 const LIVE: &str = concat!(
     "SELECT ",
     task_columns!(),
-    " FROM task_specs AS s JOIN tasks AS t ON t.id = s.id WHERE s.agent = $1 AND t.state <= 4"
+    " FROM (SELECT block FROM live_blocks GROUP BY block HAVING sum(n) > 0) AS b \
+     JOIN tasks AS t ON t.id BETWEEN b.block << 12 AND (b.block << 12) + 4095 \
+     JOIN task_specs AS s ON s.id = t.id \
+     WHERE t.state <= 4 AND s.agent = ANY($1)"
 );
 const KEYS: &str = "SELECT k.agent, k.key, k.task_id, k.digest \
     FROM unnest($1::bigint[], $2::text[]) AS asked (agent, key) \
@@ -603,16 +606,20 @@ impl PgStore {
         Ok(oldest.into_iter().collect())
     }
 
-    pub(super) async fn find_live(&mut self, agent: AgentId) -> Result<Vec<Arc<Task>>, StoreError> {
+    pub(super) async fn find_live(
+        &mut self,
+        agents: &BTreeSet<AgentId>,
+    ) -> Result<Vec<Arc<Task>>, StoreError> {
         self.begin_once().await?;
-        let query = sqlx::query(LIVE).bind(i64::from(agent.0));
+        let numbers: Vec<i64> = agents.iter().map(|id| i64::from(id.0)).collect();
+        let query = sqlx::query(LIVE).bind(numbers);
         let mut shared = Shared::default();
         let found = all(self.connection()?, query, |row| row.task(&mut shared).map(Arc::new)).await?;
         // What is newer hides what is older: the open batch, the one before it, the database.
         let mut live: ByTask<Arc<Task>> = found.into_iter().map(|task| (task.id, task)).collect();
         for staged in self.on_the_way().chain([&self.staged]) {
             for (id, image) in &staged.tasks {
-                if image.task.spec.agent == agent && !image.task.state.is_terminal() {
+                if agents.contains(&image.task.spec.agent) && !image.task.state.is_terminal() {
                     live.insert(*id, Arc::clone(&image.task));
                 } else {
                     live.remove(id);

@@ -40,7 +40,7 @@ use pipeline::Pipeline;
 use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
 use staged::{BLOCK_BITS, Born, Image, Part, Row, Sealed, Staged, Tallies, WORTH, form, is_live};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fs::File;
 use std::sync::Arc;
 
@@ -451,8 +451,8 @@ impl Store for SqliteStore {
         Box::pin(std::future::ready(Ok(self.ready.gated(agent))))
     }
 
-    fn live(&mut self, agent: AgentId) -> Fut<'_, Vec<Arc<Task>>> {
-        let live = self.usable().map(|()| self.ready.live(agent));
+    fn live<'a>(&'a mut self, agents: &'a BTreeSet<AgentId>) -> Fut<'a, Vec<Arc<Task>>> {
+        let live = self.usable().map(|()| self.ready.live(agents));
         Box::pin(std::future::ready(live))
     }
 
