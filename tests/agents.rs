@@ -187,3 +187,32 @@ async fn what_waits_too_long_at_a_daemon_that_is_gone_fails_at_its_heir() {
     gone.kill();
     assert_eq!(in_state(&heir.client().await, &id, TaskState::Failed).await.reason, "QUEUE_TIMEOUT");
 }
+
+#[tokio::test]
+async fn what_a_breaker_held_back_runs_when_configuration_has_none_any_more() {
+    let breaker = |said: &str| format!("[agent_defaults.breaker]\n{said}\n");
+    for asks in [true, false] {
+        let (folder, file) = configured(&breaker("failure_threshold = 1\nopen_timeout = '1h'"));
+        let flags = ["--config", file.to_str().expect("it is text")];
+        let mut daemon = Daemon::start_with(folder.clone(), "127.0.0.1:0", &flags);
+        let client = daemon.client().await;
+        let mut worker = Stream::open(&daemon, hello("w", "a", 1)).await;
+        let policy = Some(v1::TaskPolicy { max_retries: Some(0), ..v1::TaskPolicy::default() });
+        enqueue(&client, v1::NewTask { policy, ..task("a") }).await;
+        worker.fail_next("down").await;
+        let held = enqueue(&client, task("a")).await;
+        let held = in_state(&client, &held, TaskState::Blocked).await;
+        assert_eq!(held.reason, "BREAKER");
+        std::fs::write(&file, breaker("enabled = false")).expect("the folder is writable");
+        if asks {
+            daemon.signal("HUP");
+        } else {
+            daemon.kill();
+            drop(daemon);
+            daemon = Daemon::start_with(folder, "127.0.0.1:0", &flags);
+            worker = Stream::open(&daemon, v1::Hello { incarnation: 2, ..hello("w", "a", 1) }).await;
+        }
+        let run = worker.assignment().await;
+        assert_eq!(run.task_id, held.task_id, "by SIGHUP: {asks}");
+    }
+}

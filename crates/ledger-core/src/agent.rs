@@ -104,7 +104,7 @@ impl Agent {
         self.go_by(effective(&self.defaults, self.settings.given), now);
     }
 
-    /// Why it does without the defaults: what was set for it does not go with them.
+    /// Why it does without the defaults, or without what was set for it: the two do not go together.
     #[must_use]
     pub fn refuses_defaults(&self) -> Option<Vec<Violation>> {
         Settings::over(&self.defaults, self.settings.given).err()
@@ -197,9 +197,13 @@ impl Agent {
 /// Tokens that the dearest retry costs.
 pub const DEAREST: u32 = 2;
 
-/// What was set for an agent, over the defaults where the two go together.
+/// What was set for an agent, over the defaults where the two go together. What cannot be used is kept all the same: other
+/// defaults, or another version, may have a use for it.
 fn effective(defaults: &AgentOverrides, own: AgentOverrides) -> Settings {
-    Settings::over(defaults, own).or_else(|_| Settings::of(own)).unwrap_or_default()
+    let alone = |_| Settings::of(own);
+    Settings::over(defaults, own)
+        .or_else(alone)
+        .unwrap_or_else(|_| Settings { given: own, ..Settings::default() })
 }
 
 fn empty_floor(settings: &Settings, daemons: u32, now: Now) -> Bucket {

@@ -197,6 +197,16 @@ impl Breakers {
         })
     }
 
+    /// Those that hold tasks back although they let through what comes, as when they were given other settings; `enabled`:
+    /// whether they are asked at all.
+    pub fn idle(&self, enabled: bool) -> impl Iterator<Item = &Arc<str>> {
+        let shut = |guard: &Guard| {
+            matches!(guard.breaker.state(), State::Open | State::HalfOpen | State::ForcedOpen)
+        };
+        let idle = self.iter().filter(move |(_, guard)| guard.gated > 0 && !(enabled && shut(guard)));
+        idle.map(|(key, _)| key)
+    }
+
     /// Tasks that are held back, by any of them.
     #[must_use]
     pub fn gated(&self) -> u64 {

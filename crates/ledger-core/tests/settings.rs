@@ -242,7 +242,24 @@ fn stored_settings_that_a_newer_rule_refuses_fall_back_to_defaults() {
     let given = AgentOverrides { failure_threshold: Some(0), ..AgentOverrides::default() };
     let row = AgentRow { id: AgentId(1), name: "claude".into(), given, created_at: START, pause: None };
     let agent = Agent::restore(row, Arc::default(), Vec::new(), None, Counts::default(), Now::steady(START));
-    assert_eq!(*agent.settings, Settings::default());
+    assert_eq!(*agent.settings, Settings { given, ..Settings::default() });
+    assert_eq!(agent.row().given, given, "and are not lost");
+}
+
+#[test]
+fn settings_that_only_went_with_defaults_are_kept_when_those_go() {
+    let now = Now::steady(START);
+    let policy = |policy| AgentOverrides { policy, ..AgentOverrides::default() };
+    let defaults = Arc::new(policy(Overrides { max_delay: Some(seconds(600)), ..Overrides::NONE }));
+    let mut agent = Agent::new(AgentId(1), "claude".into(), Arc::clone(&defaults), now);
+    let own = policy(Overrides { base_delay: Some(seconds(60)), ..Overrides::NONE });
+    agent.configure(own, now).expect("valid over them");
+    agent.default_to(Arc::default(), now);
+    assert_eq!(agent.settings.retry.config().base_delay, Duration::from_millis(100), "built in");
+    assert!(agent.refuses_defaults().is_some());
+    assert_eq!(agent.row().given, own);
+    agent.default_to(defaults, now);
+    assert_eq!((agent.settings.retry.config().base_delay, agent.refuses_defaults()), (seconds(60), None));
 }
 
 #[test]

@@ -24,7 +24,7 @@ mod server;
 
 use clock::Clock;
 use config::{Config, StoreAt};
-use ledger::command::AgentRules;
+use ledger::command::{AgentRules, LedgerError};
 use ledger::observed::Observer;
 use ledger_core::store::{Reader, StoreError};
 use server::Health;
@@ -45,6 +45,9 @@ use trust::{Keeper, TrustError};
 
 /// Streams end by themselves when the grace is over; this is for their last frames to leave.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// After how long the ledger is told again what it could not take.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// How old gauges may be that are pushed.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -251,9 +254,15 @@ pub async fn run(
 /// Tells the ledger what configuration says of agents, whenever that changes.
 async fn follow_rules(mut rules: watch::Receiver<Arc<AgentRules>>, handle: ledger::Handle) {
     while rules.changed().await.is_ok() {
-        let now = Arc::clone(&rules.borrow_and_update());
-        if let Err(error) = handle.rule(now).await {
-            tracing::warn!(%error, "what holds for agents could not be changed");
+        loop {
+            let now = Arc::clone(&rules.borrow_and_update());
+            match handle.rule(now).await {
+                Ok(()) | Err(LedgerError::Draining) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "what holds for agents could not be changed; it is tried again");
+                }
+            }
+            tokio::time::sleep(TRY_AGAIN).await;
         }
     }
 }

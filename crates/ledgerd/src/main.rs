@@ -212,7 +212,7 @@ fn read(flags: &Flags) -> Result<Loaded, ledgerd::config::ConfigErrors> {
 }
 
 /// The first signal asks for a drain, the second ends the process. SIGHUP asks for the settings to be read again: the log,
-/// whether work makes agents, certificates and callers.
+/// what holds for agents, certificates and callers.
 fn on_signals(shutdown: CancellationToken, again: impl Fn() + Send + 'static) -> std::io::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut hangup = signal(SignalKind::hangup())?;

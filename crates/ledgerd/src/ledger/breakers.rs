@@ -109,15 +109,22 @@ impl Batch<'_> {
 
     /// Marks a breaker's row as changed, and whether time has to be watched for it.
     pub(super) fn breaker_changed(&mut self, id: AgentId, key: &Arc<str>) {
+        self.look_after(id, key);
+        if self.memory.agents.contains_key(&id) {
+            self.breakers.insert((id, Arc::clone(key)));
+        }
+    }
+
+    /// Notes whether time has to be watched for a breaker.
+    pub(super) fn look_after(&mut self, id: AgentId, key: &Arc<str>) {
         let Some(agent) = self.memory.agents.get(&id) else { return };
         let restless = agent.breakers.of(key).is_some_and(ledger_core::Guard::is_restless);
         let place = (id, Arc::clone(key));
         if restless {
-            self.memory.restless.insert(place.clone());
+            self.memory.restless.insert(place);
         } else {
             self.memory.restless.remove(&place);
         }
-        self.breakers.insert(place);
     }
 
     /// Moves the breakers that time moves: the end of an order, of half-open, of a ramp.

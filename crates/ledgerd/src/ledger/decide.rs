@@ -186,6 +186,12 @@ impl Batch<'_> {
         let retimed = self.change_settings(id, |agent| agent.configure(*change, now));
         let retimed = retimed.map_err(LedgerError::Invalid)?;
         self.configured.insert(id);
+        let keys =
+            self.memory.agents.get(&id).map(|agent| agent.breakers.iter().map(|(key, _)| Arc::clone(key)));
+        for key in keys.into_iter().flatten().collect::<Vec<_>>() {
+            self.breaker_changed(id, &key);
+        }
+        self.budget_changed(id);
         if retimed {
             self.watch_anew(&BTreeSet::from([id])).await.map_err(LedgerError::Store)?;
         }
@@ -199,7 +205,7 @@ impl Batch<'_> {
         Ok(Answer::Done)
     }
 
-    /// What configuration says of agents from now on.
+    /// What configuration says of agents from now on. Nothing of it is stored: each daemon has its own.
     async fn rule(&mut self, rules: &Arc<AgentRules>) -> Result<Answer, LedgerError> {
         self.store.time_queues(rules.times_queues());
         self.memory.rules = Arc::clone(rules);
@@ -216,6 +222,7 @@ impl Batch<'_> {
                 retimed.insert(id);
             }
         }
+        self.ungate.extend(self.memory.idle_gates());
         self.watch_anew(&retimed).await.map_err(LedgerError::Store)?;
         Ok(Answer::Done)
     }
@@ -238,9 +245,8 @@ impl Batch<'_> {
         }
         let keys: Vec<_> = agent.breakers.iter().map(|(key, _)| Arc::clone(key)).collect();
         for key in keys {
-            self.breaker_changed(id, &key);
+            self.look_after(id, &key);
         }
-        self.budget_changed(id);
         Ok(retimed)
     }
 

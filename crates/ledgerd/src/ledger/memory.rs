@@ -1,7 +1,6 @@
 //! What the ledger keeps in memory: all of it can be rebuilt from the store, but for the streams that are open.
 
 use super::command::{AgentRules, AgentView, BreakerView, LedgerError, Stats, ToWorker, WorkerView};
-use super::replicas::tell_of_refused_defaults;
 use super::timers::{Beaten, Timers, next};
 use ledger_core::agent::{Agent, DEAREST};
 use ledger_core::session::Session;
@@ -148,7 +147,6 @@ impl Memory {
                 now,
             );
             agent.share(recovered.replicas.count(), now);
-            tell_of_refused_defaults(&agent);
             self.names.insert(name, id);
             if agent.pause.is_some() {
                 self.paused.insert(id);
@@ -181,6 +179,15 @@ impl Memory {
         for task in &recovered.timed {
             self.adopt(task, now);
         }
+    }
+
+    /// Breakers that hold tasks back although they let through what comes.
+    pub(super) fn idle_gates(&self) -> Vec<(AgentId, Option<Arc<str>>)> {
+        let of = |agent: &Agent| {
+            let idle = agent.breakers.idle(agent.settings.breaker_enabled);
+            idle.map(|key| (agent.id, Some(Arc::clone(key)))).collect::<Vec<_>>()
+        };
+        self.agents.values().flat_map(of).collect()
     }
 
     /// Takes up a task that was found in the store.

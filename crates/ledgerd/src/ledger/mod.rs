@@ -43,7 +43,7 @@ use ledger_core::{Now, SessionId, TaskId};
 use memory::Memory;
 use observed::Observer;
 pub(crate) use pulse::Pulse;
-use replicas::{Heard, Undo};
+use replicas::{Heard, Undo, tell_of_refused_defaults};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
@@ -111,6 +111,9 @@ pub async fn start(
     }
     memory.rules = rules;
     memory.rebuild(recovered, clock.now());
+    memory.agents.values().for_each(tell_of_refused_defaults);
+    // Configuration may be another than when it ended.
+    let heard = Heard { let_go: memory.idle_gates(), ..Heard::default() };
     memory.is_observed = observer.is_some();
     memory.is_traced = observer.as_ref().is_some_and(|observer| observer.traces);
     let names = memory.names.clone();
@@ -139,7 +142,7 @@ pub async fn start(
         frames: frame_lane,
         underway: VecDeque::new(),
         undo: Undo::default(),
-        heard: Heard::default(),
+        heard,
         decided: now,
         not_before: None,
     };
@@ -481,6 +484,7 @@ impl Loop {
         }
         let recovered = self.store.recover(now).await.map_err(Fatal::Store)?;
         self.memory.rebuild(recovered, now);
+        self.heard.let_go.extend(self.memory.idle_gates());
         self.shared.name(&self.memory.names);
         Ok(())
     }

@@ -23,7 +23,7 @@ pub(super) struct Heard {
     pub(super) changed: Vec<TaskId>,
     /// Workers that went elsewhere.
     pub(super) moved: Vec<Arc<str>>,
-    /// Agents whose policy is another.
+    /// Agents whose times are others.
     pub(super) reconfigured: BTreeSet<AgentId>,
     /// Tasks that have ended, of those that are waited for.
     pub(super) ended: Vec<TaskId>,
@@ -141,12 +141,16 @@ impl Memory {
         }
         match self.agents.get_mut(&id).filter(|agent| agent.name == row.name) {
             Some(agent) => {
-                if agent.settings.given.policy != row.given.policy {
+                let before = Arc::clone(&agent.settings);
+                agent.follow(row, now);
+                if agent.settings.given != before.given {
+                    tell_of_refused_defaults(agent);
+                }
+                if agent.settings.times() != before.times() {
                     heard.reconfigured.insert(id);
                 }
-                agent.follow(row, now);
-                tell_of_refused_defaults(agent);
-                if !agent.settings.breaker_enabled {
+                let held = before.breaker_enabled || agent.breakers.gated() > 0;
+                if held && !agent.settings.breaker_enabled {
                     heard.let_go.push((id, None));
                 }
             }
@@ -329,7 +333,7 @@ pub(super) fn tell_of_refused_defaults(agent: &Agent) {
     tracing::warn!(
         agent = %agent.name,
         rules = rules.join("; "),
-        "this agent goes without agent_defaults: what was set for it does not go with them"
+        "this agent goes without agent_defaults, or without what was set for it: they do not go together"
     );
 }
 

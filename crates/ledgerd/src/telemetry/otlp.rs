@@ -122,7 +122,8 @@ exporter! {
 /// For spans, and where those of tasks can be put to leave with its own: over HTTP, unless it compresses what it sends.
 pub(super) fn spans() -> Result<(SpanExporter, Option<Load>), String> {
     let is_protobuf = of_signal(Signal::Traces, "PROTOCOL").is_none_or(|(_, is)| is == "http/protobuf");
-    if !is_protobuf || of_signal(Signal::Traces, "COMPRESSION").is_some() {
+    let is_plain = of_signal(Signal::Traces, "COMPRESSION").is_none_or(|(_, how)| how == "none");
+    if !is_protobuf || !is_plain {
         return spans_alone().map(|exporter| (exporter, None));
     }
     let certificates = Certificates::read(Signal::Traces)?.unwrap_or_default();
