@@ -52,6 +52,8 @@ pub(super) struct Memory {
     pub(super) is_shared: bool,
     /// What configuration says of agents.
     pub(super) rules: Arc<AgentRules>,
+    /// Nobody has looked since the start for what breakers hold back over all daemons.
+    pub(super) counts_gated: bool,
     /// Somebody wants to hear of transitions.
     pub(super) is_observed: bool,
     /// And of what they were of.
@@ -102,6 +104,7 @@ impl Memory {
             replicas: Replicas::default(),
             is_shared: false,
             rules: Arc::default(),
+            counts_gated: true,
             is_observed: false,
             is_traced: false,
             elsewhere: Vec::new(),
@@ -173,6 +176,7 @@ impl Memory {
             session.held.clear();
         }
         self.since = now.at;
+        self.counts_gated = true;
         self.transitions = recovered.transitions;
         self.is_shared = recovered.replicas.time.is_some();
         self.replicas = recovered.replicas;
