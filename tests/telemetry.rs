@@ -617,7 +617,11 @@ async fn what_tasks_carry_is_in_no_log_span_or_metric() {
     received.named("attempt a", 2).await;
     let metrics = metrics(&http).await;
     let spans = format!("{:?}", received.spans.lock().expect("not poisoned"));
-    let records = format!("{:?}", received.records.lock().expect("not poisoned"));
+    let records = eventually("records of calls", async || {
+        let records = format!("{:?}", received.records.lock().expect("not poisoned"));
+        records.contains("EnqueueTask").then_some(records)
+    });
+    let records = records.await;
     for (what, text) in [("log", daemon.log()), ("spans", spans), ("records", records), ("metrics", metrics)]
     {
         assert!(text.contains("EnqueueTask"), "{what} is what it should be: {text}");
