@@ -32,6 +32,11 @@ impl Guard {
         Self { breaker, last_probe: None, gated: 0, running: 0 }
     }
 
+    /// Whether it holds tasks back.
+    fn is_shut(&self) -> bool {
+        matches!(self.breaker.state(), State::Open | State::HalfOpen | State::ForcedOpen)
+    }
+
     /// Whether time alone may change what it lets through.
     #[must_use]
     pub fn is_restless(&self) -> bool {
@@ -104,13 +109,12 @@ impl Breakers {
             "" => &mut self.own,
             _ => self.types.entry(row.task_type).or_insert_with(|| Guard::new(Arc::clone(&config))),
         };
-        let shut = |state| matches!(state, State::Open | State::HalfOpen | State::ForcedOpen);
-        let before = guard.breaker.state();
+        let was_shut = guard.is_shut();
         guard.last_probe = row.last_probe;
         if let Ok(breaker) = Breaker::restore(row.snapshot, config, now.at.since_epoch()) {
             guard.breaker = breaker;
         }
-        shut(before) && !shut(guard.breaker.state())
+        was_shut && !guard.is_shut()
     }
 
     /// How many tasks each holds back, by type; those that are not named hold back none.
@@ -200,10 +204,7 @@ impl Breakers {
     /// Those that hold tasks back although they let through what comes, as when they were given other settings; `enabled`:
     /// whether they are asked at all.
     pub fn idle(&self, enabled: bool) -> impl Iterator<Item = &Arc<str>> {
-        let shut = |guard: &Guard| {
-            matches!(guard.breaker.state(), State::Open | State::HalfOpen | State::ForcedOpen)
-        };
-        let idle = self.iter().filter(move |(_, guard)| guard.gated > 0 && !(enabled && shut(guard)));
+        let idle = self.iter().filter(move |(_, guard)| guard.gated > 0 && !(enabled && guard.is_shut()));
         idle.map(|(key, _)| key)
     }
 

@@ -186,10 +186,8 @@ impl Batch<'_> {
         let retimed = self.change_settings(id, |agent| agent.configure(*change, now));
         let retimed = retimed.map_err(LedgerError::Invalid)?;
         self.configured.insert(id);
-        let keys =
-            self.memory.agents.get(&id).map(|agent| agent.breakers.iter().map(|(key, _)| Arc::clone(key)));
-        for key in keys.into_iter().flatten().collect::<Vec<_>>() {
-            self.breaker_changed(id, &key);
+        if let Some(agent) = self.memory.agents.get(&id) {
+            self.breakers.extend(agent.breakers.iter().map(|(key, _)| (id, Arc::clone(key))));
         }
         self.budget_changed(id);
         if retimed {

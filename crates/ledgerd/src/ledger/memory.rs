@@ -52,8 +52,8 @@ pub(super) struct Memory {
     pub(super) is_shared: bool,
     /// What configuration says of agents.
     pub(super) rules: Arc<AgentRules>,
-    /// Nobody has looked since the start for what breakers hold back over all daemons.
-    pub(super) counts_gated: bool,
+    /// What breakers hold back over all daemons has not been heard since the start.
+    pub(super) gates_unheard: bool,
     /// Somebody wants to hear of transitions.
     pub(super) is_observed: bool,
     /// And of what they were of.
@@ -104,7 +104,7 @@ impl Memory {
             replicas: Replicas::default(),
             is_shared: false,
             rules: Arc::default(),
-            counts_gated: true,
+            gates_unheard: true,
             is_observed: false,
             is_traced: false,
             elsewhere: Vec::new(),
@@ -176,7 +176,7 @@ impl Memory {
             session.held.clear();
         }
         self.since = now.at;
-        self.counts_gated = true;
+        self.gates_unheard = true;
         self.transitions = recovered.transitions;
         self.is_shared = recovered.replicas.time.is_some();
         self.replicas = recovered.replicas;

@@ -118,7 +118,7 @@ impl Memory {
                 agent.breakers.count_gated(own.map(|(_, task_type, n)| (task_type, *n)));
             }
         }
-        if news.gated.is_some() && std::mem::take(&mut self.counts_gated) {
+        if news.gated.is_some() && std::mem::take(&mut self.gates_unheard) {
             heard.let_go.extend(self.idle_gates());
         }
         if let Some(totals) = news.totals {

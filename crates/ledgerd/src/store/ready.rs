@@ -200,7 +200,7 @@ impl Ready {
         sets.iter().flat_map(|sets| &sets.gated).map(|(_, _, id)| Arc::clone(&self.tasks[id].task)).collect()
     }
 
-    /// Tasks of the agent that have not ended.
+    /// Tasks of these agents that have not ended.
     pub(super) fn live(&self, agents: &BTreeSet<AgentId>) -> Vec<Arc<Task>> {
         let of = |task: &&Arc<Task>| !task.state.is_terminal() && agents.contains(&task.spec.agent);
         self.tasks.values().map(|entry| &entry.task).filter(of).cloned().collect()
