@@ -375,8 +375,9 @@ async fn orders_and_settings_that_make_no_sense_are_refused_by_name() {
     };
     let mut found = fields(client.admin().configure_agent(request).await.expect_err("refused"));
     found.sort();
-    let expected = ["failure_rate", "open_multiplier", "ramp_for", "window.min_calls", "window.size"]
-        .map(|field| format!("settings.breaker.{field}"));
+    let expected =
+        ["count_window.min_calls", "count_window.size", "failure_rate", "open_multiplier", "ramp_for"]
+            .map(|field| format!("settings.breaker.{field}"));
     assert_eq!(found, expected);
     assert_eq!(breaker(&client, "a").await.epoch, 0, "nothing was done");
 }

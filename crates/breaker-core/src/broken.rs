@@ -8,17 +8,17 @@ use std::fmt;
 /// One broken rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
-    /// The field of [`Config`](crate::Config); of a window, `window.` and its field.
+    /// The field of [`Config`](crate::Config); of a window, its kind and its field: `count_window.size`.
     pub field: &'static str,
     /// What it was set to.
     pub value: String,
-    /// What it must keep.
+    /// What it has to be.
     pub rule: &'static str,
 }
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} = {}: {}", self.field, self.value, self.rule)
+        write!(f, "{} is {}, must be {}", self.field, self.value, self.rule)
     }
 }
 

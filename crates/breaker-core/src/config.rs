@@ -146,85 +146,75 @@ impl Config {
             (1..=MAX_FAILURE_THRESHOLD).contains(&self.failure_threshold),
             "failure_threshold",
             &self.failure_threshold,
-            "must be 1..=8000",
+            "1..=8000",
         );
         check(
             (1..=MAX_PROBES).contains(&self.success_threshold),
             "success_threshold",
             &self.success_threshold,
-            "must be 1..=200",
+            "1..=200",
         );
         check(
             (MIN_PERIOD..=MAX_OPEN_TIMEOUT).contains(&self.open_timeout),
             "open_timeout",
             &self.open_timeout,
-            "must be 10ms..=24h",
+            "10ms..=24h",
         );
         // `contains` is false for NaN and for the infinities, which is what "finite" asks.
         check(
             (1.0..=10.0).contains(&self.open_multiplier),
             "open_multiplier",
             &self.open_multiplier,
-            "must be finite and 1..=10",
+            "finite and 1..=10",
         );
-        check(
-            self.open_max >= self.open_timeout,
-            "open_max",
-            &self.open_max,
-            "must be at least open_timeout",
-        );
-        check((0.0..=1.0).contains(&self.open_jitter), "open_jitter", &self.open_jitter, "must be 0..=1");
+        check(self.open_max >= self.open_timeout, "open_max", &self.open_max, "at least open_timeout");
+        check((0.0..=1.0).contains(&self.open_jitter), "open_jitter", &self.open_jitter, "0..=1");
         check(
             (1..=MAX_PROBES).contains(&self.half_open_permits),
             "half_open_permits",
             &self.half_open_permits,
-            "must be 1..=200",
+            "1..=200",
         );
         check(
             self.probe_timeout.is_none_or(|timeout| !timeout.is_zero()),
             "probe_timeout",
             &self.probe_timeout,
-            "must be none or more than 0",
+            "none or more than 0",
         );
         check(
             self.half_open_max
                 .is_none_or(|max| max >= self.probe_timeout.unwrap_or_default().max(MIN_PERIOD)),
             "half_open_max",
             &self.half_open_max,
-            "must be none or at least 10ms and probe_timeout",
+            "none or at least 10ms and probe_timeout",
         );
         match self.window {
             None => {}
             Some(Window::Count { size, min_calls }) => {
-                check(RING.contains(&size), "window.size", &size, "must be 8..=1024");
-                check(
-                    (1..=size).contains(&min_calls),
-                    "window.min_calls",
-                    &min_calls,
-                    "must be 1..=window.size",
-                );
+                check(RING.contains(&size), "count_window.size", &size, "8..=1024");
+                check((1..=size).contains(&min_calls), "count_window.min_calls", &min_calls, "1..=size");
             }
             Some(Window::Time { bucket, min_calls }) => {
-                check(BUCKET.contains(&bucket), "window.bucket", &bucket, "must be 10ms..=60s");
+                check(BUCKET.contains(&bucket), "time_window.bucket", &bucket, "10ms..=60s");
                 check(
                     (1..=MOST_IN_BUCKETS).contains(&min_calls),
-                    "window.min_calls",
+                    "time_window.min_calls",
                     &min_calls,
-                    "must be 1..=655350",
+                    "1..=655350",
                 );
             }
         }
         let part = |rate: f64| rate > 0.0 && rate <= 1.0;
-        check(part(self.failure_rate), "failure_rate", &self.failure_rate, "must be above 0 and at most 1");
+        check(part(self.failure_rate), "failure_rate", &self.failure_rate, "above 0 and at most 1");
         check(
             self.slow_after.is_none_or(|after| !after.is_zero() && self.window.is_some()),
             "slow_after",
             &self.slow_after,
-            "must be none, or more than 0 and with a window",
+            "none, or more than 0 and with a window",
         );
-        check(part(self.slow_rate), "slow_rate", &self.slow_rate, "must be above 0 and at most 1");
-        check(self.ramp_for <= MAX_RAMP, "ramp_for", &self.ramp_for, "must be at most 10min");
-        check(part(self.ramp_start), "ramp_start", &self.ramp_start, "must be above 0 and at most 1");
+        check(part(self.slow_rate), "slow_rate", &self.slow_rate, "above 0 and at most 1");
+        check(self.ramp_for <= MAX_RAMP, "ramp_for", &self.ramp_for, "at most 10min");
+        check(part(self.ramp_start), "ramp_start", &self.ramp_start, "above 0 and at most 1");
         if errors.is_empty() { Ok(()) } else { Err(ConfigErrors(errors)) }
     }
 
@@ -329,7 +319,7 @@ mod tests {
                 "half_open_max"
             ]
         );
-        assert!(errors.to_string().starts_with("failure_threshold = 8001: must be 1..=8000; "));
+        assert!(errors.to_string().starts_with("failure_threshold is 8001, must be 1..=8000; "));
     }
 
     #[test]

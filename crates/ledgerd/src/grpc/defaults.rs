@@ -205,6 +205,10 @@ mod tests {
                 "budget = { capacity = 0.5 }",
                 "agent_defaults.budget.capacity: set it to a whole number, 1 to 1,000,000",
             ),
+            (
+                "breaker = { time_window = { bucket = '1ms', min_calls = 9 } }",
+                "agent_defaults.breaker.time_window.bucket: set it to 10ms..=60s",
+            ),
             ("max_waiting = 0", "agent_defaults.max_waiting: set it to 1 to 100,000,000"),
         ] {
             assert_eq!(read(text), Err(vec![wanted.to_owned()]), "{text}");

@@ -16,7 +16,7 @@ pub(super) fn breaker_overrides(check: &mut Check, at: At, given: wire::BreakerS
     let window = given.window.map(|window| match window {
         Given::CountWindow(window) => Some(Window::Count { size: window.size, min_calls: window.min_calls }),
         Given::TimeWindow(window) => {
-            let bucket = check.span(at, "breaker.window.bucket", window.bucket).unwrap_or_default();
+            let bucket = check.span(at, "breaker.time_window.bucket", window.bucket).unwrap_or_default();
             Some(Window::Time { bucket, min_calls: window.min_calls })
         }
         Given::NoWindow(_) => None,
