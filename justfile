@@ -14,12 +14,13 @@ _list:
 build:
     cargo build {{ everything }}
 
+# Whatever runs the daemon compiles it as the tests do and not by `cargo build`: dev-dependencies change features of shared
+# crates, so that all of them would be compiled twice.
+
 # Runs every test: Rust, the daemon's promises on PostgreSQL once more, then the Python client
 test: && python-test
     .ci/postgres cargo test {{ everything }}
     LEDGERD_TEST_STORE=postgres .ci/postgres cargo test {{ everything }} --test ledgerd -- --skip replicas:: --skip moving:: --skip postgres
-
-# Not `cargo build`: dev-dependencies change features of shared crates, and the daemon would be compiled twice.
 
 # Checks every interleaving of a few threads on a shared breaker
 loom:
@@ -34,7 +35,7 @@ python-test *args: _tools
 deploy-check *args: _tools
     tests/deploy/tools
     target/deploy/venv/bin/python tests/deploy/check.py {{ args }}
-    cargo build {{ everything }}
+    cargo test {{ everything }} --no-run
     python tests/deploy/scrape.py
     python tests/deploy/rehearse.py sqlite
     .ci/postgres python tests/deploy/rehearse.py postgres
@@ -43,7 +44,7 @@ deploy-check *args: _tools
 collector-check: _tools
     tests/deploy/tools
     PATH="$PWD/target/deploy/venv/bin:$PATH" GOTOOLCHAIN=local go build -C tests/deploy/collector -buildvcs=false -o ../../../target/deploy/bin/collector .
-    cargo build {{ everything }}
+    cargo test {{ everything }} --no-run
     python tests/deploy/collect.py
 
 # Checks format, proto, clippy and docs; warnings are fatal
