@@ -1,8 +1,9 @@
 //! Tables as a batch writes them: one statement, whatever the number of rows, which travel as one array of a composite type.
 //!
 //! An array for each column would be the plain way, and costs twice as much: the server keeps each of them apart, row by row,
-//! until it has put them together. Invariants: every statement has a fixed text, so its plan is made once; a type of a migration
-//! has the columns that are here, in their order (a test compares them).
+//! until it has put them together. What is written for every task travels as wide as its columns, or each value would be turned
+//! into another type. Invariants: every statement has a fixed text, so its plan is made once; a type of a migration has the
+//! columns that are here, in their order (a test compares them).
 
 use super::failed;
 use crate::store::bind::{Cell, Sink};
@@ -19,18 +20,22 @@ use std::sync::OnceLock;
 /// What a column's values travel as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
+    Int2,
+    Int4,
     Int,
     Real,
     Text,
     Bytes,
 }
 
-use Kind::{Bytes, Int, Real, Text};
+use Kind::{Bytes, Int, Int2, Int4, Real, Text};
 
 impl Kind {
     /// The number of its type, which is the same in every database (`pg_type.dat` of PostgreSQL).
     const fn number(self) -> u32 {
         match self {
+            Int2 => 21,
+            Int4 => 23,
             Int => 20,
             Real => 701,
             Text => 25,
@@ -41,6 +46,8 @@ impl Kind {
     #[cfg(test)]
     pub(super) const fn name(self) -> &'static str {
         match self {
+            Int2 => "smallint",
+            Int4 => "integer",
             Int => "bigint",
             Real => "double precision",
             Text => "text",
@@ -94,6 +101,11 @@ pub(super) struct Rows {
     at: usize,
 }
 
+/// Bytes of a column's value with its type and its length, about.
+const TYPICAL: usize = 14;
+/// Rows that room is made for at once.
+const MOST_AHEAD: usize = 4_096;
+
 impl Rows {
     pub(super) const fn of(table: &'static Table) -> Self {
         Self { table, bytes: Vec::new(), ends: Vec::new(), at: 0 }
@@ -121,6 +133,15 @@ impl Sink for Rows {
         let kind = columns[self.at].1;
         self.bytes.extend_from_slice(&kind.number().to_be_bytes());
         match (kind, value.into()) {
+            (Int2, Cell::Int(value)) => match i16::try_from(value) {
+                Ok(value) => self.field(Some(&value.to_be_bytes())),
+                // Too large, as the server will say.
+                Err(_) => self.field(Some(&value.to_be_bytes())),
+            },
+            (Int4, Cell::Int(value)) => match i32::try_from(value) {
+                Ok(value) => self.field(Some(&value.to_be_bytes())),
+                Err(_) => self.field(Some(&value.to_be_bytes())),
+            },
             (Int, Cell::Int(value)) => self.field(Some(&value.to_be_bytes())),
             (Real, Cell::Real(value)) => self.field(Some(&value.to_be_bytes())),
             (Text, Cell::Text(value)) => self.field(Some(value.as_bytes())),
@@ -144,6 +165,8 @@ impl Type<Postgres> for Rows {
 
 impl Encode<'_, Postgres> for Rows {
     fn encode_by_ref(&self, buf: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        // Each with its length.
+        buf.reserve(self.bytes.len() + 4 * self.ends.len());
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         let row =
             |(start, end): (usize, &usize)| Row { of: self.table.row, fields: &self.bytes[start..*end] };
@@ -188,6 +211,8 @@ pub(super) fn rows<T>(
     let mut rows = rows.into_iter().peekable();
     rows.peek()?;
     let mut written = Rows::of(table);
+    let (least, most) = rows.size_hint();
+    written.bytes.reserve(table.columns.len() * TYPICAL * most.unwrap_or(least).min(MOST_AHEAD));
     rows.for_each(|row| bind(&mut written, row));
     Some(written)
 }

@@ -11,7 +11,7 @@ use crate::store::rig::{AGENT, Kind, New, Rig, database, everything};
 use crate::store::schema;
 use bytes::Bytes;
 use ledger_core::store::{Ask, BreakerRow, Changed, Changes, Store, StoreError, Want};
-use ledger_core::{Event, State, TaskId};
+use ledger_core::{Event, Outcome, State, TaskId};
 use sqlx::migrate::Migrator;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row, SqlSafeStr};
@@ -151,6 +151,29 @@ async fn types_of_rows_have_the_columns_of_their_statements() {
         let here = table.columns.iter().map(|(name, kind)| ((*name).to_owned(), kind.name().to_owned()));
         assert_eq!(found, here.collect::<Vec<_>>(), "{}", table.row);
     }
+}
+
+/// Rows of tasks are written without what few have, where none in a batch has any of it.
+#[tokio::test]
+async fn what_few_tasks_have_is_gone_from_the_row_when_it_is_over() {
+    let Some(mut rig) = Rig::postgres().await else { return };
+    let url = url_of(&rig);
+    let stopped = "SELECT count(*) FROM tasks WHERE stop_cause IS NOT NULL AND stop_until IS NOT NULL";
+    let [one, other] = [rig.enqueue(New::of("a")).await, rig.enqueue(New::of("a")).await];
+    let fence = rig.run(one).await;
+    rig.commit().await;
+    rig.apply(one, Event::Cancel { note: "no".into() }).await;
+    let last = rig.run(other).await;
+    rig.commit().await;
+    assert_eq!(number(&url, stopped).await, 1);
+    rig.end(one, fence, Outcome::Complete).await;
+    rig.end(other, last, Outcome::Complete).await;
+    rig.commit().await;
+    assert_eq!(number(&url, stopped).await, 0);
+    assert_eq!(
+        number(&url, "SELECT count(*) FROM tasks WHERE stop_cause IS NULL AND stop_until IS NULL").await,
+        2
+    );
 }
 
 #[tokio::test]

@@ -6,8 +6,8 @@
 
 use super::shared::{self, Basis, Met, Written};
 use super::staged::{Image, Staged};
-use super::table::Kind::{self, Int, Real, Text};
-use super::table::{Rows, Table, put, rows};
+use super::table::Kind::{self, Int, Int2, Int4, Real, Text};
+use super::table::{Rows, Table, put, put_and_read, rows};
 use super::{Meta, failed};
 use crate::store::SMALL_RESULT;
 use crate::store::bind::{self, Cell, Sink};
@@ -35,11 +35,11 @@ macro_rules! task_row {
 }
 
 static SPECS: Table = Table::new(
-    "new_task_specs",
+    "lean_task_specs",
     "INSERT INTO task_specs",
     &[
         ("id", Int),
-        ("agent", Int),
+        ("agent", Int4),
         ("task_type", Text),
         ("created_at", Int),
         ("payload", Kind::Bytes),
@@ -49,44 +49,77 @@ static SPECS: Table = Table::new(
         ("tracestate", Text),
         ("key", Text),
         ("digest", Int),
-        ("frees_key", Int),
+        ("frees_key", Int2),
         ("parent", Int),
     ],
     "",
 );
+/// As above, without what few have.
+macro_rules! lean_row {
+    ($($more:expr),*) => {
+        &[
+            ("id", Int), ("state", Int2), ("reason", Int2), ("priority", Int2), ("run_at", Int), ("calendar", Int2),
+            ("deadline", Int), ("queued_at", Int), ("updated_at", Int), ("version", Int), ("fence", Int),
+            ("delivery", Int4), ("attempt", Int4), ("idle_deliveries", Int4), ("worker", Text), ("incarnation", Int),
+            ("session", Int), ("lease_until", Int), ("acked_at", Int), ("progress_at", Int), ("sample_epoch", Int),
+            ("sample_probe", Int2), ("sample_told", Int2), $($more),*
+        ]
+    };
+}
 static NEW_TASKS: Table = Table::new("new_tasks", "INSERT INTO tasks", task_row!(), "");
+static LEAN_NEW_TASKS: Table = Table::new("lean_tasks", "INSERT INTO tasks", lean_row!(), "");
+macro_rules! update_tasks {
+    ($rare:literal) => {
+        concat!(
+            "UPDATE tasks AS t SET state = new.state, reason = new.reason, priority = new.priority, run_at = new.run_at, \
+             calendar = new.calendar, deadline = new.deadline, queued_at = new.queued_at, updated_at = new.updated_at, \
+             version = new.version, fence = new.fence, delivery = new.delivery, attempt = new.attempt, \
+             idle_deliveries = new.idle_deliveries, worker = new.worker, incarnation = new.incarnation, \
+             session = new.session, lease_until = new.lease_until, acked_at = new.acked_at, \
+             progress_at = new.progress_at, sample_epoch = new.sample_epoch, sample_probe = new.sample_probe, \
+             sample_told = new.sample_told, result = COALESCE(new.result, t.result), ",
+            $rare
+        )
+    };
+}
 /// Only those that are as they were read; names them.
+const AS_READ: &str = "WHERE t.id = new.id AND t.version = new.expected AND t.session IS NOT DISTINCT FROM new.held RETURNING t.id";
 static TASKS: Table = Table::new(
     "changed_tasks",
-    "UPDATE tasks AS t SET state = new.state, reason = new.reason, priority = new.priority, run_at = new.run_at, \
-     calendar = new.calendar, deadline = new.deadline, queued_at = new.queued_at, updated_at = new.updated_at, \
-     version = new.version, fence = new.fence, delivery = new.delivery, attempt = new.attempt, \
-     idle_deliveries = new.idle_deliveries, worker = new.worker, incarnation = new.incarnation, \
-     session = new.session, lease_until = new.lease_until, acked_at = new.acked_at, progress_at = new.progress_at, \
-     sample_epoch = new.sample_epoch, sample_probe = new.sample_probe, sample_told = new.sample_told, \
-     retry_count = new.retry_count, losses = new.losses, preemptions = new.preemptions, redrives = new.redrives, \
-     probe_failures = new.probe_failures, tokens = new.tokens, previous_delay = new.previous_delay, \
-     stop_cause = new.stop_cause, stop_until = new.stop_until, discarded = new.discarded, \
-     loss_weight = new.loss_weight, lost_at = new.lost_at, free_releases = new.free_releases, blocks = new.blocks, \
-     result = COALESCE(new.result, t.result)",
+    update_tasks!(
+        "retry_count = new.retry_count, losses = new.losses, preemptions = new.preemptions, redrives = new.redrives, \
+         probe_failures = new.probe_failures, tokens = new.tokens, previous_delay = new.previous_delay, \
+         stop_cause = new.stop_cause, stop_until = new.stop_until, discarded = new.discarded, \
+         loss_weight = new.loss_weight, lost_at = new.lost_at, free_releases = new.free_releases, blocks = new.blocks"
+    ),
     task_row!(("expected", Int), ("held", Int)),
-    "WHERE t.id = new.id AND t.version = new.expected AND t.session IS NOT DISTINCT FROM new.held RETURNING t.id",
+    AS_READ,
+);
+static LEAN_TASKS: Table = Table::new(
+    "lean_changed_tasks",
+    update_tasks!(
+        "retry_count = NULL, losses = NULL, preemptions = NULL, redrives = NULL, probe_failures = NULL, tokens = NULL, \
+         previous_delay = NULL, stop_cause = NULL, stop_until = NULL, discarded = NULL, loss_weight = NULL, \
+         lost_at = NULL, free_releases = NULL, blocks = NULL"
+    ),
+    lean_row!(("result", Kind::Bytes), ("expected", Int), ("held", Int)),
+    AS_READ,
 );
 static HISTORY: Table = Table::new(
-    "new_task_history",
+    "lean_task_history",
     "INSERT INTO task_history",
     &[
-        ("slot", Int),
+        ("slot", Int2),
         ("seq", Int),
         ("task_id", Int),
         ("version", Int),
-        ("kind", Int),
-        ("from_state", Int),
-        ("to_state", Int),
-        ("reason", Int),
+        ("kind", Int2),
+        ("from_state", Int2),
+        ("to_state", Int2),
+        ("reason", Int2),
         ("at", Int),
         ("fence", Int),
-        ("attempt", Int),
+        ("attempt", Int4),
         ("worker", Text),
         ("until", Int),
         ("digest", Int),
@@ -165,9 +198,9 @@ static LETTERS: Table = Table::new(
         discarded_at = excluded.discarded_at, discard_reason = excluded.discard_reason",
 );
 static KEYS: Table = Table::new(
-    "new_idempotency_keys",
+    "lean_idempotency_keys",
     "INSERT INTO idempotency_keys",
-    &[("agent", Int), ("key", Text), ("task_id", Int), ("digest", Int)],
+    &[("agent", Int4), ("key", Text), ("task_id", Int), ("digest", Int)],
     "",
 );
 static REQUESTS: Table = Table::new(
@@ -253,7 +286,9 @@ pub(super) fn tables() -> impl Iterator<Item = &'static Table> {
     let here = [
         &SPECS,
         &NEW_TASKS,
+        &LEAN_NEW_TASKS,
         &TASKS,
+        &LEAN_TASKS,
         &HISTORY,
         &READY,
         &RESULTS,
@@ -301,11 +336,25 @@ fn numbers<'a>(ids: impl IntoIterator<Item = &'a TaskId>) -> Vec<i64> {
     ids.into_iter().map(|id| id.0.cast_signed()).collect()
 }
 
-fn image(row: &mut Rows, task: &Task, staged: &Staged) {
+/// A row of `tasks`; without what few have, where none of its statement's rows has any of it.
+fn image(row: &mut Rows, task: &Task, lean: bool) {
     bind::task(row, task);
     bind::held(row, task);
-    bind::rare(&mut Sparse(row), task);
-    row.add(staged.results.get(&task.id).filter(|result| stays_with(task, result)).map(|result| &result[..]));
+    if !lean {
+        bind::rare(&mut Sparse(row), task);
+    }
+}
+
+/// Whether none of these has what few have. All rows of a batch go in one statement, in the order of their numbers.
+fn are_lean<'i>(images: impl IntoIterator<Item = &'i Image>) -> bool {
+    let mut blank = Blank(true);
+    images.into_iter().for_each(|image| bind::rare(&mut blank, &image.task));
+    blank.0
+}
+
+/// The result that a task's row holds.
+fn own_result<'s>(task: &Task, staged: &'s Staged) -> Option<&'s [u8]> {
+    staged.results.get(&task.id).filter(|result| stays_with(task, result)).map(|result| &result[..])
 }
 
 /// Whether a result is kept in the row of its task: small, and of one that is DONE, for that row is not written again.
@@ -322,6 +371,15 @@ impl Sink for Sparse<'_> {
             Cell::Int(0) => self.0.add(Cell::Null),
             other => self.0.add(other),
         }
+    }
+}
+
+/// Whether nothing but NULL and 0 was added.
+struct Blank(bool);
+
+impl Sink for Blank {
+    fn add<'v>(&mut self, value: impl Into<Cell<'v>>) {
+        self.0 &= matches!(value.into(), Cell::Null | Cell::Int(0));
     }
 }
 
@@ -366,8 +424,19 @@ pub(super) async fn write_new(
         }),
     )
     .await?;
-    let new = staged.in_order().into_iter().filter(|image| image.is_new());
-    put(conn, rows(&NEW_TASKS, new, |row, new| image(row, &new.task, staged))).await?;
+    let new: Vec<&Image> = staged.in_order().into_iter().filter(|image| image.is_new()).collect();
+    let has_result = |image: &&Image| own_result(&image.task, staged).is_some();
+    let lean = are_lean(new.iter().copied()) && !new.iter().any(has_result);
+    put(
+        conn,
+        rows(if lean { &LEAN_NEW_TASKS } else { &NEW_TASKS }, new, |row, new| {
+            image(row, &new.task, lean);
+            if !lean {
+                row.add(own_result(&new.task, staged));
+            }
+        }),
+    )
+    .await?;
     let first = meta.last_seq + 1 - staged.history.len() as u64;
     put(
         conn,
@@ -439,16 +508,14 @@ async fn write_tasks(conn: &mut PgConnection, staged: &Staged, slot: i64) -> Res
 
 /// Rows of tasks that were read; all of them, or it names one that somebody else changed.
 async fn write_known(conn: &mut PgConnection, known: &[&Image], staged: &Staged) -> Result<(), StoreError> {
-    if known.is_empty() {
-        return Ok(());
-    }
-    let mut columns = Rows::of(&TASKS);
-    for known in known {
-        image(&mut columns, &known.task, staged);
-        columns.add(known.expected.cast_signed());
-        columns.add(known.held.map(|held| held.0.cast_signed()));
-    }
-    let written = columns.query().fetch_all(conn).await.map_err(|error| failed(&error))?;
+    let lean = are_lean(known.iter().copied());
+    let columns = rows(if lean { &LEAN_TASKS } else { &TASKS }, known, |row, known| {
+        image(row, &known.task, lean);
+        row.add(own_result(&known.task, staged));
+        row.add(known.expected.cast_signed());
+        row.add(known.held.map(|held| held.0.cast_signed()));
+    });
+    let written = put_and_read(conn, columns).await?;
     if written.len() == known.len() {
         return Ok(());
     }
