@@ -39,11 +39,16 @@ pub(super) const TIMED: &str = concat!(
         OR t.state IN (1, 3) AND (t.deadline IS NOT NULL OR s.agent = ANY($1) OR s.policy LIKE '%queue_timeout%') \
      ORDER BY t.id"
 );
-const TASKS: &str = concat!(
-    "SELECT ",
-    task_columns!(),
-    " FROM tasks AS t JOIN task_specs AS s ON s.id = t.id WHERE t.id = ANY($1)"
-);
+/// Rows of the tasks `found`. Each is looked up by itself: a plain join may be planned to read all there are, where tables were
+/// empty when the server last looked at them.
+macro_rules! of_found {
+    () => {
+        "CROSS JOIN LATERAL (SELECT * FROM tasks AS of_task WHERE of_task.id = found.task_id OFFSET 0) AS t \
+         CROSS JOIN LATERAL (SELECT * FROM task_specs AS of_task WHERE of_task.id = found.task_id OFFSET 0) AS s"
+    };
+}
+pub(super) const TASKS: &str =
+    concat!("SELECT ", task_columns!(), " FROM unnest($1::bigint[]) AS found (task_id) ", of_found!());
 const LIVE: &str = concat!(
     "SELECT ",
     task_columns!(),
@@ -84,7 +89,7 @@ macro_rules! waiting_types {
 /// Of agent $1, of types $2 (NULL: all) but $3, due at $4 on the steady and $5 on the wall clock, gated ones if $6, none
 /// of the tasks $8: at most $7. Each type and priority is asked for itself, so that what is not due, or of another type,
 /// is not in the way. Nobody else gets them before the batch has ended.
-const OFFER: &str = concat!(
+pub(super) const OFFER: &str = concat!(
     waiting_types!(),
     "SELECT ",
     task_columns!(),
@@ -103,23 +108,22 @@ const OFFER: &str = concat!(
         WHERE types.name IS NOT NULL AND ($2::text[] IS NULL OR types.name = ANY($2)) AND types.name <> ALL($3) \
             AND (may.gated = 0 OR $6) \
         ORDER BY found.urgency, found.run_at, found.task_id LIMIT $7 \
-     ) AS first \
-     JOIN tasks AS t ON t.id = first.task_id \
-     JOIN task_specs AS s ON s.id = t.id"
+     ) AS found ",
+    of_found!()
 );
-const GATED: &str = concat!(
+pub(super) const GATED: &str = concat!(
     "SELECT ",
     task_columns!(),
-    " FROM ready AS r JOIN tasks AS t ON t.id = r.task_id JOIN task_specs AS s ON s.id = t.id \
-     WHERE r.agent = $1 AND r.gated = 1 AND r.task_id <> ALL($2)"
+    " FROM (SELECT task_id FROM ready WHERE agent = $1 AND gated = 1 AND task_id <> ALL($2) OFFSET 0) AS found ",
+    of_found!()
 );
-/// As [`OFFER`], those before urgency $4, time $5 and number $6.
 /// Since when the longest waiting tasks are due, by agent: steady before $1, wall before $2. Of each clock so many at most.
 const OLDEST: &str = "SELECT agent, calendar::bigint, min(run_at) FROM ( \
     (SELECT agent, calendar, run_at FROM ready WHERE gated = 0 AND calendar = 0 AND run_at <= $1 \
         ORDER BY run_at LIMIT 10000) \
     UNION ALL (SELECT agent, calendar, run_at FROM ready WHERE gated = 0 AND calendar = 1 AND run_at <= $2 \
         ORDER BY run_at LIMIT 10000)) AS due GROUP BY agent, calendar";
+/// As [`OFFER`], those before urgency $4, time $5 and number $6.
 const AHEAD: &str = concat!(
     waiting_types!(),
     "SELECT COUNT(*) FROM ( \

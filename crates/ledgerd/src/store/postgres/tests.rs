@@ -138,6 +138,42 @@ async fn what_a_watch_reads_is_looked_up_by_indexes_alone() {
     }
 }
 
+/// As long as the server has not looked at tables since they were empty, which takes a minute or more.
+#[tokio::test]
+async fn what_a_batch_reads_is_looked_up_by_indexes_whatever_statistics_say() {
+    let Some(mut rig) = Rig::postgres().await else { return };
+    let mut conn = raw(&url_of(&rig)).await;
+    for table in ["tasks", "task_specs", "ready"] {
+        let off = format!("ALTER TABLE {table} SET (autovacuum_enabled = off)");
+        conn.execute(AssertSqlSafe(off).into_sql_str()).await.expect("it can");
+    }
+    conn.execute("ANALYZE; SET jit = off").await.expect("it can");
+    rig.enqueue_all((0..5_000).map(|_| New::of("a"))).await;
+    rig.commit().await;
+    for (text, types, values) in [
+        (
+            recover::OFFER,
+            "bigint, text[], text[], bigint, bigint, boolean, bigint, bigint[]",
+            "1, NULL, '{}', 1900000000000, 1900000000000, true, 500, '{}'",
+        ),
+        (recover::GATED, "bigint, bigint[]", "1, '{}'"),
+        (recover::TASKS, "bigint[]", "ARRAY[1, 2, 3]"),
+    ] {
+        for mode in ["force_generic_plan", "force_custom_plan"] {
+            let prepared =
+                format!("SET plan_cache_mode = {mode}; DEALLOCATE ALL; PREPARE looked ({types}) AS {text}");
+            conn.execute(AssertSqlSafe(prepared).into_sql_str()).await.expect("it is one");
+            let plan = format!("EXPLAIN (COSTS off) EXECUTE looked ({values})");
+            let plan = conn.fetch_all(AssertSqlSafe(plan).into_sql_str()).await.expect("it has a plan");
+            let plan: String = plan.iter().map(|line| line.get::<String, _>(0) + "\n").collect();
+            for index in ["tasks_pkey", "task_specs_pkey"] {
+                assert!(plan.contains(&format!("Index Scan using {index}")), "{mode} {index}\n{plan}");
+            }
+            assert!(!plan.contains("Seq Scan on task"), "{mode}\n{plan}");
+        }
+    }
+}
+
 /// A column that is added to a statement needs a new type of its rows, by a migration: daemons of before still use the old one.
 #[tokio::test]
 async fn types_of_rows_have_the_columns_of_their_statements() {
