@@ -4,6 +4,7 @@
 //! Each measurement has a database of its own, made and removed with the server's psql. After a load its daemons are killed
 //! and its rows counted, as the suite does.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -71,6 +72,8 @@ struct Facts {
     /// Rate while an old snapshot is held open, against before, and dead rows at its end.
     held_snapshot_ratio: Vec<f64>,
     held_snapshot_dead_rows: Vec<u64>,
+    /// What was waited for, and how often that was seen: `extend` is room at the end of a table, which the server makes.
+    lock_waits: BTreeMap<String, u64>,
     rows_counted_after_a_kill: u64,
 }
 
@@ -353,27 +356,30 @@ impl Suite<'_> {
         let load = Load { duration: Span(Duration::from_secs(seconds)), ..self.bulk() };
         let looked = async {
             let end = Instant::now() + Duration::from_secs(seconds);
-            let mut waits = 0;
+            let mut waits = BTreeMap::new();
             // A session looks for as long as the load runs: one look after the other, in the server.
             let sql = format!(
-                "SELECT count(*) FROM pg_locks WHERE NOT granted AND waitstart < clock_timestamp() - interval '{LONG_WAIT}'"
+                "SELECT concat_ws(' ', locktype, relation::regclass) FROM pg_locks \
+                 WHERE NOT granted AND waitstart < clock_timestamp() - interval '{LONG_WAIT}'"
             );
             while Instant::now() < end {
-                waits += self.server.number(&ledger.url, &sql).await?;
+                for wait in self.server.ask(&ledger.url, &sql).await?.lines() {
+                    *waits.entry(wait.to_owned()).or_default() += 1;
+                }
                 sleep(LOCK_LOOK).await;
             }
             Ok::<_, Failure>(waits)
         };
         let (loaded, waits) = tokio::join!(ledger.load(load), looked);
         loaded?;
-        let waits = waits? as f64;
+        self.facts.lock_waits = waits?;
         ledger.end().await?;
         self.goals.row(
             "locks",
             "waits for a lock over 10 ms that were seen under load of three daemons",
             "",
             (0.0, -1.0),
-            vec![waits],
+            vec![self.facts.lock_waits.values().sum::<u64>() as f64],
         );
         Ok(())
     }
