@@ -33,6 +33,18 @@ macro_rules! task_row {
         ]
     };
 }
+/// The same without what few have, and as wide as the columns; the types above are of before, and types are never changed.
+macro_rules! lean_row {
+    ($($more:expr),*) => {
+        &[
+            ("id", Int), ("state", Int2), ("reason", Int2), ("priority", Int2), ("run_at", Int), ("calendar", Int2),
+            ("deadline", Int), ("queued_at", Int), ("updated_at", Int), ("version", Int), ("fence", Int),
+            ("delivery", Int4), ("attempt", Int4), ("idle_deliveries", Int4), ("worker", Text), ("incarnation", Int),
+            ("session", Int), ("lease_until", Int), ("acked_at", Int), ("progress_at", Int), ("sample_epoch", Int),
+            ("sample_probe", Int2), ("sample_told", Int2), $($more),*
+        ]
+    };
+}
 
 static SPECS: Table = Table::new(
     "lean_task_specs",
@@ -54,18 +66,6 @@ static SPECS: Table = Table::new(
     ],
     "",
 );
-/// As above, without what few have.
-macro_rules! lean_row {
-    ($($more:expr),*) => {
-        &[
-            ("id", Int), ("state", Int2), ("reason", Int2), ("priority", Int2), ("run_at", Int), ("calendar", Int2),
-            ("deadline", Int), ("queued_at", Int), ("updated_at", Int), ("version", Int), ("fence", Int),
-            ("delivery", Int4), ("attempt", Int4), ("idle_deliveries", Int4), ("worker", Text), ("incarnation", Int),
-            ("session", Int), ("lease_until", Int), ("acked_at", Int), ("progress_at", Int), ("sample_epoch", Int),
-            ("sample_probe", Int2), ("sample_told", Int2), $($more),*
-        ]
-    };
-}
 static NEW_TASKS: Table = Table::new("new_tasks", "INSERT INTO tasks", task_row!(), "");
 static LEAN_NEW_TASKS: Table = Table::new("lean_tasks", "INSERT INTO tasks", lean_row!(), "");
 macro_rules! update_tasks {
