@@ -510,11 +510,11 @@ fn is_whole(dir: &Path) {
         "SELECT COUNT(*) FROM tasks WHERE id NOT IN (SELECT id FROM task_specs)",
         "SELECT COUNT(*) FROM task_specs WHERE id NOT IN (SELECT id FROM tasks)",
         "SELECT COUNT(*) FROM tasks AS t WHERE state = 5 AND result IS NULL AND id NOT IN (SELECT task_id FROM results)",
-        "SELECT COUNT(*) FROM tasks WHERE history NOT IN (SELECT seq FROM task_history)",
-        "SELECT COUNT(*) FROM (SELECT task_id FROM task_history GROUP BY task_id HAVING COUNT(*) <> max(version))",
+        "SELECT COUNT(*) FROM tasks WHERE history NOT IN (SELECT seq FROM history)",
+        "SELECT COUNT(*) FROM (SELECT task_id FROM history GROUP BY task_id HAVING COUNT(*) <> max(version))",
         "SELECT COUNT(*) FROM idempotency_keys WHERE task_id NOT IN (SELECT id FROM tasks)",
-        "SELECT COUNT(*) FROM task_history WHERE seq > (SELECT last_seq FROM meta)",
-        "SELECT (SELECT COUNT(*) FROM task_history) <> (SELECT last_seq FROM meta)",
+        "SELECT COUNT(*) FROM history WHERE seq > (SELECT last_seq FROM meta)",
+        "SELECT (SELECT COUNT(*) FROM history) <> (SELECT last_seq FROM meta)",
     ] {
         assert_eq!(count(torn), 0, "{torn}");
     }

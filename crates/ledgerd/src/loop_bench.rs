@@ -1,6 +1,6 @@
 //! `ledgerd bench-loop`: the ledger's loop by itself, and prepared statements on the same schema without it.
 //!
-//! For `bench suite`. Both make the same rows durable: a task and what its producer said, its result, and a history row for
+//! For `bench suite`. Both make the same rows durable: a task and what its producer said, its result, and a history entry for
 //! each of three transitions, in two commits: enqueue with claim, and completion. The loop also decides, keeps what waits
 //! and what runs in memory, and answers.
 
@@ -13,7 +13,7 @@ use ledgerd::clock::Clock;
 use ledgerd::ledger::command::{BatchMode, FromWorker, NewTask, Settlement, ToWorker};
 use ledgerd::ledger::start;
 use ledgerd::store::{Options, open};
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Statement, params};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Tasks in a batch.
 const BATCH: u64 = 1_000;
+/// Entries of history in a row, as the ledger has them.
+const ENTRIES: usize = 16;
 /// Batches on their way at one time, so that the loop never waits for its caller.
 const AHEAD: usize = 3;
 
@@ -140,52 +142,62 @@ fn same_schema(file: &Path, duration: Duration) -> Result<f64, rusqlite::Error> 
     )?;
     let number = |sql: &str| conn.query_row(sql, [], |row| row.get::<_, i64>(0));
     let mut id = number("SELECT MAX(id) FROM tasks")?;
-    let mut seq = number("SELECT MAX(seq) FROM task_history")?;
+    let mut seq = number("SELECT last_seq FROM meta")?;
     let mut spec = conn.prepare(
         "INSERT INTO task_specs (id, agent, task_type, created_at, payload, digest, frees_key) \
          VALUES (?1, 1, 'bench', ?2, ?3, 0, 0)",
     )?;
     let mut insert = conn.prepare(
         "INSERT INTO tasks (id, state, reason, priority, run_at, calendar, queued_at, updated_at, version, fence, delivery, \
-             attempt, idle_deliveries, history, worker, incarnation, session, lease_until, progress_at, sample_epoch, \
-             sample_probe, sample_told) \
-         VALUES (?1, 2, 0, 5, ?2, 0, ?2, ?2, 2, 1, 1, 0, 1, ?3, 'worker-1', 1, 1, ?2, ?2, 0, 0, 0)",
+             attempt, idle_deliveries, history, held) \
+         VALUES (?1, 2, 0, 5, ?2, 0, ?2, ?2, 2, 1, 1, 0, 1, ?3, ?4)",
     )?;
     let mut complete = conn.prepare(
         "UPDATE tasks SET state = 5, updated_at = ?2, version = 3, attempt = 1, idle_deliveries = 0, history = ?3, \
-             worker = NULL, incarnation = NULL, session = NULL, lease_until = NULL, progress_at = NULL, sample_epoch = NULL, \
-             sample_probe = NULL, sample_told = NULL \
+             held = NULL, result = ?4 \
          WHERE id = ?1",
     )?;
-    let mut history = conn.prepare(
-        "INSERT INTO task_history (seq, task_id, version, prev, kind, from_state, to_state, reason, at, fence, attempt, \
-             worker, digest) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 0, ?8, ?9, ?10, ?11, ?12)",
-    )?;
-    let mut result = conn.prepare("INSERT INTO results (task_id, result) VALUES (?1, ?2)")?;
-    let (payload, output, worker) = ([b'x'; 256], *b"0123456789abcdef", Some("worker-1"));
+    let mut history =
+        conn.prepare("INSERT INTO task_history (seq, task, at, entries) VALUES (?1, ?2, ?3, ?4)")?;
+    let (payload, output) = ([b'x'; 256], *b"0123456789abcdef");
     let (began, mut rounds) = (Instant::now(), 0_u64);
     while began.elapsed() < duration {
         let (now, first) = (id, id + 1);
         conn.execute_batch("BEGIN IMMEDIATE")?;
+        let mut entries = Vec::with_capacity(2 * BATCH as usize);
         for _ in 0..BATCH {
             id += 1;
             spec.execute(params![id, now, &payload[..]])?;
-            insert.execute(params![id, now, seq + 2])?;
-            let (none, nobody) = (None::<i64>, None::<&str>);
-            history.execute(params![seq + 1, id, 1, none, 1, none, 1, now, 0, 0, nobody, none])?;
-            history.execute(params![seq + 2, id, 2, seq + 1, 2, 1, 2, now, 1, 0, worker, none])?;
+            insert.execute(params![
+                id,
+                now,
+                seq + 2,
+                format!(r#"["worker-1",1,1,{now},null,{now},0,0,0]"#)
+            ])?;
+            entries.push(format!("[{id},1,0,1,null,1,0,0,0,0]"));
+            entries.push(format!(r#"[{id},2,1,2,1,2,0,0,1,0,"worker-1"]"#));
             seq += 2;
         }
+        put(&mut history, seq, now, &entries)?;
         conn.execute_batch("COMMIT; BEGIN IMMEDIATE")?;
+        entries.clear();
         for (id, before) in (first..=id).zip((seq - 2 * BATCH as i64 + 2..).step_by(2)) {
             seq += 1;
-            complete.execute(params![id, now, seq])?;
-            result.execute(params![id, &output[..]])?;
-            history.execute(params![seq, id, 3, before, 4, 2, 5, now, 1, 1, worker, 1])?;
+            complete.execute(params![id, now, seq, &output[..]])?;
+            entries.push(format!(r#"[{id},3,{},4,2,5,0,0,1,1,"worker-1",null,1]"#, seq - before));
         }
+        put(&mut history, seq, now, &entries)?;
         conn.execute_batch("COMMIT")?;
         rounds += 1;
     }
     Ok((rounds * BATCH) as f64 / began.elapsed().as_secs_f64())
+}
+
+/// Writes entries of history, the last of them with this number.
+fn put(statement: &mut Statement<'_>, last: i64, at: i64, entries: &[String]) -> Result<(), rusqlite::Error> {
+    let first = last - entries.len() as i64 + 1;
+    for (seq, entries) in (first..).step_by(ENTRIES).zip(entries.chunks(ENTRIES)) {
+        statement.execute(params![seq, 0, at, format!("[{}]", entries.join(","))])?;
+    }
+    Ok(())
 }

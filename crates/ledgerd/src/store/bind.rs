@@ -108,38 +108,48 @@ pub(super) fn task(args: &mut impl Sink, task: &Task) {
     args.add(i64::from(task.idle_deliveries));
 }
 
-/// Its holder and its sample.
+/// Its holder, its lease and its sample.
 pub(super) fn held(args: &mut impl Sink, task: &Task) {
-    let holder = task.holder.as_ref();
-    args.add(holder.map(|holder| &*holder.worker));
-    args.add(holder.map(|holder| holder.incarnation.cast_signed()));
-    args.add(holder.map(|holder| holder.session.0.cast_signed()));
-    args.add(task.lease.map(|lease| lease.until.millis()));
-    args.add(task.lease.and_then(|lease| lease.acked_at).map(Timestamp::millis));
-    args.add(task.lease.map(|lease| lease.progress_at.millis()));
-    args.add(task.sample.map(|sample| sample.permit.epoch.cast_signed()));
-    args.add(
-        task.sample.map(|sample| if sample.permit.probe { i64::from(sample.permit.slot) + 1 } else { 0 }),
-    );
-    args.add(task.sample.map(|sample| sample.told));
+    args.add(task.holder.as_ref().map(|holder| &*holder.worker));
+    held_numbers(task).into_iter().for_each(|number| args.add(number));
 }
 
-/// What few have.
-pub(super) fn rare(args: &mut impl Sink, task: &Task) {
-    args.add(i64::from(task.retry_count));
-    args.add(i64::from(task.losses));
-    args.add(i64::from(task.preemptions));
-    args.add(i64::from(task.redrives));
-    args.add(i64::from(task.probe_failures));
-    args.add(i64::from(task.tokens));
-    args.add(i64::from(task.previous_delay));
-    args.add(task.stop.map(|stop| i64::from(stop.cause.code())));
-    args.add(task.stop.map(|stop| stop.until.millis()));
-    args.add(task.discarded);
-    args.add(i64::from(task.loss_weight));
-    args.add(task.lost_at.map(Timestamp::millis));
-    args.add(i64::from(task.free_releases));
-    args.add(i64::from(task.blocks));
+/// The same but for the worker's name.
+pub(super) fn held_numbers(task: &Task) -> [Option<i64>; 8] {
+    let (holder, lease, sample) = (task.holder.as_ref(), task.lease, task.sample);
+    let probe = |permit: breaker_core::Permit| if permit.probe { i64::from(permit.slot) + 1 } else { 0 };
+    [
+        holder.map(|holder| holder.incarnation.cast_signed()),
+        holder.map(|holder| holder.session.0.cast_signed()),
+        lease.map(|lease| lease.until.millis()),
+        lease.and_then(|lease| lease.acked_at).map(Timestamp::millis),
+        lease.map(|lease| lease.progress_at.millis()),
+        sample.map(|sample| sample.permit.epoch.cast_signed()),
+        sample.map(|sample| probe(sample.permit)),
+        sample.map(|sample| sample.told.into()),
+    ]
+}
+
+/// What few have. None: nothing, or 0.
+pub(super) fn rare(task: &Task) -> [Option<i64>; 14] {
+    let stop = task.stop.map_or((0, 0), |stop| (stop.cause.code().into(), stop.until.millis()));
+    [
+        task.retry_count.into(),
+        task.losses.into(),
+        task.preemptions.into(),
+        task.redrives.into(),
+        task.probe_failures.into(),
+        task.tokens.into(),
+        task.previous_delay.into(),
+        stop.0,
+        stop.1,
+        task.discarded.into(),
+        task.loss_weight.into(),
+        task.lost_at.map_or(0, Timestamp::millis),
+        task.free_releases.into(),
+        task.blocks.into(),
+    ]
+    .map(|number: i64| (number != 0).then_some(number))
 }
 
 /// A row of `task_history`, but for its number.

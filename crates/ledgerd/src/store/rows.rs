@@ -14,6 +14,7 @@ use ledger_core::{
     AgentId, EventKind, Holder, Lease, Overrides, Reason, Record, Sample, SessionId, Spec, State, Stop,
     StopCause, Task, TaskError, TaskId, Timestamp,
 };
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,6 +74,9 @@ pub(super) use {
     task_columns,
 };
 
+/// A worker, and the numbers of what it holds.
+type Held<'r> = (Option<Cow<'r, str>>, [Option<i64>; 8]);
+
 /// Texts that many rows share, kept once. A scan of a million tasks meets few types and workers.
 #[derive(Default)]
 pub(super) struct Shared(std::collections::HashSet<Arc<str>>);
@@ -93,6 +97,9 @@ impl Shared {
 
 /// A row of either database, by the place of a column. None: NULL.
 pub(super) trait Cells {
+    /// Whether what few tasks have is two JSON arrays, in the place of their columns.
+    const PACKED: bool = false;
+
     fn int(&self, at: usize) -> sqlx::Result<Option<i64>>;
     fn real(&self, at: usize) -> sqlx::Result<Option<f64>>;
     fn text(&self, at: usize) -> sqlx::Result<Option<&str>>;
@@ -137,10 +144,31 @@ impl<'r, R: Cells> Columns<'r, R> {
         self.get(R::int)
     }
 
-    /// A count that is mostly 0, which PostgreSQL stores as nothing.
-    fn rare<T: TryFrom<i64>>(&mut self) -> Result<T, StoreError> {
-        let value = self.maybe()?.unwrap_or_default();
-        T::try_from(value).map_err(|_| self.wrong(&value))
+    /// The next columns, as they are.
+    fn numbers<const N: usize>(&mut self) -> Result<[Option<i64>; N], StoreError> {
+        let mut numbers = [None; N];
+        for number in &mut numbers {
+            *number = self.maybe()?;
+        }
+        Ok(numbers)
+    }
+
+    fn wide_held(&mut self) -> Result<Held<'r>, StoreError> {
+        Ok((self.maybe_text()?.map(Cow::Borrowed), self.numbers()?))
+    }
+
+    fn packed_held(&mut self) -> Result<Held<'r>, StoreError> {
+        type Packed = (Option<String>, N, N, N, N, N, N, N, N);
+        type N = Option<i64>;
+        let Some(text) = self.maybe_text()? else { return Ok(Default::default()) };
+        let (worker, a, b, c, d, e, f, g, h): Packed = text::read(text)?;
+        Ok((worker.map(Cow::Owned), [a, b, c, d, e, f, g, h]))
+    }
+
+    fn packed_rare<const N: usize>(&mut self) -> Result<[Option<i64>; N], StoreError> {
+        let Some(text) = self.maybe_text()? else { return Ok([None; N]) };
+        let numbers: Vec<Option<i64>> = text::read(text)?;
+        numbers.try_into().map_err(|_| self.wrong(&"is of another length"))
     }
 
     pub(super) fn number(&mut self) -> Result<u64, StoreError> {
@@ -224,26 +252,30 @@ impl<'r, R: Cells> Columns<'r, R> {
         let delivery = self.narrow()?;
         let attempt = self.narrow()?;
         let idle_deliveries = self.narrow()?;
-        let worker = self.maybe_text()?;
-        let (incarnation, session) = (self.maybe()?, self.maybe()?);
+        let (worker, held) = if R::PACKED { self.packed_held()? } else { self.wide_held()? };
+        let [incarnation, session, until, acked_at, progress_at, epoch, probe, told] = held;
         let holder = worker.map(|worker| Holder {
-            worker: shared.text(worker),
+            worker: shared.text(&worker),
             incarnation: incarnation.unwrap_or_default().cast_unsigned(),
             session: SessionId(session.unwrap_or_default().cast_unsigned()),
         });
-        let (until, acked_at, progress_at) = (self.maybe_time()?, self.maybe_time()?, self.maybe_time()?);
-        let lease = until.map(|until| Lease { until, acked_at, progress_at: progress_at.unwrap_or(until) });
-        let (epoch, probe, told) = (self.maybe()?, self.maybe()?, self.maybe()?);
+        let time = |millis: Option<i64>| millis.map(Timestamp::from_millis);
+        let lease = time(until).map(|until| Lease {
+            until,
+            acked_at: time(acked_at),
+            progress_at: time(progress_at).unwrap_or(until),
+        });
         let sample = epoch.map(|epoch| Sample { permit: permit(epoch, probe), told: told == Some(1) });
-        let retry_count = self.rare()?;
-        let losses = self.rare()?;
-        let preemptions = self.rare()?;
-        let redrives = self.rare()?;
-        let probe_failures = self.rare()?;
-        let tokens = self.rare()?;
-        let previous_delay = self.rare()?;
-        let cause = self.maybe()?;
-        let stop = match (cause, self.maybe_time()?) {
+        let rare: [_; 14] = if R::PACKED { self.packed_rare()? } else { self.numbers()? };
+        let [retry_count, losses, preemptions, redrives, probe_failures, tokens, previous_delay, rare @ ..] =
+            rare;
+        let [stop_cause, stop_until, discarded, loss_weight, lost_at, free_releases, blocks] = rare;
+        // Mostly 0, which PostgreSQL stores as nothing.
+        let count = |value: Option<i64>| {
+            let value = value.unwrap_or_default();
+            u32::try_from(value).map_err(|_| StoreError::Corrupt(format!("task {id}: a count of {value}")))
+        };
+        let stop = match (stop_cause, time(stop_until)) {
             (Some(cause), Some(until)) => {
                 let cause = u8::try_from(cause).ok().and_then(StopCause::from_code);
                 Some(Stop {
@@ -253,9 +285,6 @@ impl<'r, R: Cells> Columns<'r, R> {
             }
             _ => None,
         };
-        let discarded = self.rare::<u8>()? != 0;
-        let (loss_weight, lost_at) = (self.rare()?, self.maybe_time()?);
-        let (free_releases, blocks) = (self.rare()?, self.rare()?);
         let agent = self.agent()?;
         let task_type = shared.text(self.text()?);
         let policy = self.maybe_text()?.map(text::policy_of).transpose()?.unwrap_or(Overrides::NONE);
@@ -276,23 +305,23 @@ impl<'r, R: Cells> Columns<'r, R> {
             fence,
             delivery,
             attempt,
-            retry_count,
-            losses,
-            loss_weight,
-            lost_at,
+            retry_count: count(retry_count)?,
+            losses: count(losses)?,
+            loss_weight: count(loss_weight)?,
+            lost_at: time(lost_at),
             idle_deliveries,
-            free_releases,
-            blocks,
-            preemptions,
-            redrives,
-            probe_failures,
-            tokens,
-            previous_delay,
+            free_releases: count(free_releases)?,
+            blocks: count(blocks)?,
+            preemptions: count(preemptions)?,
+            redrives: count(redrives)?,
+            probe_failures: count(probe_failures)?,
+            tokens: count(tokens)?,
+            previous_delay: count(previous_delay)?,
             holder,
             lease,
             sample,
             stop,
-            discarded,
+            discarded: discarded == Some(1),
         };
         Ok(task)
     }

@@ -158,12 +158,17 @@ struct AgentText {
 }
 
 pub(super) fn error(error: &TaskError) -> String {
-    written(&ErrorText {
+    written(&error_text(error))
+}
+
+/// The same as a part of a longer text.
+pub(super) fn error_text(error: &TaskError) -> impl Serialize {
+    ErrorText {
         class: error.class.code(),
         code: error.code.as_str().into(),
         message: error.message.as_str().into(),
         detail: error.detail.as_str().into(),
-    })
+    }
 }
 
 pub(super) fn error_of(text: &str) -> Result<Arc<TaskError>, StoreError> {
@@ -181,7 +186,12 @@ pub(super) fn error_of(text: &str) -> Result<Arc<TaskError>, StoreError> {
 
 /// Pairs, not an object: their order is part of the record.
 pub(super) fn facts(facts: &[(Fact, Arc<str>)]) -> String {
-    written(&facts.iter().map(|(fact, text)| (fact.as_str(), &**text)).collect::<Vec<_>>())
+    written(&facts_text(facts))
+}
+
+/// The same as a part of a longer text.
+pub(super) fn facts_text(facts: &[(Fact, Arc<str>)]) -> impl Serialize {
+    facts.iter().map(|(fact, text)| (fact.as_str(), &**text)).collect::<Vec<_>>()
 }
 
 pub(super) fn facts_of(text: &str) -> Result<Vec<(Fact, Arc<str>)>, StoreError> {

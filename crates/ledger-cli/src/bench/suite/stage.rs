@@ -240,7 +240,7 @@ pub(in crate::bench) async fn stop(daemon: &mut Daemon) {
 /// Rows of tasks and of history.
 fn rows(file: &Path) -> rusqlite::Result<(u64, u64)> {
     let conn = rusqlite::Connection::open_with_flags(file, rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-    conn.query_row("SELECT (SELECT COUNT(*) FROM tasks), (SELECT COUNT(*) FROM task_history)", [], |row| {
+    conn.query_row("SELECT (SELECT COUNT(*) FROM tasks), (SELECT COUNT(*) FROM history)", [], |row| {
         Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get::<_, i64>(1)?.cast_unsigned()))
     })
 }

@@ -173,7 +173,7 @@ pub(in crate::store) static TABLES: [Table; 15] = [
             ("free_releases", Rare),
             ("blocks", Rare),
         ],
-        sqlite: "tasks ORDER BY id",
+        sqlite: "tasks_wide ORDER BY id",
         postgres: "tasks ORDER BY id",
         of_postgres: &[],
     },
@@ -212,7 +212,6 @@ pub(in crate::store) static TABLES: [Table; 15] = [
         postgres: "salvage ORDER BY task_id, fence",
         of_postgres: &[],
     },
-    // SQLite finds the rows of a task along their chain, one by one; PostgreSQL by its key.
     Table {
         name: "task_history",
         columns: &[
@@ -232,7 +231,7 @@ pub(in crate::store) static TABLES: [Table; 15] = [
             ("error", Text),
             ("facts", Text),
         ],
-        sqlite: "task_history WHERE seq = ?1",
+        sqlite: "history ORDER BY task_id, version",
         // Rows of tasks that were removed may still be there.
         postgres: "history WHERE task_id IN (SELECT id FROM tasks) ORDER BY task_id, version",
         of_postgres: &[("slot", "0")],

@@ -10,7 +10,7 @@ use super::table::Kind::{self, Int, Int2, Int4, Real, Text};
 use super::table::{Rows, Table, put, put_and_read, rows};
 use super::{Meta, failed};
 use crate::store::SMALL_RESULT;
-use crate::store::bind::{self, Cell, Sink};
+use crate::store::bind::{self, Sink};
 use bytes::Bytes;
 use ledger_core::limits::{FORGOTTEN_AT_ONCE, REQUEST_MEMORY, SALVAGED};
 use ledger_core::store::{KeyHolder, StoreError};
@@ -341,15 +341,13 @@ fn image(row: &mut Rows, task: &Task, lean: bool) {
     bind::task(row, task);
     bind::held(row, task);
     if !lean {
-        bind::rare(&mut Sparse(row), task);
+        bind::rare(task).into_iter().for_each(|number| row.add(number));
     }
 }
 
 /// Whether none of these has what few have. All rows of a batch go in one statement, in the order of their numbers.
 fn are_lean<'i>(images: impl IntoIterator<Item = &'i Image>) -> bool {
-    let mut blank = Blank(true);
-    images.into_iter().for_each(|image| bind::rare(&mut blank, &image.task));
-    blank.0
+    images.into_iter().all(|image| bind::rare(&image.task).iter().all(Option::is_none))
 }
 
 /// The result that a task's row holds.
@@ -360,27 +358,6 @@ fn own_result<'s>(task: &Task, staged: &'s Staged) -> Option<&'s [u8]> {
 /// Whether a result is kept in the row of its task: small, and of one that is DONE, for that row is not written again.
 fn stays_with(task: &Task, result: &Bytes) -> bool {
     task.state == State::Done && result.len() <= SMALL_RESULT
-}
-
-/// A NULL takes no room, a 0 does.
-struct Sparse<'r>(&'r mut Rows);
-
-impl Sink for Sparse<'_> {
-    fn add<'v>(&mut self, value: impl Into<Cell<'v>>) {
-        match value.into() {
-            Cell::Int(0) => self.0.add(Cell::Null),
-            other => self.0.add(other),
-        }
-    }
-}
-
-/// Whether nothing but NULL and 0 was added.
-struct Blank(bool);
-
-impl Sink for Blank {
-    fn add<'v>(&mut self, value: impl Into<Cell<'v>>) {
-        self.0 &= matches!(value.into(), Cell::Null | Cell::Int(0));
-    }
 }
 
 /// Runs the statements of a batch after those of [`write_new`], but for its commit.

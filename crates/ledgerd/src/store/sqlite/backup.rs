@@ -37,30 +37,38 @@ const SAY: &str = "\
     INSERT INTO backup (id, last_seq, totals) SELECT 1, last_seq, '' FROM meta WHERE id = 1";
 const SAY_TOTALS: &str = "UPDATE backup SET totals = ?";
 const SAID: &str = "SELECT last_seq, totals FROM backup WHERE id = 1";
-/// The first row that the history has beyond what was counted, or a task whose row is not its newest.
-const AHEAD: &str = "SELECT EXISTS (SELECT 1 FROM task_history WHERE seq > (SELECT last_seq FROM meta)) \
-    OR EXISTS (SELECT 1 FROM tasks AS t LEFT JOIN task_history AS h ON h.seq = t.history \
-        WHERE h.seq IS NULL OR h.task_id <> t.id OR h.version <> t.version OR h.fence <> t.fence OR h.to_state <> t.state)";
+/// Whether the history has an entry beyond what was counted, or a task is not as its newest entry says. One walk through all
+/// entries: to look one up for each task would read each row of them many times.
+const AHEAD: &str = "SELECT \
+    (SELECT seq + json_array_length(entries) - 1 FROM task_history ORDER BY seq DESC LIMIT 1) > (SELECT last_seq FROM meta) \
+    OR (SELECT COUNT(*) FROM history AS h CROSS JOIN tasks AS t ON t.id = h.task_id \
+        WHERE t.history = h.seq AND h.version = t.version AND h.fence = t.fence AND h.to_state = t.state) \
+        <> (SELECT COUNT(*) FROM tasks)";
 /// All that is derived is made anew: nobody has compared it.
 const FORGET_DERIVED: &str =
     "DELETE FROM counts; DELETE FROM live_blocks; DELETE FROM agent_blocks; DROP TABLE backup";
-/// ?1: the kind of the row; ?2: by how much; ?3 and ?4: states that never change again.
+const NOW: &str = "SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER)";
+/// ?1 and ?2: states that never change again; ?3: by how much; ?4: now; ?5: the kind of the entry.
 const RAISE: &str = "\
-    INSERT INTO task_history \
-        (seq, task_id, version, prev, kind, from_state, to_state, reason, at, fence, attempt) \
-    SELECT (SELECT last_seq FROM meta) + row_number() OVER (ORDER BY id), id, version + 1, history, ?1, state, state, reason, \
-        max(updated_at, CAST(unixepoch('subsec') * 1000 AS INTEGER)), fence + ?2, attempt \
-    FROM tasks WHERE state NOT IN (?3, ?4)";
+    INSERT INTO task_history (seq, task, at, entries) \
+    SELECT MIN(seq), 0, 0, json_group_array(json_array( \
+        id, version + 1, seq - history, ?5, state, state, reason, max(updated_at, ?4), fence + ?3, attempt) ORDER BY seq) \
+    FROM (SELECT *, (SELECT last_seq FROM meta) + row_number() OVER (ORDER BY id) AS seq FROM tasks \
+        WHERE state NOT IN (?1, ?2)) \
+    GROUP BY seq >> 4";
+/// Numbered as above.
 const RAISED: &str = "\
-    UPDATE tasks SET fence = h.fence, version = h.version, history = h.seq, updated_at = h.at \
-    FROM task_history AS h WHERE h.seq > (SELECT last_seq FROM meta) AND h.task_id = tasks.id";
+    UPDATE tasks SET fence = fence + ?3, version = version + 1, history = h.seq, updated_at = max(updated_at, ?4) \
+    FROM (SELECT id, (SELECT last_seq FROM meta) + row_number() OVER (ORDER BY id) AS seq FROM tasks \
+        WHERE state NOT IN (?1, ?2)) AS h \
+    WHERE h.id = tasks.id";
 const NUMBERS: &str = "UPDATE meta SET seed = random(), \
     last_seq = last_seq + ?1, last_task = last_task + ?2, last_session = last_session + ?3 WHERE id = 1";
 const NO_STREAMS: &str = "UPDATE sessions SET open = 0";
 
 /// Every statement that runs on a ledger, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 6] = [LAST_SEQ, AHEAD, RAISE, RAISED, NUMBERS, NO_STREAMS];
+pub(super) const STATEMENTS: [&str; 7] = [LAST_SEQ, AHEAD, NOW, RAISE, RAISED, NUMBERS, NO_STREAMS];
 
 /// As `store::moving` has it.
 pub(in crate::store) async fn backup(dir: &Path, to: &Path) -> Result<Backup, MoveError> {
@@ -244,8 +252,9 @@ fn make_a_ledger(conn: &Connection) -> rusqlite::Result<()> {
 fn void_what_was_given_out(conn: &Connection) -> rusqlite::Result<u64> {
     let states = (i64::from(State::Done.code()), i64::from(State::Cancelled.code()));
     let kind = i64::from(EventKind::Restored.code());
-    let raised = conn.execute(RAISE, (kind, FENCES_RAISED, states.0, states.1))?;
-    conn.execute(RAISED, [])?;
+    let now: i64 = conn.query_row(NOW, [], |row| row.get(0))?;
+    conn.execute(RAISE, (states.0, states.1, FENCES_RAISED, now, kind))?;
+    let raised = conn.execute(RAISED, (states.0, states.1, FENCES_RAISED, now))?;
     let rows = i64::try_from(raised).unwrap_or(i64::MAX);
     conn.execute(NUMBERS, (rows, TASKS_RAISED, SESSIONS_RAISED))?;
     conn.execute(NO_STREAMS, [])?;

@@ -32,7 +32,7 @@ impl Insert {
 macro_rules! tables {
     ($($(#[$meta:meta])* $name:ident = $verb:literal [$($column:literal),+ $(,)?] $tail:literal;)+) => {
         /// What rows are written to.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug)]
         pub(super) enum Table { $($(#[$meta])* $name),+ }
 
         impl Table {
@@ -58,36 +58,12 @@ tables! {
         "id", "agent", "task_type", "created_at", "payload", "labels", "policy", "traceparent", "tracestate", "key",
         "digest", "frees_key", "parent",
     ] "";
-    /// Nobody holds it and nothing rare is set. REPLACE, so that every column not named takes its default: a row is
-    /// always the whole image.
-    TasksPlain = "REPLACE INTO tasks" [
+    /// A row is always the whole image.
+    Tasks = "REPLACE INTO tasks" [
         "id", "state", "reason", "priority", "run_at", "calendar", "deadline", "queued_at", "updated_at", "version",
-        "fence", "delivery", "attempt", "idle_deliveries", "history",
+        "fence", "delivery", "attempt", "idle_deliveries", "history", "held", "rare", "result",
     ] "";
-    /// DONE, with its result: the last row of a task that nothing rare happened to. Never written again, so no other form
-    /// takes the result away.
-    TasksDone = "REPLACE INTO tasks" [
-        "id", "state", "reason", "priority", "run_at", "calendar", "deadline", "queued_at", "updated_at", "version",
-        "fence", "delivery", "attempt", "idle_deliveries", "history", "result",
-    ] "";
-    /// With a holder or a sample.
-    TasksHeld = "REPLACE INTO tasks" [
-        "id", "state", "reason", "priority", "run_at", "calendar", "deadline", "queued_at", "updated_at", "version",
-        "fence", "delivery", "attempt", "idle_deliveries", "history", "worker", "incarnation", "session",
-        "lease_until", "acked_at", "progress_at", "sample_epoch", "sample_probe", "sample_told",
-    ] "";
-    /// With everything.
-    TasksFull = "REPLACE INTO tasks" [
-        "id", "state", "reason", "priority", "run_at", "calendar", "deadline", "queued_at", "updated_at", "version",
-        "fence", "delivery", "attempt", "idle_deliveries", "history", "worker", "incarnation", "session",
-        "lease_until", "acked_at", "progress_at", "sample_epoch", "sample_probe", "sample_told", "retry_count",
-        "losses", "preemptions", "redrives", "probe_failures", "tokens", "previous_delay", "stop_cause",
-        "stop_until", "discarded", "loss_weight", "lost_at", "free_releases", "blocks",
-    ] "";
-    History = "INSERT INTO task_history" [
-        "seq", "prev", "task_id", "version", "kind", "from_state", "to_state", "reason", "at", "fence", "attempt",
-        "worker", "until", "digest", "error", "facts",
-    ] "";
+    History = "INSERT INTO task_history" ["seq", "task", "at", "entries"] "";
     Results = "REPLACE INTO results" ["task_id", "result"] "";
     Salvage = "REPLACE INTO salvage" ["task_id", "fence", "result"] "";
     Notes = "INSERT INTO task_notes" [

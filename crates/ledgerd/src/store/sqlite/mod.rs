@@ -13,6 +13,7 @@ mod insert;
 mod lookup;
 pub(super) mod moving;
 mod open;
+mod packed;
 mod pipeline;
 #[cfg(test)]
 mod rate;
@@ -31,7 +32,6 @@ use crate::store::ready::Ready;
 use crate::store::{Committed, SMALL_RESULT};
 use ballast::Ballast;
 use checkpoint::Checkpoints;
-use insert::Table;
 use ledger_core::limits::REQUEST_MEMORY;
 use ledger_core::store::{Ask, Changed, Changes, Fut, Known, Recovered, Store, StoreError, Want};
 use ledger_core::{AgentId, Now, Record, State, Task, TaskId, Timestamp};
@@ -39,7 +39,7 @@ use lookup::Lookup;
 use pipeline::Pipeline;
 use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
-use staged::{BLOCK_BITS, Born, Image, Part, Row, Sealed, Staged, Tallies, WORTH, form, is_live};
+use staged::{BLOCK_BITS, Born, Image, Part, Row, Sealed, Staged, Tallies, WORTH, is_live};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fs::File;
 use std::sync::Arc;
@@ -258,10 +258,11 @@ impl SqliteStore {
                 apart.push(before);
             }
             let (task, history) = (Arc::clone(&entry.task), entry.history);
-            let mut image = Image { form: form(&task), task, history, result: None };
+            let mut image = Image { task, history, result: None };
             if let Some((_, result)) = small.next_if(|(of, _)| *of == id) {
-                if image.task.state == State::Done && image.form == Table::TasksPlain {
-                    (image.form, image.result) = (Table::TasksDone, Some(result));
+                // Never written again, so no other image takes the result away.
+                if image.task.state == State::Done {
+                    image.result = Some(result);
                 } else {
                     apart.push((id, result));
                 }

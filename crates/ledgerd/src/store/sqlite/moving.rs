@@ -14,7 +14,7 @@ use crate::store::schema::Standing;
 use ledger_core::State;
 use ledger_core::store::StoreError;
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Statement};
+use rusqlite::{Connection, OpenFlags, Statement};
 use std::fs::{self, File};
 use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
@@ -22,14 +22,33 @@ use std::path::{Path, PathBuf};
 /// What an import writes to, in the data directory. One that was killed leaves it, and the next one begins it anew.
 const COMING: &str = "ledger.db.import";
 
-/// The newest row of each task's history, and the row before another: a look each, a fifth of what a recursive statement costs.
-const NEWEST_ROWS: &str = "SELECT history FROM tasks WHERE history > 0 ORDER BY id";
-const ROW_BEFORE: &str = "SELECT prev FROM task_history WHERE seq = ?";
 /// Rows were numbered anew: nobody goes on from a place in another ledger.
 const META: &str = "UPDATE meta SET seed = ?1, created_at = ?2, last_task = ?3, last_seq = ?4, removed_seq = ?4, \
     last_session = ?5 WHERE id = 1";
 const SMALL: &str = "UPDATE tasks SET result = ?2 WHERE id = ?1 AND state = ?3";
-const NEWEST: &str = "UPDATE tasks SET history = ? WHERE id = ?";
+/// Columns of a file; from ?15 on packed, as the daemon writes them.
+const TASK: &str = "INSERT INTO tasks (id, state, reason, priority, run_at, calendar, deadline, queued_at, updated_at, version, \
+        fence, delivery, attempt, idle_deliveries, history, held, rare) \
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, 0, \
+        CASE WHEN COALESCE(?15, ?18, ?21) IS NOT NULL THEN json_array(?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23) END, \
+        CASE WHEN ?24 | ?25 | ?26 | ?27 | ?28 | ?29 | ?30 | ?33 | ?34 | ?36 | ?37 <> 0 OR COALESCE(?31, ?35) IS NOT NULL \
+        THEN json_array(NULLIF(?24, 0), NULLIF(?25, 0), NULLIF(?26, 0), NULLIF(?27, 0), NULLIF(?28, 0), NULLIF(?29, 0), \
+            NULLIF(?30, 0), ?31, ?32, NULLIF(?33, 0), NULLIF(?34, 0), ?35, NULLIF(?36, 0), NULLIF(?37, 0)) END)";
+/// Entries come task by task, and are packed in the order of their numbers when all are there.
+const COMING_HISTORY: &str = "CREATE TEMP TABLE coming_history ( \
+    task_id INTEGER NOT NULL, version INTEGER NOT NULL, seq INTEGER PRIMARY KEY, kind INTEGER NOT NULL, from_state INTEGER, \
+    to_state INTEGER NOT NULL, reason INTEGER NOT NULL, at INTEGER NOT NULL, fence INTEGER NOT NULL, attempt INTEGER NOT NULL, \
+    worker TEXT, until INTEGER, digest INTEGER, error TEXT, facts TEXT) STRICT";
+const PACK_HISTORY: &str = "\
+    INSERT INTO task_history (seq, task, at, entries) \
+    SELECT MIN(seq), 0, 0, json_group_array(json_array(task_id, version, back, kind, from_state, to_state, reason, at, fence, \
+        attempt, worker, until, digest, json(error), json(facts)) ORDER BY seq) \
+    FROM (SELECT *, COALESCE(seq - lag(seq) OVER (PARTITION BY task_id ORDER BY version), 0) AS back, \
+        seq - row_number() OVER (ORDER BY seq) AS run FROM coming_history) \
+    GROUP BY run, seq >> 4 ORDER BY run, seq >> 4; \
+    UPDATE tasks SET history = newest.seq \
+    FROM (SELECT task_id, MAX(seq) AS seq FROM coming_history GROUP BY task_id) AS newest WHERE newest.task_id = tasks.id; \
+    DROP TABLE coming_history";
 /// What is derived. Below 5 are the states that have not ended.
 pub(super) const DERIVED: &str = "\
     INSERT INTO counts (agent, state, n) \
@@ -169,54 +188,38 @@ pub(super) fn read(conn: &Connection, out: impl Write) -> Result<Vec<Total>, Mov
     for table in &TABLES {
         writer.table(table)?;
         let mut rows = conn.prepare(&table.select(table.sqlite)).map_err(|error| failed(&error))?;
-        if table.name == "task_history" {
-            read_history(conn, &mut rows, table, &mut writer)?;
-        } else {
-            read_rows(&mut rows, None, table, &mut writer)?;
-        }
+        let mut before = (0, 0);
+        read_rows(&mut rows, table, &mut writer, |row| match table.name {
+            "task_history" => follows(row, &mut before),
+            _ => Ok(()),
+        })?;
         writer.done(table);
     }
     writer.end()
 }
 
-/// The history of each task, in the order in which it happened.
-fn read_history(
-    conn: &Connection,
-    row: &mut Statement<'_>,
-    table: &Table,
-    writer: &mut Writer<impl Write>,
-) -> Result<(), MoveError> {
-    let mut tasks = conn.prepare(NEWEST_ROWS).map_err(|error| failed(&error))?;
-    let mut before = conn.prepare(ROW_BEFORE).map_err(|error| failed(&error))?;
-    let mut tasks = tasks.query([]).map_err(|error| failed(&error))?;
-    let mut chain = Vec::new();
-    while let Some(task) = tasks.next().map_err(|error| failed(&error))? {
-        let mut next: Option<i64> = task.get(0).map_err(|error| failed(&error))?;
-        while let Some(seq) = next {
-            chain.push(seq);
-            let found = before.query_row([seq], |row| row.get(0)).optional();
-            let missing = || StoreError::Corrupt(format!("row {seq} of the history is missing"));
-            next = found.map_err(|error| failed(&error))?.ok_or_else(missing)?;
-        }
-        for seq in chain.drain(..).rev() {
-            read_rows(row, Some(seq), table, writer)?;
+/// Whether an entry is the one after `before`, a task and a version, or the first of its task.
+fn follows(row: &rusqlite::Row<'_>, before: &mut (i64, i64)) -> Result<(), StoreError> {
+    let (task, version) = (row.get(0), row.get(1));
+    let (task, version) = (task.map_err(|error| failed(&error))?, version.map_err(|error| failed(&error))?);
+    let (of, last) = std::mem::replace(before, (task, version));
+    match version == if of == task { last + 1 } else { 1 } {
+        true => Ok(()),
+        false => {
+            Err(StoreError::Corrupt(format!("the history of task {task} has a gap before version {version}")))
         }
     }
-    Ok(())
 }
 
 fn read_rows(
     statement: &mut Statement<'_>,
-    parameter: Option<i64>,
     table: &Table,
     writer: &mut Writer<impl Write>,
+    mut look: impl FnMut(&rusqlite::Row<'_>) -> Result<(), StoreError>,
 ) -> Result<(), MoveError> {
-    let rows = match parameter {
-        Some(parameter) => statement.query([parameter]),
-        None => statement.query([]),
-    };
-    let mut rows = rows.map_err(|error| failed(&error))?;
+    let mut rows = statement.query([]).map_err(|error| failed(&error))?;
     while let Some(row) = rows.next().map_err(|error| failed(&error))? {
+        look(row)?;
         writer.row(table, |at, kind| {
             Ok(match row.get_ref(at).map_err(|error| failed(&error))? {
                 ValueRef::Null => Cell::Null,
@@ -240,15 +243,16 @@ fn not_text(table: &Table) -> StoreError {
 /// Writes what the file has, and what is derived from it.
 fn fill(conn: &Connection, mut file: Reader<impl BufRead>) -> Result<Vec<Total>, MoveError> {
     conn.execute_batch("BEGIN").map_err(|error| failed_to_write(&error))?;
+    conn.execute_batch(COMING_HISTORY).map_err(|error| failed_to_write(&error))?;
     for table in &TABLES {
         file.table(table)?;
         let mut filling = Filling::begin(conn, table).map_err(|error| failed_to_write(&error))?;
         while let Some(row) = file.row(table)? {
             filling.row(&row).map_err(|error| failed_to_write(&error))?;
         }
-        filling.end().map_err(|error| failed_to_write(&error))?;
     }
     let told = file.end()?;
+    conn.execute_batch(PACK_HISTORY).map_err(|error| failed_to_write(&error))?;
     conn.execute_batch(DERIVED).map_err(|error| failed_to_write(&error))?;
     conn.execute_batch("COMMIT").map_err(|error| failed_to_write(&error))?;
     Ok(told)
@@ -260,34 +264,21 @@ struct Filling<'c> {
     insert: Statement<'c>,
     /// Of results: into the row of the task.
     small: Statement<'c>,
-    /// Of history: names a task's newest row.
-    newest: Statement<'c>,
-    /// Of history: the task and the number of the row before.
-    before: Option<(i64, i64)>,
 }
 
 impl<'c> Filling<'c> {
     fn begin(conn: &'c Connection, table: &'static Table) -> rusqlite::Result<Self> {
-        // Columns that are of SQLite alone come last.
-        let more = match table.name {
-            "tasks" => Some("history"),
-            "task_history" => Some("prev"),
-            "requests" => Some("hash"),
-            _ => None,
-        };
-        let names = more.map_or_else(|| table.names(), |more| format!("{}, {more}", table.names()));
+        // A column that is of SQLite alone comes last.
+        let more = (table.name == "requests").then_some(", hash");
         let marks = vec!["?"; table.columns.len() + usize::from(more.is_some())].join(", ");
+        let (names, more) = (table.names(), more.unwrap_or_default());
         let insert = match table.name {
             "meta" => META.to_owned(),
-            name => format!("INSERT INTO {name} ({names}) VALUES ({marks})"),
+            "tasks" => TASK.to_owned(),
+            "task_history" => format!("INSERT INTO coming_history ({names}) VALUES ({marks})"),
+            name => format!("INSERT INTO {name} ({names}{more}) VALUES ({marks})"),
         };
-        Ok(Self {
-            table,
-            insert: conn.prepare(&insert)?,
-            small: conn.prepare(SMALL)?,
-            newest: conn.prepare(NEWEST)?,
-            before: None,
-        })
+        Ok(Self { table, insert: conn.prepare(&insert)?, small: conn.prepare(SMALL)? })
     }
 
     fn row(&mut self, row: &[Value]) -> rusqlite::Result<()> {
@@ -297,19 +288,6 @@ impl<'c> Filling<'c> {
                 // The last number of the block before, or none.
                 let last = Value::Int((blocks * TASK_BLOCK - 1).max(0));
                 return put(&mut self.insert, [seed, made, &last, seq, session], None);
-            }
-            // Named when its rows have come.
-            ("tasks", _) => more = Some(Value::Int(0)),
-            ("task_history", [Value::Int(task), _, Value::Int(seq), ..]) => {
-                more = Some(match self.before {
-                    Some((of, before)) if of == *task => Value::Int(before),
-                    _ => Value::Null,
-                });
-                if let Some((of, newest)) = self.before.replace((*task, *seq))
-                    && of != *task
-                {
-                    self.newest.execute([newest, of])?;
-                }
             }
             ("requests", [Value::Text(id), ..]) => more = Some(Value::Int(write::request_hash(id))),
             ("results", [Value::Int(task), Value::Bytes(result)]) if result.len() <= SMALL_RESULT => {
@@ -322,13 +300,6 @@ impl<'c> Filling<'c> {
             _ => {}
         }
         put(&mut self.insert, row, more.as_ref())
-    }
-
-    fn end(mut self) -> rusqlite::Result<()> {
-        if let Some((task, newest)) = self.before {
-            self.newest.execute([newest, task])?;
-        }
-        Ok(())
     }
 }
 

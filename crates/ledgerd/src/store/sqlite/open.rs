@@ -32,13 +32,14 @@ const SQLITE_AT_LEAST: [u32; 3] = [3, 51, 3];
 /// Nobody else writes; checkpoints and readers hold their locks for moments.
 pub(super) const BUSY: Duration = Duration::from_millis(500);
 
-const MIGRATIONS: [(i64, &str, &str); 6] = [
+pub(super) const MIGRATIONS: [(i64, &str, &str); 7] = [
     (1, "ledger", include_str!("../../../migrations/sqlite/0001_ledger.sql")),
     (2, "waiting", include_str!("../../../migrations/sqlite/0002_waiting.sql")),
     (3, "failures", include_str!("../../../migrations/sqlite/0003_failures.sql")),
     (4, "small results", include_str!("../../../migrations/sqlite/0004_small_results.sql")),
     (5, "agent blocks", include_str!("../../../migrations/sqlite/0005_agent_blocks.sql")),
     (6, "watch", include_str!("../../../migrations/sqlite/0006_watch.sql")),
+    (7, "packed rows", include_str!("../../../migrations/sqlite/0007_packed_rows.sql")),
 ];
 
 /// A checkpoint follows 8 MiB of log, and may need as much in the database.

@@ -4,14 +4,12 @@
 //! it wait.
 
 use super::failed;
+use super::packed::{record_columns, row_of, task_columns};
 use super::recover::{Columns, each};
 use super::write::ids;
 use crate::store::fresh::Fresh;
 use crate::store::page::next;
-use crate::store::rows::{
-    Shared, data_columns, dead_letter_columns, event_columns, note_columns, placed_columns, record_columns,
-    task_columns,
-};
+use crate::store::rows::{Shared, data_columns, dead_letter_columns, event_columns, note_columns};
 use crate::store::text;
 use bytes::Bytes;
 use ledger_core::limits::LETTERS_LOOKED_AT;
@@ -79,21 +77,31 @@ const VIEWS: &str = concat!(
             WHERE label.value ->> 0 = needed.value ->> 0 AND label.value ->> 1 = needed.value ->> 1))) \
      ORDER BY t.id DESC LIMIT ?3"
 );
+/// Along the chain of a task's entries.
 const HISTORY: &str = concat!(
-    "WITH RECURSIVE chain (seq) AS ( \
-        SELECT history FROM tasks WHERE id = ? \
+    "WITH RECURSIVE chain (seq, task, at, value) AS ( \
+        SELECT t.history, r.task, r.at, r.entries -> (t.history - r.seq) FROM tasks AS t ",
+    row_of!("t.history"),
+    " WHERE t.id = ? \
         UNION ALL \
-        SELECT h.prev FROM chain CROSS JOIN task_history AS h ON h.seq = chain.seq WHERE h.prev IS NOT NULL \
+        SELECT e.seq - (e.value ->> 2), r.task, r.at, r.entries -> (e.seq - (e.value ->> 2) - r.seq) FROM chain AS e ",
+    row_of!("e.seq - (e.value ->> 2)"),
+    " WHERE e.value ->> 2 > 0 \
      ) \
-     SELECT h.seq, ",
+     SELECT e.seq, ",
     record_columns!(),
-    " FROM chain CROSS JOIN task_history AS h ON h.seq = chain.seq ORDER BY h.seq"
+    " FROM chain AS e ORDER BY e.seq"
 );
 const END: &str = "SELECT seed, last_seq, removed_seq FROM meta WHERE id = 1";
+/// Rows in the order of their key and entries in theirs, which is the order of their numbers.
 const AFTER: &str = concat!(
-    "SELECT 0, h.seq, ",
-    placed_columns!(),
-    " FROM task_history AS h LEFT JOIN task_specs AS s ON s.id = h.task_id WHERE h.seq > ? ORDER BY h.seq LIMIT ?"
+    "SELECT 0, e.seq + e.key, ",
+    record_columns!(),
+    ", s.agent, s.task_type, s.labels \
+     FROM (SELECT r.seq, r.task, r.at, each.key, each.value FROM task_history AS r CROSS JOIN json_each(r.entries) AS each \
+        WHERE r.seq >= COALESCE((SELECT MAX(seq) FROM task_history WHERE seq <= ?1), 0) \
+        AND r.seq + each.key > ?1 AND each.type = 'array' ORDER BY r.seq LIMIT ?2) AS e \
+     LEFT JOIN task_specs AS s ON s.id = e.task + (e.value ->> 0)"
 );
 const REMOVED: &str = "SELECT removed_seq FROM meta WHERE id = 1";
 const DEAD_LETTERS: &str = concat!(
@@ -124,8 +132,8 @@ const SIZES: &str = "SELECT (SELECT COUNT(*) FROM dead_letter_queue WHERE discar
     (SELECT freelist_count FROM pragma_freelist_count) * (SELECT page_size FROM pragma_page_size)";
 /// How many were looked at, the last of them, and those that leave: DONE is 5, FAILED 6, CANCELLED 7.
 const EXPIRED: &str = "SELECT COUNT(*), COALESCE(MAX(id), 0), COALESCE(json_group_array(id) FILTER (WHERE \
-        updated_at < CASE WHEN state IN (5, 7) OR state = 6 AND discarded THEN ?3 WHEN state = 6 THEN ?4 END), '[]') \
-    FROM (SELECT id, state, updated_at, discarded FROM tasks WHERE id > ?1 ORDER BY id LIMIT ?2)";
+        updated_at < CASE WHEN state IN (5, 7) OR state = 6 AND rare ->> 9 = 1 THEN ?3 WHEN state = 6 THEN ?4 END), '[]') \
+    FROM (SELECT id, state, updated_at, rare FROM tasks WHERE id > ?1 ORDER BY id LIMIT ?2)";
 /// What fits a filter, ?1 to ?7.
 macro_rules! letter_fits {
     () => {

@@ -2,11 +2,12 @@
 //!
 //! Invariant: a start looks into the blocks that have live tasks, never at finished ones elsewhere.
 
+use super::packed::{record_columns, row_of, task_columns};
 use super::staged::Staged;
 use super::write::ids;
 use super::{SqliteStore, failed};
 use crate::store::ready::Ready;
-use crate::store::rows::{Cells, Shared, record_columns, task_columns};
+use crate::store::rows::{Cells, Shared};
 use futures_util::TryStreamExt;
 use ledger_core::store::{AgentRow, Counts, KeyHolder, Known, Recovered, StoreError, Want};
 use ledger_core::{AgentId, ByKey, Now, Reason, Record, State, Task, TaskId};
@@ -40,23 +41,23 @@ const TASKS: &str = concat!(
      CROSS JOIN tasks AS t ON t.id = wanted.value \
      CROSS JOIN task_specs AS s ON s.id = t.id"
 );
-/// Follows each task's chain of rows back, no further than the fence that is looked for.
+/// Follows each task's chain of entries back, no further than the fence that is looked for.
 const SETTLED: &str = concat!(
-    "WITH RECURSIVE chain (n, fence, seq) AS ( \
-        SELECT wanted.key, wanted.value ->> 1, t.history \
+    "WITH RECURSIVE chain (n, fence, seq, task, at, value) AS ( \
+        SELECT wanted.key, wanted.value ->> 1, t.history, r.task, r.at, r.entries -> (t.history - r.seq) \
         FROM json_each(?) AS wanted \
-        CROSS JOIN tasks AS t ON t.id = wanted.value ->> 0 \
-        UNION ALL \
-        SELECT chain.n, chain.fence, h.prev \
-        FROM chain \
-        CROSS JOIN task_history AS h ON h.seq = chain.seq \
-        WHERE h.prev IS NOT NULL AND h.fence >= chain.fence AND NOT (h.fence = chain.fence AND h.digest IS NOT NULL) \
+        CROSS JOIN tasks AS t ON t.id = wanted.value ->> 0 ",
+    row_of!("t.history"),
+    " UNION ALL \
+        SELECT e.n, e.fence, e.seq - (e.value ->> 2), r.task, r.at, r.entries -> (e.seq - (e.value ->> 2) - r.seq) \
+        FROM chain AS e ",
+    row_of!("e.seq - (e.value ->> 2)"),
+    " WHERE e.value ->> 2 > 0 AND e.value ->> 8 >= e.fence \
+        AND NOT (e.value ->> 8 = e.fence AND e.value ->> 12 IS NOT NULL) \
      ) \
-     SELECT chain.n, ",
+     SELECT e.n, ",
     record_columns!(),
-    " FROM chain \
-     CROSS JOIN task_history AS h ON h.seq = chain.seq \
-     WHERE h.fence = chain.fence AND h.digest IS NOT NULL"
+    " FROM chain AS e WHERE e.value ->> 8 = e.fence AND e.value ->> 12 IS NOT NULL"
 );
 
 /// Every statement here, for a test to prepare.
@@ -244,6 +245,8 @@ pub(super) type Columns<'r> = crate::store::rows::Columns<'r, SqliteRow>;
 
 /// STRICT tables: the type of a column is known, and checking it again per value is a fifth of a scan.
 impl Cells for SqliteRow {
+    const PACKED: bool = true;
+
     fn int(&self, at: usize) -> sqlx::Result<Option<i64>> {
         self.try_get_unchecked(at)
     }

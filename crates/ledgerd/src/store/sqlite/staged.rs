@@ -3,7 +3,6 @@
 //! Holds, and decides nothing. Invariants: one row image per task, the last; history in the order it was decided; what a part
 //! has is nowhere else.
 
-use super::insert::Table;
 use bytes::Bytes;
 use ledger_core::store::{
     AgentEvent, AgentRow, BreakerRow, BudgetRow, Counts, DeadLetter, Notes, RequestRow, SessionRow, TaskData,
@@ -95,7 +94,6 @@ pub(super) struct Image {
     pub(super) task: Arc<Task>,
     /// Number of its newest history row.
     pub(super) history: u64,
-    pub(super) form: Table,
     /// In the row of a task that is DONE, when it is small.
     pub(super) result: Option<Bytes>,
 }
@@ -202,19 +200,6 @@ impl Part {
         let payloads: usize = self.specs.iter().map(|born| born.data.payload.len()).sum();
         let results: usize = self.results.iter().map(|(_, result)| result.len()).sum();
         payloads + results
-    }
-}
-
-/// The shortest form of a task's row, but for a result in it.
-pub(super) fn form(task: &Task) -> Table {
-    let rare = task.retry_count | task.losses | task.preemptions | task.redrives | task.probe_failures;
-    let rare = rare | task.free_releases | task.blocks;
-    if rare | task.tokens | task.previous_delay != 0 || task.stop.is_some() || task.discarded {
-        Table::TasksFull
-    } else if task.holder.is_some() || task.lease.is_some() || task.sample.is_some() {
-        Table::TasksHeld
-    } else {
-        Table::TasksPlain
     }
 }
 

@@ -1,5 +1,6 @@
 //! What only SQLite has to keep: files, modes, the lock, the disk, the statements and what they cost.
 
+mod packed;
 mod underway;
 
 use super::insert::Table;
@@ -44,6 +45,7 @@ async fn every_statement_can_be_prepared() {
     let fixed = write::STATEMENTS
         .into_iter()
         .chain(lookup::STATEMENTS)
+        .chain(super::packed::STATEMENTS)
         .chain(super::backup::STATEMENTS)
         .chain(recover::STATEMENTS)
         .chain(read::STATEMENTS);
@@ -62,6 +64,7 @@ async fn no_list_sorts_and_no_look_up_scans() {
     let steps = read::STATEMENTS
         .into_iter()
         .take(6)
+        .chain(super::packed::STATEMENTS)
         .chain(lookup::STATEMENTS)
         .chain(recover::STATEMENTS)
         .chain(write::STATEMENTS);
@@ -216,8 +219,8 @@ async fn a_refused_statement_rolls_its_batch_back() {
     assert_eq!(rig.get(kept).await.map(|task| task.state), Some(State::Queued));
     rig.complete(kept).await;
     rig.commit().await;
-    assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM task_history").await, 4);
-    assert_eq!(number(rig.folder(), "SELECT MAX(seq) FROM task_history").await, 4, "seq has no gap");
+    assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM history").await, 4);
+    assert_eq!(number(rig.folder(), "SELECT MAX(seq) FROM history").await, 4, "seq has no gap");
 }
 
 #[tokio::test]
@@ -229,17 +232,6 @@ async fn a_write_from_another_version_is_a_bug_that_is_caught() {
         Changes { tasks: vec![Changed { task: task.into(), expected: 7, was: None }], ..Changes::default() };
     let error = rig.store().write(changes).await.expect_err("7 was never stored");
     assert!(matches!(error, StoreError::Statement(_)), "{error}");
-}
-
-#[tokio::test]
-async fn history_cannot_be_changed() {
-    let mut rig = Rig::sqlite().await;
-    rig.enqueue(New::of("a")).await;
-    rig.commit().await;
-    let mut conn = raw(rig.folder()).await;
-    let refused =
-        sqlx::query("UPDATE task_history SET at = 0").execute(&mut conn).await.expect_err("append-only");
-    assert!(refused.to_string().contains("append-only"), "{refused}");
 }
 
 #[tokio::test]

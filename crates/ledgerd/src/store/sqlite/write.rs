@@ -6,7 +6,8 @@
 
 use super::args::Args;
 use super::insert::Table;
-use super::staged::{Image, Part, Row, Sealed};
+use super::packed::{self, Packed, packed};
+use super::staged::{Image, Part, Sealed};
 use crate::store::bind::{self, Sink};
 use crate::store::text;
 use bytes::Bytes;
@@ -71,13 +72,6 @@ const PURGE_REQUESTS: &str = "DELETE FROM requests WHERE seq IN ( \
 /// Before their rows go.
 const REMOVED: &str = "UPDATE meta SET removed_seq = max(removed_seq, COALESCE( \
     (SELECT max(t.history) FROM json_each(?) AS gone CROSS JOIN tasks AS t ON t.id = gone.value), 0))";
-/// Along the chain from the newest row of each.
-const REMOVE_HISTORY: &str = "DELETE FROM task_history WHERE seq IN ( \
-    WITH RECURSIVE chain (seq) AS ( \
-        SELECT t.history FROM json_each(?) AS gone CROSS JOIN tasks AS t ON t.id = gone.value \
-        UNION ALL \
-        SELECT h.prev FROM chain CROSS JOIN task_history AS h ON h.seq = chain.seq WHERE h.prev IS NOT NULL) \
-    SELECT seq FROM chain)";
 /// All else that belongs to a task, keyed by its number.
 const REMOVE: [&str; 6] = [
     "DELETE FROM task_specs WHERE id IN (SELECT value FROM json_each(?))",
@@ -94,9 +88,8 @@ const OLD_EVENTS: &str = "DELETE FROM agent_events WHERE seq IN ( \
 
 /// Every statement that is no insert, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 21] = [
+pub(super) const STATEMENTS: [&str; 20] = [
     REMOVED,
-    REMOVE_HISTORY,
     REMOVE[0],
     REMOVE[1],
     REMOVE[2],
@@ -221,7 +214,7 @@ impl Writer {
             let holder = KeyHolder { task: born.id, digest: born.data.digest };
             bind::key(args, born.spec.agent, &born.data.key, holder);
         })?;
-        values += self.rows(Table::History, part.history.iter(), add_row)?;
+        values += 2 * part.history.len() + self.rows(Table::History, packed(&part.history), add_history)?;
         values += self.rows(Table::Results, part.results.iter(), |args, (id, result)| {
             bind::result(args, *id, result);
         })?;
@@ -275,10 +268,7 @@ impl Writer {
         values +=
             self.rows(Table::Sessions, staged.sessions.values(), |args, row| bind::session(args, row))?;
         values += self.rows(Table::Events, staged.events.iter(), |args, row| bind::event(args, row))?;
-        for table in [Table::TasksPlain, Table::TasksDone, Table::TasksHeld, Table::TasksFull] {
-            let images = sealed.tasks.iter().filter(|image| image.form == table);
-            values += self.rows(table, images, add_image)?;
-        }
+        values += self.rows(Table::Tasks, sealed.tasks.iter(), add_image)?;
         values +=
             self.rows(Table::Notes, staged.notes.iter(), |args, (id, notes)| bind::notes(args, *id, notes))?;
         values += self.rows(Table::DeadLetters, staged.letters.values().flatten(), |args, row| {
@@ -320,7 +310,9 @@ impl Writer {
         }
         if !staged.removed.is_empty() {
             let removed = ids(staged.removed.iter());
-            for statement in [REMOVED, REMOVE_HISTORY].into_iter().chain(REMOVE) {
+            listed(REMOVED, removed.clone())?;
+            packed::remove(&self.conn, &removed)?;
+            for statement in REMOVE {
                 listed(statement, removed.clone())?;
             }
         }
@@ -378,25 +370,21 @@ impl Writer {
     }
 }
 
-/// A row of `tasks`, as long as its form says.
+/// A row of `tasks`.
 fn add_image(args: &mut Args<'_, '_>, image: &Image) {
     bind::task(args, &image.task);
     args.add(image.history.cast_signed());
-    match image.form {
-        Table::TasksPlain => return,
-        Table::TasksDone => return args.add(image.result.as_ref().map(|result| &result[..])),
-        _ => bind::held(args, &image.task),
-    }
-    if image.form != Table::TasksHeld {
-        bind::rare(args, &image.task);
-    }
+    args.add(packed::held(&image.task));
+    args.add(packed::rare(&image.task));
+    args.add(image.result.as_ref().map(|result| &result[..]));
 }
 
 /// A row of `task_history`.
-fn add_row(args: &mut Args<'_, '_>, row: &Row) {
+fn add_history(args: &mut Args<'_, '_>, row: Packed) {
     args.add(row.seq.cast_signed());
-    args.add(row.prev.map(u64::cast_signed));
-    bind::record(args, &row.record);
+    args.add(row.task.cast_signed());
+    args.add(row.at);
+    args.add(row.entries);
 }
 
 /// A row of `agent_blocks`.

@@ -46,14 +46,14 @@ async fn what_was_written_ahead_goes_with_its_batch() {
         assert!(matches!(error, StoreError::Statement(_)), "{error}");
         rig.recover().await;
         assert_eq!(rig.get(lost[0]).await, None);
-        assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM task_history").await, 1);
+        assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM history").await, 1);
         assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM task_specs").await, 1);
     }
     let all = rig.enqueue_all(many()).await;
     rig.complete(all[0]).await;
     rig.complete(kept).await;
     rig.commit().await;
-    assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM task_history").await, 1_007);
+    assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM history").await, 1_007);
     assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM task_specs").await, 1_001);
     let mut rig = rig.reopen().await;
     assert_eq!(rig.get(all[0]).await.map(|task| task.state), Some(State::Done));
@@ -109,13 +109,13 @@ async fn nothing_is_written_after_a_batch_that_failed() {
     let error = rig.store().durable().await.expect_err("the key is taken");
     assert!(matches!(error, StoreError::Statement(_)), "{error}");
     rig.recover().await;
-    assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM task_history").await, 1);
+    assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM history").await, 1);
     let all = submit_many(&mut rig).await;
     rig.store().durable().await.expect("it goes on");
     rig.complete(kept).await;
     rig.commit().await;
     assert_eq!(rig.get(all[0]).await.map(|task| task.state), Some(State::Queued));
-    assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM task_history").await, 1_004);
+    assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM history").await, 1_004);
 }
 
 #[tokio::test]

@@ -1,0 +1,184 @@
+//! Rows of several values in one: what few tasks have, and history entries.
+//!
+//! Why: SQLite's writer pays for every row and for every column of a row, whether or not it has something; sixteen entries in
+//! one text cost a tenth of sixteen rows. JSON, so that SQL reads it: the views `history` and `tasks_wide` show columns.
+//! Invariants: an entry stands where its number says, `seq` of its row and its place after that; an entry that goes with its
+//! task leaves a 0 behind; what is stored is read by the statements here alone, and by those views.
+
+use super::staged::Row;
+use crate::store::{bind, text};
+use ledger_core::{Record, Task};
+use rusqlite::{Connection, OptionalExtension as _, Result};
+use serde::ser::{Serialize, SerializeSeq as _, Serializer};
+use std::collections::BTreeSet;
+
+/// Entries of a row. More make a row that no page has room for beside others; fewer save less.
+const ENTRIES: usize = 16;
+/// What every entry has.
+const ALWAYS: usize = 10;
+
+/// The columns that [`Columns::task`](crate::store::rows::Columns::task) reads, of `tasks AS t` and `task_specs AS s`.
+macro_rules! task_columns {
+    () => {
+        "t.id, t.state, t.reason, t.priority, t.run_at, t.calendar, t.deadline, t.queued_at, t.updated_at, t.version, \
+         t.fence, t.delivery, t.attempt, t.idle_deliveries, t.held, t.rare, s.agent, s.task_type, s.policy, s.created_at, \
+         s.frees_key"
+    };
+}
+/// The row that has the entry of this number.
+macro_rules! row_of {
+    ($seq:literal) => {
+        concat!(
+            "CROSS JOIN task_history AS r ON r.seq = (SELECT MAX(seq) FROM task_history WHERE seq <= ",
+            $seq,
+            ")"
+        )
+    };
+}
+/// The columns that [`Columns::record`](crate::store::rows::Columns::record) reads, of an entry `e.value` of a row with `e.task`
+/// and `e.at`.
+macro_rules! record_columns {
+    () => {
+        "e.task + (e.value ->> 0), e.value ->> 1, e.value ->> 3, e.value ->> 4, e.value ->> 5, e.value ->> 6, \
+         e.at + (e.value ->> 7), e.value ->> 8, e.value ->> 9, e.value ->> 10, e.at + (e.value ->> 11), e.value ->> 12, \
+         NULLIF(e.value -> 13, 'null'), NULLIF(e.value -> 14, 'null')"
+    };
+}
+pub(super) use {record_columns, row_of, task_columns};
+
+const NEWEST: &str = "SELECT t.history FROM json_each(?) AS gone CROSS JOIN tasks AS t ON t.id = gone.value";
+const ROW: &str = "SELECT seq, entries FROM task_history WHERE seq <= ? ORDER BY seq DESC LIMIT 1";
+/// ?2: the places of entries that go.
+const CLEAR: &str = "UPDATE task_history SET entries = ( \
+        SELECT json_group_array(CASE WHEN e.key IN (SELECT value FROM json_each(?2)) THEN 0 ELSE json(e.value) END ORDER BY e.key) \
+        FROM json_each(entries) AS e) \
+    WHERE seq = ?1";
+const DELETE: &str = "DELETE FROM task_history WHERE seq = ?";
+
+/// Every statement here, for a test to prepare.
+#[cfg(test)]
+pub(super) const STATEMENTS: [&str; 4] = [NEWEST, ROW, CLEAR, DELETE];
+
+/// The text of `tasks.held`.
+pub(super) fn held(task: &Task) -> Option<String> {
+    let worker = task.holder.as_ref().map(|holder| &*holder.worker);
+    let [a, b, c, d, e, f, g, h] = bind::held_numbers(task);
+    let has = worker.is_some() || task.lease.is_some() || task.sample.is_some();
+    has.then(|| text::written(&(worker, a, b, c, d, e, f, g, h)))
+}
+
+/// The text of `tasks.rare`.
+pub(super) fn rare(task: &Task) -> Option<String> {
+    let rare = bind::rare(task);
+    rare.iter().any(Option::is_some).then(|| text::written(&rare))
+}
+
+/// A row of `task_history`.
+pub(super) struct Packed {
+    pub(super) seq: u64,
+    pub(super) task: u64,
+    pub(super) at: i64,
+    pub(super) entries: String,
+}
+
+/// Rows for entries whose numbers follow one another.
+pub(super) fn packed(rows: &[Row]) -> impl Iterator<Item = Packed> {
+    rows.chunks(ENTRIES).map(|rows| {
+        let first = &rows[0];
+        let (seq, task, at) = (first.seq, first.record.task.0, first.record.at.millis());
+        let entries: Vec<Entry<'_>> = rows
+            .iter()
+            .map(|Row { seq, prev, record }| Entry {
+                task,
+                at,
+                back: prev.map_or(0, |prev| seq - prev),
+                record,
+            })
+            .collect();
+        Packed { seq, task, at, entries: text::written(&entries) }
+    })
+}
+
+/// One entry, as it stands in a row.
+struct Entry<'r> {
+    task: u64,
+    at: i64,
+    back: u64,
+    record: &'r Record,
+}
+
+impl Serialize for Entry<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let record = self.record;
+        let error = record.error.as_deref().map(text::error_text);
+        let facts = (!record.facts.is_empty()).then(|| text::facts_text(&record.facts));
+        // Up to the last that it has.
+        let more = [
+            record.worker.is_some(),
+            record.until.is_some(),
+            record.digest.is_some(),
+            error.is_some(),
+            facts.is_some(),
+        ];
+        let more = more.iter().rposition(|has| *has).map_or(0, |last| last + 1);
+        let mut entry = serializer.serialize_seq(Some(ALWAYS + more))?;
+        entry.serialize_element(&record.task.0.wrapping_sub(self.task).cast_signed())?;
+        entry.serialize_element(&record.version)?;
+        entry.serialize_element(&self.back)?;
+        entry.serialize_element(&record.kind.code())?;
+        entry.serialize_element(&record.from.map(|state| state.code()))?;
+        entry.serialize_element(&record.to.code())?;
+        entry.serialize_element(&record.reason.code())?;
+        entry.serialize_element(&(record.at.millis() - self.at))?;
+        entry.serialize_element(&record.fence)?;
+        entry.serialize_element(&record.attempt)?;
+        if more > 0 {
+            entry.serialize_element(&record.worker.as_deref())?;
+        }
+        if more > 1 {
+            entry.serialize_element(&record.until.map(|until| until.millis() - self.at))?;
+        }
+        if more > 2 {
+            entry.serialize_element(&record.digest.map(u64::cast_signed))?;
+        }
+        if more > 3 {
+            entry.serialize_element(&error)?;
+        }
+        if more > 4 {
+            entry.serialize_element(&facts)?;
+        }
+        entry.end()
+    }
+}
+
+/// Takes the entries of tasks away, `tasks` being a JSON list of them whose rows are still there: along the chain from the newest
+/// entry of each, the rows from the newest on, so that each is read and written once.
+pub(super) fn remove(conn: &Connection, tasks: &str) -> Result<()> {
+    let newest =
+        conn.prepare_cached(NEWEST)?.query_map([tasks], |row| row.get(0))?.collect::<Result<BTreeSet<i64>>>();
+    let mut going = newest?;
+    let mut row_of = conn.prepare_cached(ROW)?;
+    while let Some(seq) = going.last().copied() {
+        let row = row_of.query_row([seq], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)));
+        let Some((first, entries)) = row.optional()? else { return Ok(()) };
+        let entries: Vec<serde_json::Value> = serde_json::from_str(&entries).map_err(|error| {
+            rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, error.into())
+        })?;
+        let mut places = BTreeSet::new();
+        while let Some(seq) = going.last().copied().filter(|seq| *seq >= first) {
+            going.remove(&seq);
+            let place = usize::try_from(seq - first).unwrap_or(usize::MAX);
+            let back = entries.get(place).and_then(|entry| entry.get(2)?.as_i64());
+            going.extend(back.filter(|back| *back > 0).map(|back| seq - back));
+            places.insert(place);
+        }
+        let stays =
+            |(place, entry): (usize, &serde_json::Value)| entry.is_array() && !places.contains(&place);
+        if entries.iter().enumerate().any(stays) {
+            conn.prepare_cached(CLEAR)?.execute((first, text::written(&places)))?;
+        } else {
+            conn.prepare_cached(DELETE)?.execute([first])?;
+        }
+    }
+    Ok(())
+}
