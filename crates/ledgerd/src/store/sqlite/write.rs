@@ -37,11 +37,12 @@ const BEGIN: &str = "BEGIN IMMEDIATE";
 const COMMIT: &str = "COMMIT";
 const OLDEST_REQUEST: &str = "SELECT at FROM requests ORDER BY seq LIMIT 1";
 const META: &str = "UPDATE meta SET last_task = ?, last_seq = ?, last_session = ? WHERE id = 1";
+/// The list names nothing of the table outside of it: else it is made anew for each key that there is.
 const FREE_KEYS: &str = "DELETE FROM idempotency_keys \
     WHERE (agent, key) IN ( \
-        SELECT s.agent, s.key FROM json_each(?) AS freed \
+        SELECT k.agent, k.key FROM json_each(?) AS freed \
         CROSS JOIN task_specs AS s ON s.id = freed.value \
-        WHERE s.key IS NOT NULL AND idempotency_keys.task_id = s.id)";
+        CROSS JOIN idempotency_keys AS k ON k.agent = s.agent AND k.key = s.key AND k.task_id = s.id)";
 const REDRIVEN: &str = "DELETE FROM dead_letter_queue WHERE task_id = ?";
 /// [task, agent, agent before] each.
 const MOVE_KEYS: &str = "UPDATE idempotency_keys SET agent = moved.value ->> 1 \
