@@ -10,6 +10,7 @@ use ledger_core::{AgentId, AgentOverrides, Class, Fact, Overrides, TaskError, Ta
 use retry_core::Jitter;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -419,6 +420,11 @@ pub(super) fn written<T: Serialize>(value: &T) -> String {
 }
 
 pub(super) fn read<T: DeserializeOwned>(text: &str) -> Result<T, StoreError> {
+    serde_json::from_str(text).map_err(|error| StoreError::Corrupt(format!("stored JSON: {error}")))
+}
+
+/// The values of a JSON array, each as its text.
+pub(super) fn parts(text: &str) -> Result<Vec<&RawValue>, StoreError> {
     serde_json::from_str(text).map_err(|error| StoreError::Corrupt(format!("stored JSON: {error}")))
 }
 

@@ -212,6 +212,7 @@ pub(in crate::store) static TABLES: [Table; 15] = [
         postgres: "salvage ORDER BY task_id, fence",
         of_postgres: &[],
     },
+    // SQLite's are read entry by entry, which is sooner and gives the same (sqlite/moving).
     Table {
         name: "task_history",
         columns: &[

@@ -5,15 +5,22 @@
 //! Invariants: an entry stands where its number says, `seq` of its row and its place after that; an entry that goes with its
 //! task leaves a 0 behind; what is stored is read by the statements here alone, and by those views.
 
+use super::failed;
 use super::staged::Row;
-use crate::store::{bind, text};
+use crate::store::bind::{self, Cell};
+use crate::store::moving::Kind;
+use crate::store::text;
+use ledger_core::store::StoreError;
 use ledger_core::{Record, Task};
-use rusqlite::{Connection, OptionalExtension as _, Result};
+use rusqlite::{Connection, OptionalExtension as _, Result, Statement};
 use serde::ser::{Serialize, SerializeSeq as _, Serializer};
-use std::collections::BTreeSet;
+use serde_json::value::RawValue;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Entries of a row. More make a row that no page has room for beside others; fewer save less.
 const ENTRIES: usize = 16;
+/// Rows that are kept while entries are read one by one: 16 MB of them.
+const ROWS_KEPT: usize = 4_096;
 /// What every entry has.
 const ALWAYS: usize = 10;
 
@@ -47,7 +54,7 @@ macro_rules! record_columns {
 pub(super) use {record_columns, row_of, task_columns};
 
 const NEWEST: &str = "SELECT t.history FROM json_each(?) AS gone CROSS JOIN tasks AS t ON t.id = gone.value";
-const ROW: &str = "SELECT seq, entries FROM task_history WHERE seq <= ? ORDER BY seq DESC LIMIT 1";
+const ROW: &str = "SELECT seq, task, at, entries FROM task_history WHERE seq <= ? ORDER BY seq DESC LIMIT 1";
 /// ?2: the places of entries that go.
 const CLEAR: &str = "UPDATE task_history SET entries = ( \
         SELECT json_group_array(CASE WHEN e.key IN (SELECT value FROM json_each(?2)) THEN 0 ELSE json(e.value) END ORDER BY e.key) \
@@ -151,6 +158,96 @@ impl Serialize for Entry<'_> {
     }
 }
 
+/// One entry, read back.
+pub(super) struct Kept {
+    seq: i64,
+    task: i64,
+    at: i64,
+    text: Box<RawValue>,
+}
+
+impl Kept {
+    /// Its values, each as its text.
+    pub(super) fn fields(&self) -> std::result::Result<Fields<'_>, StoreError> {
+        Ok(Fields { of: self, values: text::parts(self.text.get())? })
+    }
+
+    /// The number of its task's entry before it; 0: it is the first.
+    pub(super) fn before(&self) -> std::result::Result<i64, StoreError> {
+        let back = self.fields()?.int(2)?.unwrap_or_default();
+        match back {
+            0 => Ok(0),
+            back => Ok(self.seq - back),
+        }
+    }
+}
+
+/// See [`Kept::fields`].
+pub(super) struct Fields<'k> {
+    of: &'k Kept,
+    values: Vec<&'k RawValue>,
+}
+
+impl Fields<'_> {
+    /// A value in the order of a file's columns, which is that of an entry but for the third: there it is the number, here how far
+    /// back the one before is.
+    pub(super) fn cell(&self, at: usize, kind: Kind) -> std::result::Result<Cell<'_>, StoreError> {
+        let from = |base: i64| Ok(self.int(at)?.map(|value| base + value).into());
+        match at {
+            0 => from(self.of.task),
+            2 => Ok(self.of.seq.into()),
+            7 | 11 => from(self.of.at),
+            _ if kind == Kind::Int => Ok(self.int(at)?.into()),
+            10 => Ok(self.text(at).map(text::read::<String>).transpose()?.into()),
+            _ => Ok(self.text(at).into()),
+        }
+    }
+
+    fn text(&self, at: usize) -> Option<&str> {
+        self.values.get(at).map(|value| value.get()).filter(|text| *text != "null")
+    }
+
+    fn int(&self, at: usize) -> std::result::Result<Option<i64>, StoreError> {
+        self.text(at).map(text::read).transpose()
+    }
+}
+
+/// Entries by their numbers, for who asks for many that are near each other.
+pub(super) struct Entries<'c> {
+    row: Statement<'c>,
+    kept: BTreeMap<i64, (i64, i64, Vec<Box<RawValue>>)>,
+}
+
+impl<'c> Entries<'c> {
+    pub(super) fn of(conn: &'c Connection) -> Result<Self> {
+        Ok(Self { row: conn.prepare(ROW)?, kept: BTreeMap::new() })
+    }
+
+    /// # Errors
+    /// SQLite's, and that it is not there.
+    pub(super) fn entry(&mut self, seq: i64) -> std::result::Result<Kept, StoreError> {
+        let near = |kept: &BTreeMap<i64, (i64, i64, Vec<Box<RawValue>>)>| {
+            let (first, (task, at, entries)) = kept.range(..=seq).next_back()?;
+            let text = entries.get(usize::try_from(seq - first).ok()?)?;
+            Some(Kept { seq, task: *task, at: *at, text: text.clone() })
+        };
+        if near(&self.kept).is_none() {
+            let row = self.row.query_row([seq], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get::<_, String>(3)?))
+            });
+            if let Some((first, task, at, entries)) = row.optional().map_err(|error| failed(&error))? {
+                // Whoever goes through the tasks does not come back to the oldest.
+                if self.kept.len() >= ROWS_KEPT {
+                    self.kept.pop_first();
+                }
+                self.kept.insert(first, (task, at, text::read(&entries)?));
+            }
+        }
+        let found = near(&self.kept).filter(|entry| entry.text.get() != "0");
+        found.ok_or_else(|| StoreError::Corrupt(format!("entry {seq} of the history is missing")))
+    }
+}
+
 /// Takes the entries of tasks away, `tasks` being a JSON list of them whose rows are still there: along the chain from the newest
 /// entry of each, the rows from the newest on, so that each is read and written once.
 pub(super) fn remove(conn: &Connection, tasks: &str) -> Result<()> {
@@ -159,10 +256,10 @@ pub(super) fn remove(conn: &Connection, tasks: &str) -> Result<()> {
     let mut going = newest?;
     let mut row_of = conn.prepare_cached(ROW)?;
     while let Some(seq) = going.last().copied() {
-        let row = row_of.query_row([seq], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?)));
+        let row = row_of.query_row([seq], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, String>(3)?)));
         let Some((first, entries)) = row.optional()? else { return Ok(()) };
         let entries: Vec<serde_json::Value> = serde_json::from_str(&entries).map_err(|error| {
-            rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, error.into())
+            rusqlite::Error::FromSqlConversionFailure(3, rusqlite::types::Type::Text, error.into())
         })?;
         let mut places = BTreeSet::new();
         while let Some(seq) = going.last().copied().filter(|seq| *seq >= first) {

@@ -1,8 +1,12 @@
 //! Rows of several values in one: as they were as rows of their own, on the way into them and out of them.
 
 use super::raw;
+use crate::store::bind::Cell;
+use crate::store::moving::TABLES;
 use crate::store::rig::{Folder, New, Rig, failure};
 use crate::store::schema;
+use crate::store::sqlite::moving::export;
+use crate::store::sqlite::packed::Entries;
 use crate::store::sqlite::{Options, open, open::MIGRATIONS};
 use ledger_core::store::{Changes, Reader as _};
 use ledger_core::watch::Cut;
@@ -80,6 +84,23 @@ async fn a_ledger_of_before_keeps_every_value() {
     let (_store, reader) = open(&folder.0, Options::default()).await.expect("it is brought up to date");
     assert_eq!(dump(&folder.0, TASKS[1]), tasks);
     assert_eq!(dump(&folder.0, HISTORY[1]), history);
+    let conn = rusqlite::Connection::open(folder.0.join("ledger.db")).expect("it opens");
+    let mut entries = Entries::of(&conn).expect("it prepares");
+    let table = TABLES.iter().find(|table| table.name == "task_history").expect("it is one");
+    for row in dump(&folder.0, &table.select(table.sqlite)) {
+        let Value::Integer(seq) = row[2] else { panic!("a number") };
+        let entry = entries.entry(seq).expect("it is there");
+        let fields = entry.fields().expect("they can be read");
+        for (at, (value, (name, kind))) in row.iter().zip(table.columns).enumerate() {
+            let read = match fields.cell(at, *kind).expect("it can be read") {
+                Cell::Null => Value::Null,
+                Cell::Int(number) => Value::Integer(number),
+                Cell::Text(text) => Value::Text(text.into_owned()),
+                Cell::Real(_) | Cell::Bytes(_) => panic!("no column has one"),
+            };
+            assert_eq!(&read, value, "{name} of entry {seq}");
+        }
+    }
     for id in [1, 2, 499, 601, 1000] {
         let rows = reader.history(TaskId(id)).await.expect("it reads").expect("it has a history");
         assert_eq!(rows.iter().map(|row| row.seq).collect::<Vec<_>>(), [3 * id - 2, 3 * id - 1, 3 * id]);
@@ -137,6 +158,25 @@ async fn entries_go_with_their_tasks_and_leave_the_others_where_they_are() {
     rig.write(Changes { removed: ids, ..Changes::default() }).await;
     rig.commit().await;
     assert!(dump(rig.folder(), "SELECT seq FROM task_history").is_empty(), "no row is left of nothing");
+}
+
+#[tokio::test]
+async fn an_entry_that_is_missing_is_named() {
+    let mut rig = Rig::sqlite().await;
+    for id in rig.enqueue_all((0..20).map(|_| New::of("a"))).await {
+        rig.complete(id).await;
+    }
+    rig.commit().await;
+    let mut conn = raw(rig.folder()).await;
+    conn.execute("UPDATE task_history SET entries = json_replace(entries, '$[3]', 0) WHERE seq = 1")
+        .await
+        .expect("it may go");
+    let error = export(rig.folder(), std::io::sink()).await.expect_err("it is missing");
+    assert!(error.to_string().contains("entry 4 of the history is missing"), "{error}");
+    conn.execute("DELETE FROM task_history WHERE seq = 1").await.expect("it runs");
+    let error = export(rig.folder(), std::io::sink()).await.expect_err("they are missing");
+    assert!(error.to_string().contains("entry 1 of the history is missing"), "{error}");
+    assert_eq!(error.exit_code(), 65);
 }
 
 #[tokio::test]
