@@ -230,9 +230,8 @@ impl SqliteStore {
         let specs = specs.collect();
         let agent = |id: TaskId| self.ready.entry(id).map_or(0, |entry| entry.task.spec.agent.0);
         let moved = staged.moved.drain(..).map(|(id, before)| (id.0, agent(id), before.0)).collect();
-        let freed = std::mem::take(&mut staged.freed_since);
         Part {
-            freed: (!freed.is_empty()).then(|| write::ids(freed.iter())),
+            freed: std::mem::take(&mut staged.freed_since),
             moved,
             specs,
             history: std::mem::take(&mut staged.history),

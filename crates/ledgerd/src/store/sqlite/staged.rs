@@ -71,8 +71,8 @@ pub(super) struct Meta {
 /// Rows that nothing decided later can change.
 #[derive(Default)]
 pub(super) struct Part {
-    /// A JSON list of tasks whose keys are free; before the keys of new ones.
-    pub(super) freed: Option<String>,
+    /// Tasks whose keys are free; before the keys of new ones.
+    pub(super) freed: Vec<TaskId>,
     /// Task, agent, agent before; before the keys of new tasks too. Of a batch's last part alone.
     pub(super) moved: Vec<(u64, u32, u32)>,
     pub(super) specs: Vec<Born>,
@@ -192,7 +192,7 @@ impl Part {
         self.specs.is_empty()
             && self.history.is_empty()
             && self.results.is_empty()
-            && self.freed.is_none()
+            && self.freed.is_empty()
             && self.moved.is_empty()
     }
 

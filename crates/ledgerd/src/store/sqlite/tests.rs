@@ -93,6 +93,7 @@ async fn no_list_sorts_and_nothing_reads_all_there_is() {
             let step: String = row.get(3);
             assert!(!is_list || !step.contains("TEMP B-TREE FOR ORDER BY"), "{step}: {text}");
             assert!(!step.contains("AUTOMATIC"), "{step}: {text}");
+            assert!(!step.contains("(agent=?)"), "all that an agent has, {step}: {text}");
             let Some(scanned) = step.strip_prefix("SCAN ") else { continue };
             // The oldest answers, up to a bound; and how many dead letters there are, of an index.
             let bounded = scanned == "requests" && text.contains("LIMIT")

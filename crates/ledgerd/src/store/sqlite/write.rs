@@ -37,20 +37,15 @@ const BEGIN: &str = "BEGIN IMMEDIATE";
 const COMMIT: &str = "COMMIT";
 const OLDEST_REQUEST: &str = "SELECT at FROM requests ORDER BY seq LIMIT 1";
 const META: &str = "UPDATE meta SET last_task = ?, last_seq = ?, last_session = ? WHERE id = 1";
-/// The list names nothing of the table outside of it: else it is made anew for each key that there is.
-const FREE_KEYS: &str = "DELETE FROM idempotency_keys \
-    WHERE (agent, key) IN ( \
-        SELECT k.agent, k.key FROM json_each(?) AS freed \
-        CROSS JOIN task_specs AS s ON s.id = freed.value \
-        CROSS JOIN idempotency_keys AS k ON k.agent = s.agent AND k.key = s.key AND k.task_id = s.id)";
+/// One by one: of a list SQLite looks up the agents alone, or nothing, and goes through all keys that there are.
+const FREE_KEY: &str = "DELETE FROM idempotency_keys \
+    WHERE agent = (SELECT agent FROM task_specs WHERE id = ?1) \
+    AND key = (SELECT key FROM task_specs WHERE id = ?1) AND task_id = ?1";
 const REDRIVEN: &str = "DELETE FROM dead_letter_queue WHERE task_id = ?";
-/// [task, agent, agent before] each.
-const MOVE_KEYS: &str = "UPDATE idempotency_keys SET agent = moved.value ->> 1 \
-    FROM json_each(?) AS moved CROSS JOIN task_specs AS s ON s.id = moved.value ->> 0 \
-    WHERE idempotency_keys.agent = moved.value ->> 2 AND idempotency_keys.key = s.key \
-    AND idempotency_keys.task_id = s.id";
-const MOVE_SPECS: &str = "UPDATE task_specs SET agent = moved.value ->> 1 \
-    FROM json_each(?) AS moved WHERE task_specs.id = moved.value ->> 0";
+/// Task, agent, agent before.
+const MOVE_KEY: &str = "UPDATE idempotency_keys SET agent = ?2 \
+    WHERE agent = ?3 AND key = (SELECT key FROM task_specs WHERE id = ?1) AND task_id = ?1";
+const MOVE_SPEC: &str = "UPDATE task_specs SET agent = ?2 WHERE id = ?1";
 const NEW_PAYLOAD: &str = "UPDATE task_specs SET payload = ? WHERE id IN (SELECT value FROM json_each(?))";
 const EMPTY_BLOCK: &str = "DELETE FROM live_blocks WHERE block = ?";
 /// [agent, block] each, of tasks that left.
@@ -100,10 +95,10 @@ pub(super) const STATEMENTS: [&str; 20] = [
     GONE_WORKER,
     OLD_EVENTS,
     META,
-    FREE_KEYS,
+    FREE_KEY,
     REDRIVEN,
-    MOVE_KEYS,
-    MOVE_SPECS,
+    MOVE_KEY,
+    MOVE_SPEC,
     NEW_PAYLOAD,
     EMPTY_BLOCK,
     LEFT_BLOCKS,
@@ -192,13 +187,17 @@ impl Writer {
     /// Writes a part of a batch whose rest is still to come; a guess of its bytes.
     pub(super) fn write_part(&self, part: &Part) -> Result<u64> {
         self.begin()?;
-        if let Some(freed) = &part.freed {
-            self.run(FREE_KEYS, |args| args.add(freed.as_str()))?;
-        }
+        self.each(FREE_KEY, part.freed.iter(), |args, id| args.add(id.0.cast_signed()))?;
         if !part.moved.is_empty() {
-            let moved = text::written(&part.moved);
-            self.run(MOVE_KEYS, |args| args.add(moved.as_str()))?;
-            self.run(MOVE_SPECS, |args| args.add(moved.as_str()))?;
+            self.each(MOVE_KEY, part.moved.iter(), |args, (id, agent, before)| {
+                args.add(id.cast_signed());
+                args.add(*agent);
+                args.add(*before);
+            })?;
+            self.each(MOVE_SPEC, part.moved.iter(), |args, (id, agent, _)| {
+                args.add(id.cast_signed());
+                args.add(*agent);
+            })?;
             let blocks = part.moved.iter().map(|(id, agent, _)| agent_block(AgentId(*agent), TaskId(*id)));
             self.rows(Table::AgentBlocks, blocks, add_agent_block)?;
         }
