@@ -241,10 +241,10 @@ static LIVE_BLOCKS: Table = Table::new(
 );
 
 const LEAVE_READY: &str = "DELETE FROM ready WHERE task_id = ANY($1)";
-const FREE_KEYS: &str = "DELETE FROM idempotency_keys AS k USING task_specs AS s \
+pub(super) const FREE_KEYS: &str = "DELETE FROM idempotency_keys AS k USING task_specs AS s \
     WHERE s.id = ANY($1) AND k.agent = s.agent AND k.key = s.key AND k.task_id = s.id";
 /// Tasks and the agents they go to.
-const MOVE_KEYS: &str = "UPDATE idempotency_keys AS k SET agent = moved.agent \
+pub(super) const MOVE_KEYS: &str = "UPDATE idempotency_keys AS k SET agent = moved.agent \
     FROM unnest($1::bigint[], $2::bigint[]) AS moved (id, agent) JOIN task_specs AS s ON s.id = moved.id \
     WHERE k.agent = s.agent AND k.key = s.key AND k.task_id = s.id";
 const MOVE_SPECS: &str = "UPDATE task_specs AS s SET agent = moved.agent \
