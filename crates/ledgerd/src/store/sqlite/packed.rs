@@ -24,6 +24,9 @@ const ROWS_KEPT: usize = 4_096;
 /// What every entry has.
 const ALWAYS: usize = 10;
 
+/// What a stored text says.
+type Read<T> = std::result::Result<T, StoreError>;
+
 /// The columns that [`Columns::task`](crate::store::rows::Columns::task) reads, of `tasks AS t` and `task_specs AS s`.
 macro_rules! task_columns {
     () => {
@@ -168,16 +171,18 @@ pub(super) struct Kept {
 
 impl Kept {
     /// Its values, each as its text.
-    pub(super) fn fields(&self) -> std::result::Result<Fields<'_>, StoreError> {
+    pub(super) fn fields(&self) -> Read<Fields<'_>> {
         Ok(Fields { of: self, values: text::parts(self.text.get())? })
     }
 
     /// The number of its task's entry before it; 0: it is the first.
-    pub(super) fn before(&self) -> std::result::Result<i64, StoreError> {
-        let back = self.fields()?.int(2)?.unwrap_or_default();
-        match back {
+    pub(super) fn before(&self) -> Read<i64> {
+        match self.fields()?.int(2)?.unwrap_or_default() {
             0 => Ok(0),
-            back => Ok(self.seq - back),
+            back if (1..self.seq).contains(&back) => Ok(self.seq - back),
+            back => {
+                Err(StoreError::Corrupt(format!("entry {} of the history is {back} after another", self.seq)))
+            }
         }
     }
 }
@@ -191,7 +196,7 @@ pub(super) struct Fields<'k> {
 impl Fields<'_> {
     /// A value in the order of a file's columns, which is that of an entry but for the third: there it is the number, here how far
     /// back the one before is.
-    pub(super) fn cell(&self, at: usize, kind: Kind) -> std::result::Result<Cell<'_>, StoreError> {
+    pub(super) fn cell(&self, at: usize, kind: Kind) -> Read<Cell<'_>> {
         let from = |base: i64| Ok(self.int(at)?.map(|value| base + value).into());
         match at {
             0 => from(self.of.task),
@@ -207,7 +212,7 @@ impl Fields<'_> {
         self.values.get(at).map(|value| value.get()).filter(|text| *text != "null")
     }
 
-    fn int(&self, at: usize) -> std::result::Result<Option<i64>, StoreError> {
+    fn int(&self, at: usize) -> Read<Option<i64>> {
         self.text(at).map(text::read).transpose()
     }
 }
@@ -215,8 +220,11 @@ impl Fields<'_> {
 /// Entries by their numbers, for who asks for many that are near each other.
 pub(super) struct Entries<'c> {
     row: Statement<'c>,
-    kept: BTreeMap<i64, (i64, i64, Vec<Box<RawValue>>)>,
+    kept: BTreeMap<i64, Texts>,
 }
+
+/// Of a row: its task and time, and its entries.
+type Texts = (i64, i64, Vec<Box<RawValue>>);
 
 impl<'c> Entries<'c> {
     pub(super) fn of(conn: &'c Connection) -> Result<Self> {
@@ -225,8 +233,8 @@ impl<'c> Entries<'c> {
 
     /// # Errors
     /// SQLite's, and that it is not there.
-    pub(super) fn entry(&mut self, seq: i64) -> std::result::Result<Kept, StoreError> {
-        let near = |kept: &BTreeMap<i64, (i64, i64, Vec<Box<RawValue>>)>| {
+    pub(super) fn entry(&mut self, seq: i64) -> Read<Kept> {
+        let near = |kept: &BTreeMap<i64, Texts>| {
             let (first, (task, at, entries)) = kept.range(..=seq).next_back()?;
             let text = entries.get(usize::try_from(seq - first).ok()?)?;
             Some(Kept { seq, task: *task, at: *at, text: text.clone() })

@@ -173,6 +173,11 @@ async fn an_entry_that_is_missing_is_named() {
         .expect("it may go");
     let error = export(rig.folder(), std::io::sink()).await.expect_err("it is missing");
     assert!(error.to_string().contains("entry 4 of the history is missing"), "{error}");
+    let bent = "DROP TRIGGER task_history_is_append_only; \
+        UPDATE task_history SET entries = json_replace(entries, '$[3]', json_array(0, 1, -1))";
+    conn.execute(bent).await.expect("it runs");
+    let error = export(rig.folder(), std::io::sink()).await.expect_err("it leads nowhere");
+    assert!(error.to_string().contains("-1 after another"), "{error}");
     conn.execute("DELETE FROM task_history WHERE seq = 1").await.expect("it runs");
     let error = export(rig.folder(), std::io::sink()).await.expect_err("they are missing");
     assert!(error.to_string().contains("entry 1 of the history is missing"), "{error}");
