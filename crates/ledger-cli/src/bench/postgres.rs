@@ -33,6 +33,8 @@ const LOCK_LOOK: Duration = Duration::from_millis(20);
 const STOP: Duration = Duration::from_secs(30);
 /// Rows of pgbench's largest table, in 100,000.
 const SCALE: &str = "20";
+/// All there are.
+const GOALS: [&str; 7] = ["G9", "replicas", "elsewhere", "locks", "statistics", "stored", "snapshot"];
 
 /// `bench postgres`.
 #[derive(Clone, Debug, clap::Args)]
@@ -43,7 +45,7 @@ pub(super) struct Args {
     /// Fewer and shorter rounds, a tenth of the stored tasks
     #[arg(long)]
     quick: bool,
-    /// Only rows whose goal starts with one of these
+    /// Only rows whose goal has these first words
     #[arg(long, value_name = "GOAL", value_delimiter = ',')]
     only: Vec<String>,
     /// Folder with the server's psql and pgbench; else as pg_config says
@@ -107,7 +109,7 @@ impl Args {
         };
         let facts =
             Facts { server: server.ask(&server.url, "SHOW server_version").await?, ..Facts::default() };
-        let goals = Goals { only: &self.only, rows: Vec::new() };
+        let goals = Goals::of(&self.only, &GOALS)?;
         let mut suite = Suite { server, size, goals, facts };
         suite.throughput().await?;
         suite.elsewhere().await?;

@@ -57,15 +57,29 @@ impl Goal {
 /// The goals that are measured in a run.
 #[derive(Debug)]
 pub(in crate::bench) struct Goals<'a> {
-    /// Only those that start with one of these; with none, all.
-    pub(in crate::bench) only: &'a [String],
+    /// Only those with the first words of one of these; with none, all.
+    only: &'a [String],
+    known: &'static [&'static str],
     pub(in crate::bench) rows: Vec<Row>,
 }
 
-impl Goals<'_> {
+impl<'a> Goals<'a> {
+    /// # Errors
+    /// One of `only` names none of those that there are.
+    pub(in crate::bench) fn of(only: &'a [String], known: &'static [&'static str]) -> Result<Self, Failure> {
+        match only.iter().find(|only| !known.iter().any(|goal| names(only, goal))) {
+            None => Ok(Self { only, known, rows: Vec::new() }),
+            Some(only) => {
+                let what = format!("there is no goal {only:?}; there are {}", known.join(", "));
+                Err(Failure::usage(what))
+            }
+        }
+    }
+
     pub(in crate::bench) fn wants(&self, goals: &[&str]) -> bool {
-        let wanted = self.only.is_empty()
-            || goals.iter().any(|goal| self.only.iter().any(|only| goal.starts_with(&**only)));
+        debug_assert!(goals.iter().all(|goal| self.known.contains(goal)), "{goals:?} are not all known");
+        let wanted =
+            self.only.is_empty() || goals.iter().any(|goal| self.only.iter().any(|only| names(only, goal)));
         if wanted {
             remark(&format!("measuring {}", goals.join(", ")));
         }
@@ -82,6 +96,11 @@ impl Goals<'_> {
     ) {
         self.rows.push(Goal { goal, what, unit, floor, stretch }.met(values));
     }
+}
+
+/// Whether one is the other or its first words.
+fn names(only: &str, goal: &str) -> bool {
+    only.split_whitespace().zip(goal.split(' ')).all(|(one, other)| one == other) && !only.trim().is_empty()
 }
 
 /// Prints a report, and its rows for who reads along; an error where one was missed.
@@ -149,6 +168,28 @@ mod tests {
             table.lines().skip(2).filter_map(|line| line.split('|').rev().nth(1)).collect();
         assert_eq!(verdicts, [" stretch ", " floor ", " MISSED ", " stretch "]);
         assert!(table.contains("| 5 ms | 1 ms | **6** ms | 6 to 6 |"), "{table}");
+    }
+
+    #[test]
+    fn a_goal_is_named_by_its_words() {
+        let known: &[&str] = &["G1", "G11", "G14 bulk", "G14 unary", "lost spans"];
+        let wanted = |only: &str| {
+            let only = [only.to_owned()];
+            let goals = Goals::of(&only, known).expect("it is known");
+            known.iter().copied().filter(|goal| goals.wants(&[goal])).collect::<Vec<_>>()
+        };
+        assert_eq!(wanted("G1"), ["G1"]);
+        assert_eq!(wanted("G14"), ["G14 bulk", "G14 unary"]);
+        assert_eq!(wanted("G14 bulk"), ["G14 bulk"]);
+        assert_eq!(wanted("G1 "), ["G1"]);
+        assert_eq!(wanted("lost spans"), ["lost spans"]);
+        assert!(Goals::of(&[], known).expect("all of them").wants(known));
+        for only in ["G", "G2", "", "G14 bul"] {
+            let only = [only.to_owned()];
+            let refused = Goals::of(&only, known).expect_err("it is none of them");
+            let told = matches!(&refused, Failure::Said(Exit::Usage, text) if text.contains("there are G1, G11, G14 bulk"));
+            assert!(told, "{refused:?}");
+        }
     }
 
     #[test]
