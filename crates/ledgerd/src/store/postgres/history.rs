@@ -134,7 +134,7 @@ const DROP: &str = concat!(
 const LATE: &str = "SELECT EXISTS (SELECT 1 FROM task_history AS h WHERE h.at >= $1 AND h.at < $2 \
     AND age(h.xmin) <= age($3::text::xid8::xid) AND (SELECT t.id FROM tasks AS t WHERE t.id = h.task_id) IS NOT NULL)";
 /// It reads a whole day, while nobody writes to that day anyhow.
-const WAIT_LONG: &str = "SET LOCAL statement_timeout = '60s'";
+const WAIT_LONG: &str = "SET LOCAL statement_timeout = '60s'; SET LOCAL enable_seqscan = on";
 const GONE: &str = "DELETE FROM history_days WHERE day = $1";
 
 /// Every statement here, for a test to prepare.

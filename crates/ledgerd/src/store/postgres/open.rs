@@ -9,7 +9,7 @@ use crate::store::fresh::Fresh;
 use crate::store::schema::{self, Applied, Step};
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgSslMode};
-use sqlx::{ConnectOptions, Row};
+use sqlx::{ConnectOptions, Connection as _, Row};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +34,12 @@ const SESSION: [(&str, &str); 8] = [
     // A rollback where there is nothing to roll back is no news.
     ("client_min_messages", "error"),
 ];
+/// Of sessions that serve: all that they read is looked up by indexes, row by row. Otherwise a plan that was made while a table was
+/// small, or not known to be large, would read all of it, and would stay.
+pub(super) const BY_INDEX: [(&str, &str); 3] =
+    [("enable_seqscan", "off"), ("enable_hashjoin", "off"), ("enable_mergejoin", "off")];
+/// Of those of batches: a plan is made once, for it takes longer than a small batch's statements do.
+const PLANNED_ONCE: [(&str, &str); 1] = [("plan_cache_mode", "force_generic_plan")];
 const STATE: &str = "SELECT pg_is_in_recovery(), current_setting('fsync'), current_setting('full_page_writes'), \
     current_setting('server_version_num')::int4";
 /// The oldest release with what we use of it, `pg_current_xact_id` and `pg_xact_status` for one.
@@ -135,8 +141,12 @@ pub async fn open(url: &str, name: &str) -> Result<(PgStore, Arc<PgReader>), Con
         // Nothing depends on it: what has no partition of its day is kept all the same.
         tracing::warn!(%error, "no partitions of history were made; retention will try again");
     }
+    let _ = conn.close().await;
+    let options = options.options(BY_INDEX);
     let fresh = Arc::new(Fresh::new(FRESH_BYTES));
     let reader = Arc::new(PgReader::open(options.clone(), SLOW_ACQUIRE, Arc::clone(&fresh)));
+    let options = options.options(PLANNED_ONCE);
+    let conn = connect(&options).await?;
     Ok((PgStore::new(options, conn, fresh, name).await, reader))
 }
 

@@ -47,7 +47,8 @@ const NEWEST_FAILED: &str =
     "SELECT task_id FROM dead_letter_queue WHERE task_id < $1 ORDER BY task_id DESC LIMIT $2";
 const NEWEST_FAILED_OF_AGENT: &str =
     "SELECT task_id FROM dead_letter_queue WHERE agent = $3 AND task_id < $1 ORDER BY task_id DESC LIMIT $2";
-/// Of the tasks $1 those that fit, newest first. Labels are looked at by us: few ask for them.
+/// Of the tasks $1 those that fit, newest first. Labels are looked at by us: few ask for them. What belongs to a task is looked
+/// up for each, which a planner is not left to decide.
 const VIEWS: &str = concat!(
     "SELECT ",
     task_columns!(),
@@ -56,10 +57,10 @@ const VIEWS: &str = concat!(
     ", octet_length(s.payload), octet_length(COALESCE(t.result, r.result)), CASE WHEN $2 THEN COALESCE(t.result, r.result) END, ",
     note_columns!(),
     " FROM tasks AS t \
-     JOIN task_specs AS s ON s.id = t.id \
+     CROSS JOIN LATERAL (SELECT * FROM task_specs AS of_task WHERE of_task.id = t.id OFFSET 0) AS s \
      LEFT JOIN agents AS a ON a.id = s.agent \
-     LEFT JOIN results AS r ON r.task_id = t.id \
-     LEFT JOIN task_notes AS n ON n.task_id = t.id \
+     LEFT JOIN LATERAL (SELECT * FROM results AS of_task WHERE of_task.task_id = t.id OFFSET 0) AS r ON true \
+     LEFT JOIN LATERAL (SELECT * FROM task_notes AS of_task WHERE of_task.task_id = t.id OFFSET 0) AS n ON true \
      WHERE t.id = ANY($1) \
      AND ($3::bigint[] IS NULL OR t.state = ANY($3)) \
      AND ($4::text IS NULL OR s.task_type = $4) \

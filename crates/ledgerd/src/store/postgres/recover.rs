@@ -27,15 +27,23 @@ const SESSIONS: &str = "SELECT worker, incarnation, session, connected_at, beat_
 const TOTALS: &str = "SELECT s.transitions, c.n, c.agent, c.state \
     FROM (SELECT sum(last_seq)::bigint AS transitions FROM slots) AS s LEFT JOIN ( \
         SELECT agent, state, sum(n)::bigint AS n FROM counts GROUP BY agent, state) AS c ON true";
+/// Tasks of the blocks that have live ones: looked for block by block, whatever the planner knows.
+macro_rules! in_live_blocks {
+    () => {
+        "(SELECT block FROM live_blocks GROUP BY block HAVING sum(n) > 0) AS b \
+         CROSS JOIN LATERAL ( \
+            SELECT * FROM tasks AS of_block WHERE of_block.id BETWEEN b.block << 12 AND (b.block << 12) + 4095 OFFSET 0) AS t \
+         CROSS JOIN LATERAL (SELECT * FROM task_specs AS of_task WHERE of_task.id = t.id OFFSET 0) AS s"
+    };
+}
 /// Those that have a timer or a holder; $1: agents whose tasks have a queue_timeout. RUNNING is 2, RETRY 3, BLOCKED 4;
 /// $2 is the reason BUDGET.
 pub(super) const TIMED: &str = concat!(
     "SELECT ",
     task_columns!(),
-    " FROM (SELECT block FROM live_blocks GROUP BY block HAVING sum(n) > 0) AS b \
-     JOIN tasks AS t ON t.id BETWEEN b.block << 12 AND (b.block << 12) + 4095 \
-     JOIN task_specs AS s ON s.id = t.id \
-     WHERE t.state IN (2, 4) OR t.state = 3 AND t.reason = $2 \
+    " FROM ",
+    in_live_blocks!(),
+    " WHERE t.state IN (2, 4) OR t.state = 3 AND t.reason = $2 \
         OR t.state IN (1, 3) AND (t.deadline IS NOT NULL OR s.agent = ANY($1) OR s.policy LIKE '%queue_timeout%') \
      ORDER BY t.id"
 );
@@ -52,10 +60,9 @@ pub(super) const TASKS: &str =
 const LIVE: &str = concat!(
     "SELECT ",
     task_columns!(),
-    " FROM (SELECT block FROM live_blocks GROUP BY block HAVING sum(n) > 0) AS b \
-     JOIN tasks AS t ON t.id BETWEEN b.block << 12 AND (b.block << 12) + 4095 \
-     JOIN task_specs AS s ON s.id = t.id \
-     WHERE t.state <= 4 AND s.agent = ANY($1)"
+    " FROM ",
+    in_live_blocks!(),
+    " WHERE t.state <= 4 AND s.agent = ANY($1)"
 );
 const KEYS: &str = "SELECT k.agent, k.key, k.task_id, k.digest \
     FROM unnest($1::bigint[], $2::text[]) AS asked (agent, key) \
@@ -102,7 +109,7 @@ pub(super) const OFFER: &str = concat!(
             WHERE r.agent = $1 AND r.task_type = types.name AND r.gated = may.gated AND r.urgency = of.urgency \
                 AND (r.gated = 1 OR r.run_at <= GREATEST($4::bigint, $5::bigint)) \
                 AND (r.gated = 1 OR r.run_at <= CASE WHEN r.calendar = 1 THEN $5::bigint ELSE $4::bigint END) \
-                AND r.task_id <> ALL($8) \
+                AND r.task_id NOT IN (SELECT unnest($8::bigint[])) \
             ORDER BY r.run_at, r.task_id LIMIT $7 FOR UPDATE SKIP LOCKED \
         ) AS found \
         WHERE types.name IS NOT NULL AND ($2::text[] IS NULL OR types.name = ANY($2)) AND types.name <> ALL($3) \
@@ -114,7 +121,7 @@ pub(super) const OFFER: &str = concat!(
 pub(super) const GATED: &str = concat!(
     "SELECT ",
     task_columns!(),
-    " FROM (SELECT task_id FROM ready WHERE agent = $1 AND gated = 1 AND task_id <> ALL($2) OFFSET 0) AS found ",
+    " FROM (SELECT task_id FROM ready WHERE agent = $1 AND gated = 1 AND task_id NOT IN (SELECT unnest($2::bigint[])) OFFSET 0) AS found ",
     of_found!()
 );
 /// Since when the longest waiting tasks are due, by agent: steady before $1, wall before $2. Of each clock so many at most.
@@ -135,7 +142,7 @@ const AHEAD: &str = concat!(
             WHERE r.agent = $1 AND r.task_type = types.name \
                 AND (r.urgency, r.run_at, r.task_id) < ($4, $5, $6) \
                 AND (r.gated = 1 OR r.run_at <= CASE WHEN r.calendar = 1 THEN $8::bigint ELSE $7::bigint END) \
-                AND r.task_id <> ALL($9) \
+                AND r.task_id NOT IN (SELECT unnest($9::bigint[])) \
             LIMIT $3) AS found \
         LIMIT $3) AS ahead"
 );

@@ -11,7 +11,7 @@ use super::recover::Columns;
 use super::slots::{BreakerKey, Place, SLOT};
 use super::staged::Staged;
 use super::table::Kind::{self, Bytes, Int, Text};
-use super::table::{Rows, Table, put, put_and_read, rows};
+use super::table::{Rows, Table, put, rows};
 use crate::store::bind::{self, Sink};
 use crate::store::text;
 use breaker_core::State;
@@ -190,11 +190,11 @@ async fn write_sessions(conn: &mut PgConnection, staged: &Staged, met: &Met) -> 
     };
     let (new, known): (Vec<&SessionRow>, Vec<&SessionRow>) =
         staged.sessions.values().partition(|row| met.is_new(row));
-    let written = put_and_read(conn, rows(&NEW_SESSIONS, new.iter().copied(), bind_row)).await?;
+    let written = put(conn, rows(&NEW_SESSIONS, new.iter().copied(), bind_row)).await?;
     if written.len() < new.len() {
         return Err(StoreError::Outdated("the session of a worker"));
     }
-    put(conn, rows(&SESSIONS, known, bind_row)).await
+    put(conn, rows(&SESSIONS, known, bind_row)).await.map(drop)
 }
 
 /// Tells other daemons of tasks of their sessions that this one changed, and of workers that came over. Whether there was
@@ -241,7 +241,7 @@ async fn write_agents(
         bind::agent(columns, row);
         columns.add(revision(&row.id));
     });
-    if put_and_read(conn, columns).await?.len() < known.len() {
+    if put(conn, columns).await?.len() < known.len() {
         return Err(StoreError::Outdated("the agent"));
     }
     written.agents.extend(new.iter().map(|row| (row.id, 1)));
@@ -267,7 +267,7 @@ async fn write_breakers(
         columns.add(epoch.cast_signed());
         columns.add(row.snapshot.state != State::Closed || row.snapshot.epoch != epoch);
     });
-    let found = put_and_read(conn, columns).await?;
+    let found = put(conn, columns).await?;
     if found.len() < known.len() {
         return Err(StoreError::Outdated("the breaker"));
     }

@@ -1,21 +1,20 @@
-//! Tables as a batch writes them: one statement, whatever the number of rows, which travel as one array of a composite type.
+//! Tables as a batch writes them: one statement, whatever the number of rows, which travel as one array of a composite type;
+//! those of several tables, where none has to see what another does, go to the server as one.
 //!
 //! An array for each column would be the plain way, and costs twice as much: the server keeps each of them apart, row by row,
 //! until it has put them together. What is written for every task travels as wide as its columns, or each value would be turned
-//! into another type. Invariants: every statement has a fixed text, so its plan is made once; a type of a migration has the
-//! columns that are here, in their order (a test compares them).
+//! into another type. Invariants: the text of a statement depends on nothing but the tables that it writes, so its plan is made
+//! once; a type of a migration has the columns that are here, in their order (a test compares them).
 
 use super::failed;
 use crate::store::bind::{Cell, Sink};
 use ledger_core::store::StoreError;
+use sqlx::AssertSqlSafe;
 use sqlx::encode::{Encode, IsNull};
 use sqlx::error::BoxDynError;
-use sqlx::postgres::{
-    PgArgumentBuffer, PgArguments, PgBindIterExt as _, PgConnection, PgRow, PgTypeInfo, Postgres,
-};
+use sqlx::postgres::{PgArgumentBuffer, PgBindIterExt as _, PgConnection, PgRow, PgTypeInfo, Postgres};
 use sqlx::query::Query;
 use sqlx::types::Type;
-use std::sync::OnceLock;
 
 /// What a column's values travel as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +63,6 @@ pub(super) struct Table {
     head: &'static str,
     pub(super) columns: &'static [(&'static str, Kind)],
     tail: &'static str,
-    text: OnceLock<String>,
 }
 
 impl Table {
@@ -74,20 +72,21 @@ impl Table {
         columns: &'static [(&'static str, Kind)],
         tail: &'static str,
     ) -> Self {
-        Self { row, head, columns, tail, text: OnceLock::new() }
+        Self { row, head, columns, tail }
     }
 
-    /// Its statement.
-    pub(super) fn text(&'static self) -> &'static str {
-        self.text.get_or_init(|| {
-            let rows = format!("unnest($1::{}[]) AS new", self.row);
-            if !self.head.starts_with("INSERT INTO ") {
-                return format!("{} FROM {rows} {}", self.head, self.tail);
-            }
-            let names: Vec<_> = self.columns.iter().map(|(name, _)| format!("\"{name}\"")).collect();
-            let names = names.join(", ");
-            format!("{} ({names}) SELECT {names} FROM {rows} {}", self.head, self.tail)
-        })
+    /// Its statement, whose rows are parameter `at`.
+    pub(super) fn text(&self, at: usize) -> String {
+        let rows = format!("unnest(${at}::{}[]) AS new", self.row);
+        if self.head.starts_with("DELETE ") {
+            return format!("{} USING {rows} {}", self.head, self.tail);
+        }
+        if self.head.starts_with("UPDATE ") {
+            return format!("{} FROM {rows} {}", self.head, self.tail);
+        }
+        let names: Vec<_> = self.columns.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+        let names = names.join(", ");
+        format!("{} ({names}) SELECT {names} FROM {rows} {}", self.head, self.tail)
     }
 }
 
@@ -109,11 +108,6 @@ const MOST_AHEAD: usize = 4_096;
 impl Rows {
     pub(super) const fn of(table: &'static Table) -> Self {
         Self { table, bytes: Vec::new(), ends: Vec::new(), at: 0 }
-    }
-
-    /// Its statement with them.
-    pub(super) fn query(self) -> Query<'static, Postgres, PgArguments> {
-        sqlx::query(self.table.text()).bind(self)
     }
 
     fn field(&mut self, value: Option<&[u8]>) {
@@ -217,17 +211,44 @@ pub(super) fn rows<T>(
     Some(written)
 }
 
-/// Writes them with one statement.
-pub(super) async fn put(conn: &mut PgConnection, rows: Option<Rows>) -> Result<(), StoreError> {
-    let Some(rows) = rows else { return Ok(()) };
-    rows.query().execute(conn).await.map(drop).map_err(|error| failed(&error))
+/// Rows of several tables that are written by one statement: what one of them does is not seen by another, and in which order
+/// they do it is the server's choice. A statement of its own for each would cost the daemon and the server a turn each.
+#[derive(Default)]
+pub(super) struct Together {
+    parts: Vec<Rows>,
 }
 
-/// As [`put`]; what the statement returns.
-pub(super) async fn put_and_read(
-    conn: &mut PgConnection,
-    rows: Option<Rows>,
-) -> Result<Vec<PgRow>, StoreError> {
-    let Some(rows) = rows else { return Ok(Vec::new()) };
-    rows.query().fetch_all(conn).await.map_err(|error| failed(&error))
+impl Together {
+    pub(super) fn add(&mut self, rows: Option<Rows>) {
+        self.parts.extend(rows);
+    }
+
+    /// Their statement: the last is the main one.
+    pub(super) fn text(tables: &[&Table]) -> String {
+        let Some((last, before)) = tables.split_last() else { return String::new() };
+        let before: Vec<_> = before
+            .iter()
+            .enumerate()
+            .map(|(at, table)| format!("part{at} AS ({})", table.text(at + 1)))
+            .collect();
+        let with = if before.is_empty() { String::new() } else { format!("WITH {} ", before.join(", ")) };
+        with + &last.text(tables.len())
+    }
+
+    /// Writes them all; what the statement of the last returns.
+    pub(super) async fn write(self, conn: &mut PgConnection) -> Result<Vec<PgRow>, StoreError> {
+        if self.parts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let tables: Vec<_> = self.parts.iter().map(|rows| rows.table).collect();
+        // Of texts that are here, and numbers.
+        let query = sqlx::query(AssertSqlSafe(Self::text(&tables)));
+        let query = self.parts.into_iter().fold(query, Query::bind);
+        query.fetch_all(conn).await.map_err(|error| failed(&error))
+    }
+}
+
+/// Writes rows of one table; what the statement returns.
+pub(super) async fn put(conn: &mut PgConnection, rows: Option<Rows>) -> Result<Vec<PgRow>, StoreError> {
+    Together { parts: rows.into_iter().collect() }.write(conn).await
 }

@@ -1,13 +1,12 @@
 //! The statements that a batch becomes.
 //!
-//! Decides nothing. A table is written with one statement a batch, whatever the number of rows: its columns travel as
-//! arrays. Invariants: every statement has a fixed text, so its plan is made once; rows are locked in the order of their
-//! numbers.
+//! Decides nothing. What is new of a batch is one statement, what it changes another, and only what is rare goes by itself.
+//! Invariant: rows are locked in the order of their numbers.
 
 use super::shared::{self, Basis, Met, Written};
 use super::staged::{Image, Staged};
 use super::table::Kind::{self, Int, Int2, Int4, Real, Text};
-use super::table::{Rows, Table, put, put_and_read, rows};
+use super::table::{Rows, Table, Together, rows};
 use super::{Meta, failed};
 use crate::store::SMALL_RESULT;
 use crate::store::bind::{self, Sink};
@@ -233,11 +232,21 @@ static COUNTS: Table = Table::new(
     &[("slot", Int), ("agent", Int), ("state", Int), ("n", Int)],
     "ON CONFLICT (slot, agent, state) DO UPDATE SET n = c.n + excluded.n",
 );
+const BLOCK_ROW: &[(&str, Kind)] = &[("block", Int), ("slot", Int), ("n", Int)];
+/// But for those that [`EMPTY_BLOCKS`] takes away, by the same statement.
 static LIVE_BLOCKS: Table = Table::new(
     "new_live_blocks",
     "INSERT INTO live_blocks AS b",
-    &[("block", Int), ("slot", Int), ("n", Int)],
-    "ON CONFLICT (block, slot) DO UPDATE SET n = b.n + excluded.n",
+    BLOCK_ROW,
+    "WHERE NOT EXISTS (SELECT FROM live_blocks AS own \
+        WHERE own.block = new.block AND own.slot = new.slot AND own.n + new.n = 0) \
+     ON CONFLICT (block, slot) DO UPDATE SET n = b.n + excluded.n",
+);
+static EMPTY_BLOCKS: Table = Table::new(
+    "new_live_blocks",
+    "DELETE FROM live_blocks AS b",
+    BLOCK_ROW,
+    "WHERE b.block = new.block AND b.slot = new.slot AND b.n + new.n = 0",
 );
 
 const LEAVE_READY: &str = "DELETE FROM ready WHERE task_id = ANY($1)";
@@ -251,15 +260,15 @@ const MOVE_SPECS: &str = "UPDATE task_specs AS s SET agent = moved.agent \
     FROM unnest($1::bigint[], $2::bigint[]) AS moved (id, agent) WHERE s.id = moved.id";
 const NEW_PAYLOAD: &str = "UPDATE task_specs SET payload = $1 WHERE id = ANY($2)";
 const REDRIVEN: &str = "DELETE FROM dead_letter_queue WHERE task_id = ANY($1)";
-const EMPTY_BLOCKS: &str = "DELETE FROM live_blocks WHERE block = ANY($1) AND slot = $2 AND n = 0";
 const PRUNE_SALVAGE: &str = "DELETE FROM salvage AS s WHERE s.task_id = ANY($1) AND s.fence NOT IN ( \
     SELECT newest.fence FROM salvage AS newest WHERE newest.task_id = s.task_id ORDER BY newest.fence DESC LIMIT $2)";
-/// The oldest alone, a bounded number; two daemons at this do not wait for each other.
-const PURGE_REQUESTS: &str = "DELETE FROM requests WHERE id IN ( \
-    SELECT id FROM requests WHERE at < $1 ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED)";
+/// The oldest alone, a bounded number; two daemons at this do not wait for each other. They are found once: as a subquery they
+/// might be looked for again for each row of the table.
+const PURGE_REQUESTS: &str = "DELETE FROM requests WHERE id = ANY(ARRAY( \
+    SELECT id FROM requests WHERE at < $1 ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED))";
 const GONE_WORKERS: &str = "DELETE FROM sessions WHERE worker = ANY($1) AND open = 0";
-const OLD_EVENTS: &str = "DELETE FROM agent_events WHERE seq IN ( \
-    SELECT seq FROM (SELECT seq, at FROM agent_events ORDER BY seq LIMIT $1) AS oldest WHERE at < $2)";
+const OLD_EVENTS: &str = "DELETE FROM agent_events WHERE seq = ANY(ARRAY( \
+    SELECT seq FROM (SELECT seq, at FROM agent_events ORDER BY seq LIMIT $1) AS oldest WHERE at < $2))";
 /// Before their rows go. In the order of slots, as another daemon that is at it.
 const REMOVED: &str = "INSERT INTO removed_history AS r (slot, seq) \
     SELECT h.slot, max(h.seq) FROM tasks AS t JOIN task_specs AS s ON s.id = t.id \
@@ -300,13 +309,14 @@ pub(super) fn tables() -> impl Iterator<Item = &'static Table> {
         &EVENTS,
         &COUNTS,
         &LIVE_BLOCKS,
+        &EMPTY_BLOCKS,
     ];
     here.into_iter().chain(shared::TABLES)
 }
 
 /// Every statement here, for a test to prepare.
 #[cfg(test)]
-pub(super) fn statements() -> Vec<&'static str> {
+pub(super) fn statements() -> Vec<String> {
     let fixed = [
         REMOVED,
         REMOVE_TASKS,
@@ -316,13 +326,30 @@ pub(super) fn statements() -> Vec<&'static str> {
         MOVE_SPECS,
         NEW_PAYLOAD,
         REDRIVEN,
-        EMPTY_BLOCKS,
         PRUNE_SALVAGE,
         PURGE_REQUESTS,
         GONE_WORKERS,
         OLD_EVENTS,
     ];
-    tables().map(Table::text).chain(fixed).chain(REMOVE).collect()
+    let alone = tables().map(|table| table.text(1));
+    let together = [
+        Together::text(&[&SPECS, &LEAN_NEW_TASKS, &HISTORY]),
+        Together::text(&[
+            &KEYS,
+            &READY,
+            &RESULTS,
+            &EMPTY_BLOCKS,
+            &LIVE_BLOCKS,
+            &LETTERS,
+            &NOTES,
+            &SALVAGE,
+            &REQUESTS,
+            &EVENTS,
+            &COUNTS,
+            &LEAN_TASKS,
+        ]),
+    ];
+    alone.chain(together).chain(fixed.into_iter().chain(REMOVE).map(str::to_owned)).collect()
 }
 
 async fn listed(conn: &mut PgConnection, text: &'static str, list: Vec<i64>) -> Result<(), StoreError> {
@@ -360,7 +387,7 @@ fn stays_with(task: &Task, result: &Bytes) -> bool {
     task.state == State::Done && result.len() <= SMALL_RESULT
 }
 
-/// Runs the statements of a batch after those of [`write_new`], but for its commit.
+/// Runs the statements of a batch after that of [`write_new`], but for its commit.
 pub(super) async fn write_staged(
     conn: &mut PgConnection,
     staged: &Staged,
@@ -368,9 +395,9 @@ pub(super) async fn write_staged(
     met: &Met,
     meta: Meta,
 ) -> Result<Option<Written>, StoreError> {
-    let slot = i64::from(basis.slot);
-    write_tasks(conn, staged, slot).await?;
-    write_rest(conn, staged, slot).await?;
+    make_way(conn, staged).await?;
+    write_changed(conn, staged, i64::from(basis.slot)).await?;
+    clear_away(conn, staged).await?;
     shared::write(conn, staged, basis, met, meta).await
 }
 
@@ -392,107 +419,47 @@ pub(super) async fn write_new(
     slot: u16,
     meta: Meta,
 ) -> Result<(), StoreError> {
-    put(
-        conn,
-        rows(&SPECS, &staged.data, |row, (id, data)| {
-            if let Some(image) = staged.tasks.get(id) {
-                bind::spec(row, *id, &image.task.spec, data);
-            }
-        }),
-    )
-    .await?;
-    let new: Vec<&Image> = staged.in_order().into_iter().filter(|image| image.is_new()).collect();
+    let mut new = Together::default();
+    new.add(rows(&SPECS, &staged.data, |row, (id, data)| {
+        if let Some(image) = staged.tasks.get(id) {
+            bind::spec(row, *id, &image.task.spec, data);
+        }
+    }));
+    let tasks: Vec<&Image> = staged.in_order().into_iter().filter(|image| image.is_new()).collect();
     let has_result = |image: &&Image| own_result(&image.task, staged).is_some();
-    let lean = are_lean(new.iter().copied()) && !new.iter().any(has_result);
-    put(
-        conn,
-        rows(if lean { &LEAN_NEW_TASKS } else { &NEW_TASKS }, new, |row, new| {
-            image(row, &new.task, lean);
-            if !lean {
-                row.add(own_result(&new.task, staged));
-            }
-        }),
-    )
-    .await?;
+    let lean = are_lean(tasks.iter().copied()) && !tasks.iter().any(has_result);
+    new.add(rows(if lean { &LEAN_NEW_TASKS } else { &NEW_TASKS }, tasks, |row, new| {
+        image(row, &new.task, lean);
+        if !lean {
+            row.add(own_result(&new.task, staged));
+        }
+    }));
     let first = meta.last_seq + 1 - staged.history.len() as u64;
-    put(
-        conn,
-        rows(&HISTORY, staged.history.iter().zip(first..), |row, (record, seq)| {
-            row.add(i64::from(slot));
-            row.add(seq.cast_signed());
-            bind::record(row, record);
-        }),
-    )
-    .await
+    new.add(rows(&HISTORY, staged.history.iter().zip(first..), |row, (record, seq)| {
+        row.add(i64::from(slot));
+        row.add(seq.cast_signed());
+        bind::record(row, record);
+    }));
+    new.write(conn).await.map(drop)
 }
 
-/// Tasks, and what belongs to each, but for what is new.
-async fn write_tasks(conn: &mut PgConnection, staged: &Staged, slot: i64) -> Result<(), StoreError> {
+/// What has to be done before rows of tasks and keys are written.
+async fn make_way(conn: &mut PgConnection, staged: &Staged) -> Result<(), StoreError> {
     // What frees keys, and what moves them, comes before what takes them.
     listed(conn, FREE_KEYS, numbers(&staged.freed)).await?;
     write_respecified(conn, staged).await?;
-    let known: Vec<&Image> = staged.in_order().into_iter().filter(|image| !image.is_new()).collect();
-    // Before the rows of tasks: another daemon holds these while it decides a claim, and takes those at its end.
-    let waited = known.iter().filter(|image| image.may_have_waited);
+    // Another daemon holds these while it decides a claim, and takes the rows of tasks at its end.
+    let waited = staged.in_order().into_iter().filter(|image| !image.is_new() && image.may_have_waited);
     listed(conn, LEAVE_READY, waited.map(|image| image.task.id.0.cast_signed()).collect()).await?;
-    write_known(conn, &known, staged).await?;
-    let keyed = staged.data.iter().filter(|(id, data)| !data.key.is_empty() && !staged.freed.contains(id));
-    put(
-        conn,
-        rows(&KEYS, keyed, |row, (id, data)| {
-            let agent = staged.tasks.get(id).map_or(AgentId(0), |image| image.task.spec.agent);
-            bind::key(row, agent, &data.key, KeyHolder { task: *id, digest: data.digest });
-        }),
-    )
-    .await?;
-    let waits = staged.in_order().into_iter().filter(|image| image.waits());
-    put(
-        conn,
-        rows(&READY, waits, |row, image| {
-            let task = &image.task;
-            row.add(task.spec.agent.0);
-            row.add(&*task.spec.task_type);
-            row.add(task.is_gated());
-            row.add(i64::from(9_u8.saturating_sub(task.priority)));
-            row.add(task.run_at.millis());
-            row.add(task.calendar);
-            row.add(task.id.0.cast_signed());
-        }),
-    )
-    .await?;
-    let apart = |(id, result): &(&TaskId, &Bytes)| {
-        staged.tasks.get(id).is_none_or(|image| !stays_with(&image.task, result))
-    };
-    let apart = staged.results.iter().filter(apart);
-    put(conn, rows(&RESULTS, apart, |row, (id, result)| bind::result(row, *id, result))).await?;
-    let live = staged.blocks.iter().filter(|(_, n)| **n != 0);
-    put(
-        conn,
-        rows(&LIVE_BLOCKS, live.clone(), |row, (block, n)| {
-            row.add(block.cast_signed());
-            row.add(slot);
-            row.add(*n);
-        }),
-    )
-    .await?;
-    let shrunk: Vec<i64> = live.filter(|(_, n)| **n < 0).map(|(block, _)| block.cast_signed()).collect();
-    if !shrunk.is_empty() {
-        let query = sqlx::query(EMPTY_BLOCKS).bind(shrunk).bind(slot);
-        query.execute(&mut *conn).await.map_err(|error| failed(&error))?;
-    }
-    Ok(())
+    let redriven = staged.letters.iter().filter(|(_, letter)| letter.is_none()).map(|(id, _)| id);
+    listed(conn, REDRIVEN, numbers(redriven)).await
 }
 
-/// Rows of tasks that were read; all of them, or it names one that somebody else changed.
-async fn write_known(conn: &mut PgConnection, known: &[&Image], staged: &Staged) -> Result<(), StoreError> {
-    let lean = are_lean(known.iter().copied());
-    let columns = rows(if lean { &LEAN_TASKS } else { &TASKS }, known, |row, known| {
-        image(row, &known.task, lean);
-        row.add(own_result(&known.task, staged));
-        row.add(known.expected.cast_signed());
-        row.add(known.held.map(|held| held.0.cast_signed()));
-    });
-    let written = put_and_read(conn, columns).await?;
+/// Tasks that were read, all of them, or it names one that somebody else changed; and what is beside them.
+async fn write_changed(conn: &mut PgConnection, staged: &Staged, slot: i64) -> Result<(), StoreError> {
+    let known: Vec<&Image> = staged.in_order().into_iter().filter(|image| !image.is_new()).collect();
+    let changed = changed(&known, staged, slot);
+    let written = changed.write(conn).await?;
     if written.len() == known.len() {
         return Ok(());
     }
@@ -503,6 +470,64 @@ async fn write_known(conn: &mut PgConnection, known: &[&Image], staged: &Staged)
         || StoreError::Statement("a task's row was written twice".to_owned()),
         |image| StoreError::Overtaken(image.task.id),
     ))
+}
+
+/// Those rows; of tasks last, for that statement says what it wrote.
+fn changed(known: &[&Image], staged: &Staged, slot: i64) -> Together {
+    let mut changed = Together::default();
+    let keyed = staged.data.iter().filter(|(id, data)| !data.key.is_empty() && !staged.freed.contains(id));
+    changed.add(rows(&KEYS, keyed, |row, (id, data)| {
+        let agent = staged.tasks.get(id).map_or(AgentId(0), |image| image.task.spec.agent);
+        bind::key(row, agent, &data.key, KeyHolder { task: *id, digest: data.digest });
+    }));
+    let waits = staged.in_order().into_iter().filter(|image| image.waits());
+    changed.add(rows(&READY, waits, |row, image| {
+        let task = &image.task;
+        row.add(task.spec.agent.0);
+        row.add(&*task.spec.task_type);
+        row.add(task.is_gated());
+        row.add(i64::from(9_u8.saturating_sub(task.priority)));
+        row.add(task.run_at.millis());
+        row.add(task.calendar);
+        row.add(task.id.0.cast_signed());
+    }));
+    let apart = |(id, result): &(&TaskId, &Bytes)| {
+        staged.tasks.get(id).is_none_or(|image| !stays_with(&image.task, result))
+    };
+    let apart = staged.results.iter().filter(apart);
+    changed.add(rows(&RESULTS, apart, |row, (id, result)| bind::result(row, *id, result)));
+    let block = |row: &mut Rows, (block, n): (&u64, &i64)| {
+        row.add(block.cast_signed());
+        row.add(slot);
+        row.add(*n);
+    };
+    let live = staged.blocks.iter().filter(|(_, n)| **n != 0);
+    changed.add(rows(&EMPTY_BLOCKS, live.clone(), block));
+    changed.add(rows(&LIVE_BLOCKS, live, block));
+    changed.add(rows(&LETTERS, staged.letters.values().flatten(), bind::letter));
+    changed.add(rows(&NOTES, &staged.notes, |row, (id, notes)| bind::notes(row, *id, notes)));
+    changed.add(rows(&SALVAGE, &staged.salvage, |row, ((id, fence), result)| {
+        row.add(id.0.cast_signed());
+        row.add(fence.cast_signed());
+        row.add(&result[..]);
+    }));
+    changed.add(rows(&REQUESTS, staged.requests.values(), bind::request));
+    changed.add(rows(&EVENTS, &staged.events, bind::event));
+    let counts = staged.counts.iter().filter(|(_, n)| **n != 0);
+    changed.add(rows(&COUNTS, counts, |row, ((agent, state), n)| {
+        row.add(slot);
+        row.add(agent.0);
+        row.add(i64::from(*state));
+        row.add(*n);
+    }));
+    let lean = are_lean(known.iter().copied());
+    changed.add(rows(if lean { &LEAN_TASKS } else { &TASKS }, known, |row, known| {
+        image(row, &known.task, lean);
+        row.add(own_result(&known.task, staged));
+        row.add(known.expected.cast_signed());
+        row.add(known.held.map(|held| held.0.cast_signed()));
+    }));
+    changed
 }
 
 async fn write_respecified(conn: &mut PgConnection, staged: &Staged) -> Result<(), StoreError> {
@@ -522,40 +547,14 @@ async fn write_respecified(conn: &mut PgConnection, staged: &Staged) -> Result<(
     Ok(())
 }
 
-/// All that is beside tasks.
-async fn write_rest(conn: &mut PgConnection, staged: &Staged, slot: i64) -> Result<(), StoreError> {
-    let redriven = staged.letters.iter().filter(|(_, letter)| letter.is_none()).map(|(id, _)| id);
-    listed(conn, REDRIVEN, numbers(redriven)).await?;
-    put(conn, rows(&LETTERS, staged.letters.values().flatten(), bind::letter)).await?;
-    put(conn, rows(&NOTES, &staged.notes, |row, (id, notes)| bind::notes(row, *id, notes))).await?;
-    put(
-        conn,
-        rows(&SALVAGE, &staged.salvage, |row, ((id, fence), result)| {
-            row.add(id.0.cast_signed());
-            row.add(fence.cast_signed());
-            row.add(&result[..]);
-        }),
-    )
-    .await?;
+/// What goes because of what was written, and what is old enough.
+async fn clear_away(conn: &mut PgConnection, staged: &Staged) -> Result<(), StoreError> {
     if !staged.salvage.is_empty() {
         let query = sqlx::query(PRUNE_SALVAGE)
             .bind(numbers(staged.salvage.keys().map(|(id, _)| id)))
             .bind(SALVAGED as i64);
         query.execute(&mut *conn).await.map_err(|error| failed(&error))?;
     }
-    put(conn, rows(&REQUESTS, staged.requests.values(), bind::request)).await?;
-    put(conn, rows(&EVENTS, &staged.events, bind::event)).await?;
-    let counts = staged.counts.iter().filter(|(_, n)| **n != 0);
-    put(
-        conn,
-        rows(&COUNTS, counts, |row, ((agent, state), n)| {
-            row.add(slot);
-            row.add(agent.0);
-            row.add(i64::from(*state));
-            row.add(*n);
-        }),
-    )
-    .await?;
     if !staged.removed.is_empty() {
         let ids = numbers(staged.removed.iter().map(|(id, _)| id));
         listed(conn, REMOVED, ids.clone()).await?;
