@@ -554,6 +554,12 @@ pub trait Store: Send {
     /// The batch is rolled back; the caller recovers.
     fn submit(&mut self) -> Fut<'_, ()>;
 
+    /// How many batches are written at one time, in part: those of like size are written sooner then than a large one and small ones
+    /// beside it. Where it is one after the other, the larger the better.
+    fn side_by_side(&self) -> usize {
+        1
+    }
+
     /// Waits until the oldest batch that was handed over is durable. May be dropped and called again.
     ///
     /// # Errors

@@ -65,7 +65,7 @@ const PIECE: usize = 400;
 /// Operations that make a batch worth deciding while another is on its way to the disk. Fewer are better served with those
 /// that come until then: each commit waits for the disk once.
 const WORTH: usize = 256;
-/// Batches that may be on their way: one that is written, and one that is ready when it is.
+/// Batches that may be on their way at least: one that is written, and one that is ready when it is.
 const UNDERWAY: usize = 2;
 /// A timer that fires so much too late tells that the process stood still.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -178,6 +178,7 @@ struct Loop {
 /// A batch that was decided and is said when it is durable.
 struct Underway {
     orders: Vec<Order>,
+    operations: usize,
     /// One for each.
     answers: Vec<Answered>,
     said: Said,
@@ -207,6 +208,20 @@ impl Gathered {
     const fn is_full(&self) -> bool {
         self.operations >= BATCH_OPERATIONS || self.bytes >= BATCH_BYTES
     }
+
+    /// Those that came first: as many as it takes for so many operations. The rest stays.
+    fn take(&mut self, operations: usize) -> Vec<Order> {
+        let mut first = std::mem::take(self).orders;
+        let mut taken = 0;
+        let full = first.iter().position(|order| {
+            taken += weight(&order.command).0;
+            taken >= operations
+        });
+        if let Some(last) = full {
+            first.split_off(last + 1).into_iter().for_each(|order| self.push(order));
+        }
+        first
+    }
 }
 
 impl Loop {
@@ -227,11 +242,12 @@ impl Loop {
         }
         loop {
             self.shared.pulse.beat(!self.underway.is_empty());
-            let room = self.underway.len() < UNDERWAY;
+            let room = self.underway.len() < self.store.side_by_side().max(UNDERWAY);
             let enough = next.operations >= if self.underway.is_empty() { 1 } else { WORTH };
             if room && enough {
                 self.gather(&mut next);
-                self.batch(std::mem::take(&mut next).orders).await?;
+                let orders = next.take(self.share(next.operations));
+                self.batch(orders).await?;
                 continue;
             }
             let wake = self.wake().filter(|_| room);
@@ -268,6 +284,18 @@ impl Loop {
                     }
                     self.batch(std::mem::take(&mut next).orders).await?;
                 }
+            }
+        }
+    }
+
+    /// How many of the operations that wait make the next batch. Callers whose work came together answer together, so a large batch
+    /// would be followed by a large one, and what is written beside it would be small, and soon done.
+    fn share(&self, waiting: usize) -> usize {
+        match self.store.side_by_side() {
+            0 | 1 => usize::MAX,
+            batches => {
+                let underway: usize = self.underway.iter().map(|batch| batch.operations).sum();
+                (underway + waiting).div_ceil(batches).max(WORTH)
             }
         }
     }
@@ -508,8 +536,9 @@ impl Loop {
         match submitted {
             Ok(answers) => {
                 let orders = std::mem::take(orders);
+                let operations = orders.iter().map(|order| weight(&order.command).0).sum();
                 let since = Instant::now();
-                self.underway.push_back(Underway { orders, answers, said, now, since, undo });
+                self.underway.push_back(Underway { orders, operations, answers, said, now, since, undo });
                 Ok(())
             }
             Err(error) => {

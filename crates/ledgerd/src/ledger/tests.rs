@@ -33,6 +33,9 @@ struct Gate {
     overtakes: AtomicU32,
     /// What another daemon did.
     news: Mutex<Option<News>>,
+    side_by_side: usize,
+    /// Rows of tasks in each batch, the open one last.
+    rows: Mutex<Vec<usize>>,
 }
 
 struct GatedStore {
@@ -91,9 +94,16 @@ impl Store for GatedStore {
         {
             return Box::pin(async move { Ok(vec![first]) });
         }
+        if let Some(rows) = self.gate.rows.lock().expect("nobody panicked").last_mut() {
+            *rows += changes.tasks.len();
+        }
         self.inner.write(changes)
     }
+    fn side_by_side(&self) -> usize {
+        self.gate.side_by_side
+    }
     fn submit(&mut self) -> Fut<'_, ()> {
+        self.gate.rows.lock().expect("nobody panicked").push(0);
         Box::pin(async {
             self.gate.reached.notify_one();
             if let Some(pass) = &self.gate.pass {
@@ -330,6 +340,37 @@ async fn a_large_batch_is_decided_while_another_is_on_its_way_and_said_after_it(
     assert!(!second.is_finished(), "an answer before it is known to be durable");
     fixture.hear(1);
     assert_eq!(ids(within(second).await.expect("no panic")), (TaskId(301), TaskId(600)));
+}
+
+#[tokio::test]
+async fn batches_are_of_like_size_where_they_are_written_side_by_side_and_large_elsewhere() {
+    for (side_by_side, batches) in
+        [(2, [300, 1_500, 900, 0]), (3, [300, 900, 900, 600]), (1, [300, 2_400, 0, 0])]
+    {
+        let gate = Gate {
+            pass: Some(Semaphore::new(0)),
+            side_by_side,
+            rows: Mutex::new(vec![0]),
+            ..Gate::default()
+        };
+        let fixture = Fixture::behind(&format!("side-by-side-{side_by_side}"), gate).await;
+        let mut calls = vec![fixture.hand_over_many("a").await];
+        for waiting in 1..=8 {
+            let (handle, many) = (fixture.handle.clone(), (0..300).map(|_| task("a")).collect());
+            calls.push(tokio::spawn(async move { handle.enqueue(many, BatchMode::Atomic, None).await }));
+            let lane = &fixture.handle.calls;
+            while lane.max_capacity() - lane.capacity() < waiting {
+                tokio::task::yield_now().await;
+            }
+        }
+        (0..9).for_each(|_| fixture.pass());
+        for call in calls {
+            assert_eq!(within(call).await.expect("no panic").expect("stored").len(), 300);
+        }
+        let mut rows = fixture.gate.rows.lock().expect("nobody panicked").clone();
+        rows.resize(4, 0);
+        assert_eq!(rows, batches, "{side_by_side}");
+    }
 }
 
 #[tokio::test]

@@ -1,11 +1,11 @@
 //! The ledger in PostgreSQL.
 //!
 //! A batch is one transaction. What it names is read when it begins; what it changes stays in memory until its end, then
-//! each table is written with one statement and the transaction committed, while the next batch is decided on another
-//! connection. Rows of tasks are written only where they are
-//! as they were read; a task that somebody else changed fails the batch by name. Invariants: what a batch reads is what is
-//! committed with its own changes laid over; no statement is dropped half-way, for all of them run on the ledger's own
-//! thread and time limits are the server's; a commit without an answer is asked for by the number of its transaction.
+//! what is new is written with one statement, the rest with another, and the transaction committed, while the next batches are
+//! decided on other connections. Rows of tasks are written only where they are as they were read; a task that somebody else changed fails
+//! the batch by name. Invariants: what a batch reads is what is committed with the changes of those before it and its own laid over; no
+//! statement is dropped half-way, for all of them run on the ledger's own thread and time limits are the server's; a commit without
+//! an answer is asked for by the number of its transaction.
 
 mod flight;
 mod hints;
@@ -39,10 +39,12 @@ use shared::{Basis, Met, Written};
 use slots::Place;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use staged::{Image, Staged};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Batches that are written at one time: one with all that it changes, and what is new of those after it.
+const SIDE_BY_SIDE: usize = 3;
 /// Numbers that are taken at once.
 const BLOCK: u64 = 1_000;
 /// How long a server that went away is waited for.
@@ -59,12 +61,12 @@ pub struct PgStore {
     options: PgConnectOptions,
     /// Where the open batch is decided; none: it was lost, or not opened yet.
     session: Option<Session>,
-    /// One that is free.
-    spare: Option<Session>,
-    /// The batch before the open one, which is being written.
+    /// Those that are free.
+    spare: Vec<Session>,
+    /// The oldest batch before the open one, which is being written.
     flying: Option<Flying>,
-    /// One that was decided while that is written.
-    queued: Option<Handed>,
+    /// Those that were decided while that is written, the oldest first.
+    queued: VecDeque<Handed>,
     place: Place,
     hints: Hints,
     wake: Arc<Wake>,
@@ -122,9 +124,9 @@ impl PgStore {
             wake,
             options,
             session: Some(Session::new(conn)),
-            spare: None,
+            spare: Vec::new(),
             flying: None,
-            queued: None,
+            queued: VecDeque::new(),
             place: Place::named(name),
             beat_at: 0,
             meta: Meta::default(),
@@ -158,7 +160,7 @@ impl PgStore {
     /// Has a connection to decide on.
     async fn connect_once(&mut self) -> Result<(), StoreError> {
         if self.session.is_none() {
-            self.session = self.spare.take();
+            self.session = self.spare.pop();
         }
         if self.session.is_none() {
             let conn = open::connect(&self.options).await;
@@ -321,14 +323,14 @@ impl PgStore {
             locks: false,
         };
         self.met.committed = SessionId(self.meta.last_session);
-        self.session = self.spare.take();
+        self.session = self.spare.pop();
         match self.flying {
             None => self.start(handed),
-            Some(_) if self.queued.is_none() => {
+            Some(_) if self.queued.len() + 1 < SIDE_BY_SIDE => {
                 handed.go_ahead(self.place.slot, self.options.clone());
-                self.queued = Some(handed);
+                self.queued.push_back(handed);
             }
-            Some(_) => return Err(StoreError::Statement("three batches at one time".to_owned())),
+            Some(_) => return Err(StoreError::Statement("too many batches at one time".to_owned())),
         }
         Ok(())
     }
@@ -354,14 +356,14 @@ impl PgStore {
         };
         match self.session {
             None => self.session = session,
-            Some(_) => self.spare = session,
+            Some(_) => self.spare.extend(session),
         }
         // The one that was lost may have had it.
         self.place.locked &= self.holds_lock();
         match written {
             Ok(Some(written)) => {
                 self.know(&flying, written);
-                if let Some(handed) = self.queued.take() {
+                if let Some(handed) = self.queued.pop_front() {
                     self.start(handed);
                 }
                 Ok(Committed::up_to(flying.meta.last_seq))
@@ -369,7 +371,7 @@ impl PgStore {
             failed => {
                 // The next was decided on it. What it was decided in ends with its connection.
                 self.broken = true;
-                self.queued = None;
+                self.queued.clear();
                 self.place.locked &= self.holds_lock();
                 Err(match failed {
                     Ok(_) => self.lose_place(),
@@ -381,9 +383,8 @@ impl PgStore {
 
     /// Whether one of our connections holds the slot's lock, as far as is known here.
     fn holds_lock(&self) -> bool {
-        let own = [self.session.as_ref(), self.spare.as_ref()];
-        own.into_iter().flatten().any(|session| session.locks)
-            || self.queued.as_ref().is_some_and(Handed::holds_lock)
+        self.session.iter().chain(&self.spare).any(|session| session.locks)
+            || self.queued.iter().any(Handed::holds_lock)
     }
 
     /// A batch is durable.
@@ -407,7 +408,7 @@ impl PgStore {
                 Some(task) => self.kept.insert(id, Arc::clone(task)),
                 None => self.kept.remove(&id),
             };
-            let queued = self.queued.as_ref().is_some_and(|handed| handed.staged.tasks.contains_key(&id));
+            let queued = self.queued.iter().any(|handed| handed.staged.tasks.contains_key(&id));
             if !queued && !self.staged.tasks.contains_key(&id) {
                 self.ready.forget(id);
             }
@@ -552,6 +553,10 @@ impl Store for PgStore {
         let ended = self.end();
         self.broken |= ended.is_err();
         Box::pin(std::future::ready(ended))
+    }
+
+    fn side_by_side(&self) -> usize {
+        SIDE_BY_SIDE
     }
 
     fn durable(&mut self) -> Fut<'_, Self::Proof> {

@@ -254,7 +254,7 @@ impl PgStore {
         if let Some(flying) = self.flying.take() {
             let _ = flying.task.await;
         }
-        self.queued = None;
+        self.queued.clear();
         self.kept.clear();
         self.roll_back().await;
         self.staged = Staged::default();

@@ -235,7 +235,7 @@ impl PgStore {
         );
         // Its lock is of no use to anybody.
         self.session = None;
-        self.spare = None;
+        self.spare.clear();
         self.begun = false;
         self.place.owner = None;
         self.place.locked = false;
