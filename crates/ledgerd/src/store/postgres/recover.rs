@@ -65,12 +65,12 @@ const LIVE: &str = concat!(
     " WHERE t.state <= 4 AND s.agent = ANY($1)"
 );
 const KEYS: &str = "SELECT k.agent, k.key, k.task_id, k.digest \
-    FROM unnest($1::bigint[], $2::text[]) AS asked (agent, key) \
-    JOIN idempotency_keys AS k ON k.agent = asked.agent AND k.key = asked.key";
+    FROM unnest($1::bigint[], $2::text[]) AS asked (agent, key) CROSS JOIN LATERAL ( \
+        SELECT * FROM idempotency_keys AS own WHERE own.agent = asked.agent AND own.key = asked.key OFFSET 0) AS k";
 const REQUESTS: &str = "SELECT id, digest, answer, at FROM requests WHERE id = ANY($1)";
 /// When tasks were made and last changed, where they are stored: a history row is of no time before or after.
-pub(super) const LIVES: &str = "SELECT t.id, s.created_at, t.updated_at FROM tasks AS t JOIN task_specs AS s ON s.id = t.id \
-    WHERE t.id = ANY($1)";
+pub(super) const LIVES: &str = "SELECT t.id, s.created_at, t.updated_at FROM tasks AS t \
+    CROSS JOIN LATERAL (SELECT created_at FROM task_specs AS of_task WHERE of_task.id = t.id OFFSET 0) AS s WHERE t.id = ANY($1)";
 /// Leases of tasks $1 with fences $2, all of which have lived from $3 to $4. Each is asked for itself, by index.
 const SETTLED: &str = concat!(
     "SELECT asked.n, ",

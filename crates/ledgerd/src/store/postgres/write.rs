@@ -81,8 +81,9 @@ macro_rules! update_tasks {
         )
     };
 }
-/// Only those that are as they were read; names them.
-const AS_READ: &str = "WHERE t.id = new.id AND t.version = new.expected AND t.session IS NOT DISTINCT FROM new.held RETURNING t.id";
+/// Only those that are as they were read; names them. Each is looked up for itself, and updated where it was found.
+const AS_READ: &str = "CROSS JOIN LATERAL (SELECT own.ctid AS place FROM tasks AS own WHERE own.id = new.id OFFSET 0) AS found \
+    WHERE t.ctid = found.place AND t.version = new.expected AND t.session IS NOT DISTINCT FROM new.held RETURNING t.id";
 static TASKS: Table = Table::new(
     "changed_tasks",
     update_tasks!(
@@ -250,14 +251,37 @@ static EMPTY_BLOCKS: Table = Table::new(
 );
 
 const LEAVE_READY: &str = "DELETE FROM ready WHERE task_id = ANY($1)";
-pub(super) const FREE_KEYS: &str = "DELETE FROM idempotency_keys AS k USING task_specs AS s \
-    WHERE s.id = ANY($1) AND k.agent = s.agent AND k.key = s.key AND k.task_id = s.id";
+/// Where the key of the task `s` is, if it holds it.
+macro_rules! held_key {
+    () => {
+        "CROSS JOIN LATERAL (SELECT own.ctid AS place FROM idempotency_keys AS own \
+            WHERE own.agent = s.agent AND own.key = s.key OFFSET 0) AS held"
+    };
+}
+const FREE_KEYS: &str = concat!(
+    "DELETE FROM idempotency_keys AS k USING (SELECT * FROM task_specs WHERE id = ANY($1) OFFSET 0) AS s ",
+    held_key!(),
+    " WHERE k.ctid = held.place AND k.task_id = s.id"
+);
 /// Tasks and the agents they go to.
-pub(super) const MOVE_KEYS: &str = "UPDATE idempotency_keys AS k SET agent = moved.agent \
-    FROM unnest($1::bigint[], $2::bigint[]) AS moved (id, agent) JOIN task_specs AS s ON s.id = moved.id \
-    WHERE k.agent = s.agent AND k.key = s.key AND k.task_id = s.id";
-const MOVE_SPECS: &str = "UPDATE task_specs AS s SET agent = moved.agent \
-    FROM unnest($1::bigint[], $2::bigint[]) AS moved (id, agent) WHERE s.id = moved.id";
+macro_rules! moved_specs {
+    () => {
+        "unnest($1::bigint[], $2::bigint[]) AS moved (id, agent) CROSS JOIN LATERAL \
+            (SELECT own.ctid AS place, own.* FROM task_specs AS own WHERE own.id = moved.id OFFSET 0) AS s"
+    };
+}
+const MOVE_KEYS: &str = concat!(
+    "UPDATE idempotency_keys AS k SET agent = moved.agent FROM ",
+    moved_specs!(),
+    " ",
+    held_key!(),
+    " WHERE k.ctid = held.place AND k.task_id = s.id"
+);
+const MOVE_SPECS: &str = concat!(
+    "UPDATE task_specs AS t SET agent = moved.agent FROM ",
+    moved_specs!(),
+    " WHERE t.ctid = s.place"
+);
 const NEW_PAYLOAD: &str = "UPDATE task_specs SET payload = $1 WHERE id = ANY($2)";
 const REDRIVEN: &str = "DELETE FROM dead_letter_queue WHERE task_id = ANY($1)";
 const PRUNE_SALVAGE: &str = "DELETE FROM salvage AS s WHERE s.task_id = ANY($1) AND s.fence NOT IN ( \
@@ -271,14 +295,16 @@ const OLD_EVENTS: &str = "DELETE FROM agent_events WHERE seq = ANY(ARRAY( \
     SELECT seq FROM (SELECT seq, at FROM agent_events ORDER BY seq LIMIT $1) AS oldest WHERE at < $2))";
 /// Before their rows go. In the order of slots, as another daemon that is at it.
 const REMOVED: &str = "INSERT INTO removed_history AS r (slot, seq) \
-    SELECT h.slot, max(h.seq) FROM tasks AS t JOIN task_specs AS s ON s.id = t.id \
+    SELECT h.slot, max(h.seq) FROM tasks AS t \
+    CROSS JOIN LATERAL (SELECT created_at FROM task_specs AS of_task WHERE of_task.id = t.id OFFSET 0) AS s \
     CROSS JOIN LATERAL (SELECT * FROM history AS newest WHERE newest.task_id = t.id AND newest.version = t.version \
-        AND newest.at BETWEEN s.created_at AND t.updated_at) AS h \
+        AND newest.at BETWEEN s.created_at AND t.updated_at OFFSET 0) AS h \
     WHERE t.id = ANY($1) GROUP BY h.slot ORDER BY h.slot \
     ON CONFLICT (slot) DO UPDATE SET seq = excluded.seq WHERE r.seq < excluded.seq";
 /// Those that are as they were judged; names them.
 const REMOVE_TASKS: &str = "DELETE FROM tasks AS t USING unnest($1::bigint[], $2::bigint[]) AS judged (id, version) \
-    WHERE t.id = judged.id AND t.version = judged.version RETURNING t.id";
+    CROSS JOIN LATERAL (SELECT own.ctid AS place FROM tasks AS own WHERE own.id = judged.id OFFSET 0) AS found \
+    WHERE t.ctid = found.place AND t.version = judged.version RETURNING t.id";
 /// All that belongs to tasks, but their keys, and history that goes with its day.
 const REMOVE: [&str; 6] = [
     "DELETE FROM task_history_kept WHERE task_id = ANY($1)",
