@@ -555,8 +555,9 @@ impl Store for PgStore {
         Box::pin(std::future::ready(ended))
     }
 
+    /// Where there are other daemons, theirs are beside ours already.
     fn side_by_side(&self) -> usize {
-        SIDE_BY_SIDE
+        if self.place.others.is_empty() { SIDE_BY_SIDE } else { 1 }
     }
 
     fn durable(&mut self) -> Fut<'_, Self::Proof> {
