@@ -5,7 +5,7 @@
 //! watched over by its heir from the commit on that makes it one.
 
 use super::hints::Hint;
-use super::recover::{TIMED, agents_with_queue_timeout, all, numbers, one};
+use super::recover::{TIMED, agents_with_queue_timeout, all, numbers, one, scan};
 use super::slots::{LEASE, Place, QUIET, clock, lock};
 use super::{PgStore, failed};
 use crate::store::rows::Shared;
@@ -280,7 +280,7 @@ impl PgStore {
             .bind(agents_with_queue_timeout(&agents, all_queues))
             .bind(i64::from(ledger_core::Reason::Budget.code()));
         let mut shared = Shared::default();
-        all(conn, query, |row| row.task(&mut shared)).await
+        scan(conn, query, |row| row.task(&mut shared)).await
     }
 
     /// The last sessions of these workers.

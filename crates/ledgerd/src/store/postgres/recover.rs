@@ -27,13 +27,15 @@ const SESSIONS: &str = "SELECT worker, incarnation, session, connected_at, beat_
 const TOTALS: &str = "SELECT s.transitions, c.n, c.agent, c.state \
     FROM (SELECT sum(last_seq)::bigint AS transitions FROM slots) AS s LEFT JOIN ( \
         SELECT agent, state, sum(n)::bigint AS n FROM counts GROUP BY agent, state) AS c ON true";
-/// Tasks of the blocks that have live ones: looked for block by block, whatever the planner knows.
+const ANY_WAY: &str = "SET enable_seqscan = on; SET enable_hashjoin = on; SET enable_mergejoin = on; SET plan_cache_mode = auto";
+const USUAL_WAY: &str =
+    "RESET enable_seqscan; RESET enable_hashjoin; RESET enable_mergejoin; RESET plan_cache_mode";
+/// Tasks of the blocks that have live ones, which may be a million: row by row they would take three times as long.
 macro_rules! in_live_blocks {
     () => {
         "(SELECT block FROM live_blocks GROUP BY block HAVING sum(n) > 0) AS b \
-         CROSS JOIN LATERAL ( \
-            SELECT * FROM tasks AS of_block WHERE of_block.id BETWEEN b.block << 12 AND (b.block << 12) + 4095 OFFSET 0) AS t \
-         CROSS JOIN LATERAL (SELECT * FROM task_specs AS of_task WHERE of_task.id = t.id OFFSET 0) AS s"
+         JOIN tasks AS t ON t.id BETWEEN b.block << 12 AND (b.block << 12) + 4095 \
+         JOIN task_specs AS s ON s.id = t.id"
     };
 }
 /// Those that have a timer or a holder; $1: agents whose tasks have a queue_timeout. RUNNING is 2, RETRY 3, BLOCKED 4;
@@ -57,7 +59,7 @@ macro_rules! of_found {
 }
 pub(super) const TASKS: &str =
     concat!("SELECT ", task_columns!(), " FROM unnest($1::bigint[]) AS found (task_id) ", of_found!());
-const LIVE: &str = concat!(
+pub(super) const LIVE: &str = concat!(
     "SELECT ",
     task_columns!(),
     " FROM ",
@@ -211,6 +213,19 @@ pub(super) async fn all<T>(
 ) -> Result<Vec<T>, StoreError> {
     let rows = query.fetch_all(conn).await.map_err(|error| failed(&error))?;
     read_all(&rows, read)
+}
+
+/// The same of one that reads much: planned now, in whatever way is best for tables that are as large as they are.
+pub(super) async fn scan<T>(
+    conn: &mut PgConnection,
+    query: Asked<'_>,
+    read: impl FnMut(&mut Columns<'_>) -> Result<T, StoreError>,
+) -> Result<Vec<T>, StoreError> {
+    sqlx::raw_sql(ANY_WAY).execute(&mut *conn).await.map_err(|error| failed(&error))?;
+    let found = all(conn, query.persistent(false), read).await;
+    let reset = sqlx::raw_sql(USUAL_WAY).execute(conn).await;
+    let found = found?;
+    reset.map(|_| found).map_err(|error| failed(&error))
 }
 
 pub(super) fn read_all<T>(
@@ -625,7 +640,7 @@ impl PgStore {
         let numbers: Vec<i64> = agents.iter().map(|id| i64::from(id.0)).collect();
         let query = sqlx::query(LIVE).bind(numbers);
         let mut shared = Shared::default();
-        let found = all(self.connection()?, query, |row| row.task(&mut shared).map(Arc::new)).await?;
+        let found = scan(self.connection()?, query, |row| row.task(&mut shared).map(Arc::new)).await?;
         // What is newer hides what is older: the open batch, the one before it, the database.
         let mut live: ByTask<Arc<Task>> = found.into_iter().map(|task| (task.id, task)).collect();
         for staged in self.on_the_way().chain([&self.staged]) {
