@@ -178,7 +178,6 @@ struct Loop {
 /// A batch that was decided and is said when it is durable.
 struct Underway {
     orders: Vec<Order>,
-    operations: usize,
     /// One for each.
     answers: Vec<Answered>,
     said: Said,
@@ -211,6 +210,9 @@ impl Gathered {
 
     /// Those that came first: as many as it takes for so many operations. The rest stays.
     fn take(&mut self, operations: usize) -> Vec<Order> {
+        if self.operations <= operations {
+            return std::mem::take(self).orders;
+        }
         let mut first = std::mem::take(self).orders;
         let mut taken = 0;
         let full = first.iter().position(|order| {
@@ -294,7 +296,8 @@ impl Loop {
         match self.store.side_by_side() {
             0 | 1 => usize::MAX,
             batches => {
-                let underway: usize = self.underway.iter().map(|batch| batch.operations).sum();
+                let underway = self.underway.iter().flat_map(|batch| &batch.orders);
+                let underway: usize = underway.map(|order| weight(&order.command).0).sum();
                 (underway + waiting).div_ceil(batches).max(WORTH)
             }
         }
@@ -536,9 +539,8 @@ impl Loop {
         match submitted {
             Ok(answers) => {
                 let orders = std::mem::take(orders);
-                let operations = orders.iter().map(|order| weight(&order.command).0).sum();
                 let since = Instant::now();
-                self.underway.push_back(Underway { orders, operations, answers, said, now, since, undo });
+                self.underway.push_back(Underway { orders, answers, said, now, since, undo });
                 Ok(())
             }
             Err(error) => {
