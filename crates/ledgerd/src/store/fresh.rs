@@ -1,4 +1,4 @@
-//! What producers said of the newest tasks, kept for the workers that get them next.
+//! What producers said of the newest tasks that live, kept for the workers that get them next.
 //!
 //! Knows nothing of SQL. Invariant: what is kept is durable and as it is stored; whoever changes it says so before.
 
@@ -7,7 +7,11 @@ use ledger_core::{ByTask, TaskId};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Data of the newest tasks, for the workers that get them next: most tasks are handed out soon after they came.
+/// As long an order is never looked through.
+const UNTIDY: usize = 1_024;
+
+/// Data of the newest tasks, for the workers that get them next: most tasks are handed out soon after they came, and what
+/// has ended is asked for by few.
 #[derive(Debug)]
 pub(super) struct Fresh {
     most: usize,
@@ -26,27 +30,33 @@ impl Fresh {
         Self { most, kept: Mutex::default() }
     }
 
-    pub(super) fn extend(&self, data: impl Iterator<Item = (TaskId, Arc<TaskData>)>) {
+    /// These are stored, and those have ended.
+    pub(super) fn change(
+        &self,
+        new: impl Iterator<Item = (TaskId, Arc<TaskData>)>,
+        ended: impl Iterator<Item = TaskId>,
+    ) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        for (id, data) in data {
+        for (id, data) in new {
             kept.bytes += weight(&data);
-            kept.data.insert(id, data);
             kept.order.push_back(id);
+            if let Some(before) = kept.data.insert(id, data) {
+                kept.bytes -= weight(&before);
+            }
+        }
+        for id in ended {
+            kept.forget(id);
         }
         while kept.bytes > self.most {
             let Some(oldest) = kept.order.pop_front() else { break };
-            if let Some(data) = kept.data.remove(&oldest) {
-                kept.bytes -= weight(&data);
-            }
+            kept.forget(oldest);
         }
+        kept.tidy();
     }
 
     /// Its data is about to change.
     pub(super) fn forget(&self, id: TaskId) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(data) = kept.data.remove(&id) {
-            kept.bytes -= weight(&data);
-        }
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).forget(id);
     }
 
     pub(super) fn get(&self, ids: impl Iterator<Item = TaskId>) -> Vec<Option<Arc<TaskData>>> {
@@ -55,8 +65,69 @@ impl Fresh {
     }
 }
 
+impl Kept {
+    fn forget(&mut self, id: TaskId) {
+        if let Some(data) = self.data.remove(&id) {
+            self.bytes -= weight(&data);
+        }
+    }
+
+    /// Keeps the order no longer than twice what it is the order of: a task that waits long holds up those after it.
+    fn tidy(&mut self) {
+        while self.order.front().is_some_and(|oldest| !self.data.contains_key(oldest)) {
+            self.order.pop_front();
+        }
+        if self.order.len() > 2 * self.data.len() + UNTIDY {
+            self.order.retain(|id| self.data.contains_key(id));
+        }
+    }
+}
+
 /// Bytes that a task's data takes in memory, about.
 fn weight(data: &TaskData) -> usize {
     let labels: usize = data.labels.iter().map(|(key, value)| key.len() + value.len() + 48).sum();
     256 + data.payload.len() + labels + data.traceparent.len() + data.tracestate.len() + data.key.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data(payload: usize) -> Arc<TaskData> {
+        Arc::new(TaskData { payload: vec![0; payload].into(), ..TaskData::default() })
+    }
+
+    fn known(fresh: &Fresh, ids: std::ops::Range<u64>) -> Vec<u64> {
+        let found = fresh.get(ids.clone().map(TaskId));
+        ids.zip(found).filter_map(|(id, data)| data.map(|_| id)).collect()
+    }
+
+    #[test]
+    fn what_has_ended_leaves_and_takes_its_weight_along() {
+        let fresh = Fresh::new(1 << 20);
+        fresh.change([(TaskId(1), data(10))].into_iter(), std::iter::empty());
+        // Tasks come and go; the first one waits.
+        for id in 2..10_000 {
+            fresh.change(
+                [(TaskId(id), data(1_000))].into_iter(),
+                [TaskId(id - 1)].into_iter().filter(|id| id.0 > 1),
+            );
+        }
+        assert_eq!(known(&fresh, 0..10_001), [1, 9_999]);
+        let kept = fresh.kept.lock().unwrap();
+        assert_eq!(kept.bytes, weight(&data(10)) + weight(&data(1_000)));
+        assert!(kept.order.len() <= 2 * kept.data.len() + UNTIDY, "{} in order", kept.order.len());
+    }
+
+    #[test]
+    fn the_oldest_make_room_and_nothing_ended_comes_back() {
+        let fresh = Fresh::new(3 * weight(&data(100)));
+        let new = (1..=5).map(|id| (TaskId(id), data(100)));
+        fresh.change(new, [TaskId(5)].into_iter());
+        assert_eq!(known(&fresh, 0..9), [2, 3, 4]);
+        fresh.forget(TaskId(3));
+        fresh.change([(TaskId(4), data(100)), (TaskId(6), data(100))].into_iter(), std::iter::empty());
+        assert_eq!(known(&fresh, 0..9), [2, 4, 6]);
+        assert_eq!(fresh.kept.lock().unwrap().bytes, fresh.most);
+    }
 }

@@ -4,6 +4,7 @@ use super::check::{At, Check};
 use super::digest::Digest;
 use crate::grpc::{status, wire};
 use crate::ledger::command::{Enqueued, LedgerError, NewTask, RequestKey};
+use bytes::Bytes;
 use ledger_core::limits::{
     KEY_BYTES, NOTE_BYTES, PAYLOAD_BYTES, RUN_AT_AHEAD, TASK_TYPE_BYTES, TRACEPARENT_BYTES, TRACESTATE_BYTES,
 };
@@ -61,7 +62,7 @@ pub(in crate::grpc) fn new_task(check: &mut Check, at: At, new: wire::NewTask, w
         policy,
         frees_key: unique == Some(wire::UniqueScope::WhileActive),
         data: Arc::new(TaskData {
-            payload: new.payload,
+            payload: own(&new.payload),
             labels,
             traceparent: new.traceparent,
             tracestate: new.tracestate,
@@ -70,6 +71,12 @@ pub(in crate::grpc) fn new_task(check: &mut Check, at: At, new: wire::NewTask, w
             parent: None,
         }),
     }
+}
+
+/// The same bytes in memory of their own. What comes out of a message is a part of the buffer that the message was read into,
+/// 8 KiB at least and up to a whole call of a thousand tasks, and would keep all of it for as long as its task lives.
+pub(super) fn own(payload: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(payload)
 }
 
 /// Settings that differ from others. Their ranges are still to be checked.

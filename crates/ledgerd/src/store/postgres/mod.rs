@@ -396,7 +396,11 @@ impl PgStore {
         if !self.place.others.is_empty() || flying.staged.hint.news {
             self.hints.tell(self.place.slot, hint);
         }
-        self.fresh.extend(flying.staged.data.iter().map(|(id, data)| (*id, Arc::clone(data))));
+        let ended = flying.staged.tasks.values().filter(|image| image.task.state.is_terminal());
+        self.fresh.change(
+            flying.staged.data.iter().map(|(id, data)| (*id, Arc::clone(data))),
+            ended.map(|image| image.task.id),
+        );
         // What waits is found in the database from now on, but for what was changed since.
         for image in flying.staged.tasks.values() {
             let (id, task) = (image.task.id, &image.task);

@@ -389,7 +389,9 @@ impl SqliteStore {
             }
         }
         let new = batch.parts().flat_map(|part| &part.specs);
-        self.fresh.extend(new.map(|born| (born.id, Arc::clone(&born.data))));
+        let ended = batch.sealed.tasks.iter().filter(|image| image.task.state.is_terminal());
+        self.fresh
+            .change(new.map(|born| (born.id, Arc::clone(&born.data))), ended.map(|image| image.task.id));
     }
 
     /// Rows that the file may not have yet: of batches on their way, and of the open one.

@@ -198,3 +198,16 @@ fn never_has_no_time_on_the_wire() {
     assert_eq!(time(Timestamp::FAR), None);
     assert_eq!(time(Timestamp::from_millis(-1)), at(-1, 999_000_000));
 }
+
+#[test]
+fn a_task_keeps_nothing_of_the_message_it_came_in() {
+    let mut message = good();
+    message.payload = vec![7; 64].into();
+    let buffer = Bytes::from(message.encode_to_vec());
+    let decoded = wire::NewTask::decode(buffer.clone()).unwrap();
+    let within = |part: &Bytes| buffer.as_ptr_range().contains(&part.as_ptr());
+    assert!(within(&decoded.payload), "a copy already, made by the decoder");
+    let task = read(decoded).unwrap();
+    assert!(!within(&task.data.payload));
+    assert_eq!(task.data.payload, message.payload);
+}
