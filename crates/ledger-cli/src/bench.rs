@@ -323,6 +323,7 @@ impl Args {
         let after = stats(client).await?;
         let spent = Spent::of(process, &after).since(&spent_before);
         let own_spent = Spent::read(std::process::id()).since(&own_before);
+        let memory = process.and_then(machine::resident);
         run.workers_stop.cancel();
         let mut worked = Worked::default();
         while let Some(one) = workers.join_next().await {
@@ -343,6 +344,7 @@ impl Args {
             transitions: after.transitions.saturating_sub(before.transitions),
             commits: after.commits.saturating_sub(before.commits),
             spent,
+            memory,
             client_cpu: own_spent.cpu,
             produced,
             worked,

@@ -31,6 +31,8 @@ pub(super) struct Outcome {
     pub(super) transitions: u64,
     pub(super) commits: u64,
     pub(super) spent: Spent,
+    /// Bytes of memory that the daemon had at the end, when it was started for the run.
+    pub(super) memory: Option<u64>,
     /// CPU time of producers and workers.
     pub(super) client_cpu: Option<Duration>,
     pub(super) produced: Produced,
@@ -47,6 +49,7 @@ pub(super) struct Report {
     enqueue_to_start_ms: Percentiles,
     server_cpu_us_per_lifecycle: Option<f64>,
     client_cpu_us_per_lifecycle: Option<f64>,
+    server_memory_mb: Option<f64>,
     written_bytes_per_lifecycle: Option<f64>,
     fsyncs_per_lifecycle: Option<f64>,
     tasks_per_frame: Option<f64>,
@@ -135,6 +138,11 @@ impl Report {
         self.server_cpu_us_per_lifecycle
     }
 
+    /// Memory of the daemon at the end, in MB.
+    pub(super) fn server_memory(&self) -> Option<f64> {
+        self.server_memory_mb
+    }
+
     /// Lifecycles that share a commit.
     pub(super) fn tasks_per_commit(&self) -> Option<f64> {
         self.fsyncs_per_lifecycle.filter(|commits| *commits > 0.0).map(|commits| 1.0 / commits)
@@ -174,6 +182,7 @@ impl Report {
             enqueue_to_start_ms: Percentiles::of(&seen.worked.starts),
             server_cpu_us_per_lifecycle: cpu(seen.spent.cpu),
             client_cpu_us_per_lifecycle: cpu(seen.client_cpu),
+            server_memory_mb: seen.memory.map(|bytes| rounded(bytes as f64 / 1e6, 1)),
             written_bytes_per_lifecycle: seen
                 .spent
                 .written
@@ -239,6 +248,7 @@ impl Report {
         };
         facts.push("daemon CPU", number(self.server_cpu_us_per_lifecycle, " µs a lifecycle"));
         facts.push("client CPU", number(self.client_cpu_us_per_lifecycle, " µs a lifecycle"));
+        facts.push("daemon memory", number(self.server_memory_mb, " MB at the end"));
         facts.push("written", number(self.written_bytes_per_lifecycle, " bytes a lifecycle"));
         facts.push("commits", number(self.fsyncs_per_lifecycle, " a lifecycle"));
         let ran =

@@ -27,6 +27,7 @@ fn outcome(line: &str) -> Outcome {
         transitions: 6_000,
         commits: 10,
         spent: Spent { cpu: Some(Duration::from_millis(20)), written: None },
+        memory: Some(61_440_000),
         client_cpu: Some(Duration::from_millis(6)),
         produced,
         worked,
@@ -44,6 +45,7 @@ fn the_object_has_stable_names() {
     assert_eq!(value["enqueue_to_start_ms"]["p50"], 0.25);
     assert_eq!(value["server_cpu_us_per_lifecycle"], 10.0);
     assert_eq!(value["client_cpu_us_per_lifecycle"], 3.0);
+    assert_eq!(value["server_memory_mb"], 61.4);
     assert_eq!(value["written_bytes_per_lifecycle"], serde_json::Value::Null);
     assert_eq!(value["fsyncs_per_lifecycle"], 0.005);
     assert_eq!(value["tasks"], 2_000);
@@ -65,6 +67,7 @@ fn people_get_the_same_figures() {
         "lifecycles/s 900",
         "call p50 0.12 p99 0.12 p99.9 0.12 ms",
         "daemon CPU 10 µs a lifecycle",
+        "daemon memory 61.4 MB at the end",
         "written -",
         "tasks 2000 in 2s, drained in 100ms",
     ] {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, params};
 use serde::Serialize;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::echo;
 use crate::bench::Histogram;
@@ -21,6 +21,8 @@ use crate::policy::Span;
 
 /// A page of SQLite's.
 const PAGE: usize = 4_096;
+/// From one paced flush to the next: as often as the load of G4 enqueues.
+const PACE: Duration = Duration::from_millis(1_000 / super::LOW as u64);
 /// What one sync of the payload row covers: ten payloads of 64 KiB, a call of its load.
 const CHUNK: usize = 640 << 10;
 
@@ -45,8 +47,10 @@ pub(in crate::bench) struct Args {
 pub(super) enum Which {
     /// Lifecycles a second in plain SQLite, on the narrowest schema that has tasks and their history
     FastSchema,
-    /// Milliseconds of an append of 4 KiB and its fdatasync
+    /// Milliseconds of an append of 4 KiB and its fdatasync, one after the other
     Flush,
+    /// The same at 250 a second: a disk that had nothing to do is slower
+    PacedFlush,
     /// Megabytes a second of appends of 640 KiB, each with its fdatasync
     Append,
     /// Answers each EnqueueTaskRequest with itself, until it is killed
@@ -68,8 +72,11 @@ impl Args {
         let figure = match self.which {
             Which::FastSchema => fast_schema(&self.dir, self.duration.0, self.batch.into())
                 .map_err(|error| database("run", &error))?,
-            Which::Flush => {
-                figure(flush(&self.dir, self.duration.0).map_err(|error| cannot("flush", &error))?)
+            Which::Flush | Which::PacedFlush => {
+                let pace = if self.which == Which::PacedFlush { PACE } else { Duration::ZERO };
+                figure(
+                    flush(&self.dir, self.duration.0, pace).await.map_err(|error| cannot("flush", &error))?,
+                )
             }
             Which::Append => {
                 figure(append(&self.dir, self.duration.0).map_err(|error| cannot("append", &error))?)
@@ -86,6 +93,7 @@ impl Which {
         match self {
             Self::FastSchema => "fast-schema",
             Self::Flush => "flush",
+            Self::PacedFlush => "paced-flush",
             Self::Append => "append",
             Self::Echo => "echo",
         }
@@ -165,8 +173,8 @@ fn fast_schema(dir: &Path, duration: Duration, batch: i64) -> rusqlite::Result<F
     })
 }
 
-/// The median, in milliseconds.
-fn flush(dir: &Path, duration: Duration) -> std::io::Result<f64> {
+/// The median, in milliseconds. One begins when the one before ended, and `pace` after that began at the earliest.
+async fn flush(dir: &Path, duration: Duration, pace: Duration) -> std::io::Result<f64> {
     let mut file = File::create(dir.join("flush"))?;
     let (page, start, mut times) = ([b'x'; PAGE], Instant::now(), Histogram::default());
     while start.elapsed() < duration {
@@ -174,6 +182,10 @@ fn flush(dir: &Path, duration: Duration) -> std::io::Result<f64> {
         file.write_all(&page)?;
         file.sync_data()?;
         times.record(began.elapsed());
+        // A timer waits for the end of a millisecond.
+        if !pace.is_zero() {
+            sleep_until(began + pace).await;
+        }
     }
     Ok(times.percentile_ms(0.5).unwrap_or_default())
 }
