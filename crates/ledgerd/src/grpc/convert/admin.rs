@@ -145,7 +145,7 @@ pub(in crate::grpc) fn redriving(
         // A thousand of them stay within what a time can be.
         gap: gap.min(RUN_AT_AHEAD),
         priority,
-        payload: said.payload.as_ref().map(super::task::own),
+        payload: said.payload.clone(),
         agent: Some(said.agent.as_str().into()).filter(|_| !said.agent.is_empty()),
         note,
     }

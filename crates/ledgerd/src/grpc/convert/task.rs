@@ -62,7 +62,9 @@ pub(in crate::grpc) fn new_task(check: &mut Check, at: At, new: wire::NewTask, w
         policy,
         frees_key: unique == Some(wire::UniqueScope::WhileActive),
         data: Arc::new(TaskData {
-            payload: own(&new.payload),
+            // In memory of its own. What comes out of a message is a part of the buffer that the message was read into, 8 KiB
+            // at least and up to a whole call of a thousand tasks, and holds all of it for as long as this is kept.
+            payload: Bytes::copy_from_slice(&new.payload),
             labels,
             traceparent: new.traceparent,
             tracestate: new.tracestate,
@@ -71,12 +73,6 @@ pub(in crate::grpc) fn new_task(check: &mut Check, at: At, new: wire::NewTask, w
             parent: None,
         }),
     }
-}
-
-/// The same bytes in memory of their own. What comes out of a message is a part of the buffer that the message was read into,
-/// 8 KiB at least and up to a whole call of a thousand tasks, and would keep all of it for as long as its task lives.
-pub(super) fn own(payload: &Bytes) -> Bytes {
-    Bytes::copy_from_slice(payload)
 }
 
 /// Settings that differ from others. Their ranges are still to be checked.
