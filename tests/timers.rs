@@ -2,16 +2,24 @@
 
 use crate::support::worker::{Stream, hello, lease};
 use crate::support::*;
-use ledger_core::limits::UNACKED_RUN;
 use ledgerd_client::{Client, v1};
 
 /// Tasks for each kind of timer. Odd, so that there is a median: one machine's hiccup moves no median.
 const TASKS: usize = 21;
 /// What a timer may be late, in ms.
 const SLACK: i64 = 50;
+/// From one timer of a kind to the next, in ms.
+const SPACING: i64 = 20;
 
 fn millis(at: &prost_types::Timestamp) -> i64 {
     at.seconds * 1_000 + i64::from(at.nanos) / 1_000_000
+}
+
+/// Enqueues them in one call and returns their ids, in the same order.
+async fn enqueue_all(client: &Client, tasks: impl Iterator<Item = v1::NewTask>) -> Vec<String> {
+    let request = v1::EnqueueTasksRequest { tasks: tasks.collect(), ..Default::default() };
+    let answer = client.tasks().enqueue_tasks(request).await.expect("stored").into_inner();
+    answer.results.into_iter().map(|result| result.task_id).collect()
 }
 
 /// When the task's first event of this name was.
@@ -47,57 +55,58 @@ async fn each_kind_of_timer_is_exact_beside_a_hundred_thousand_that_wait() {
         let request = v1::EnqueueTasksRequest { tasks: tasks.collect(), ..Default::default() };
         client.tasks().enqueue_tasks(request).await.expect("stored");
     }
-    let policy = |policy: v1::TaskPolicy| v1::AgentSettings { policy: Some(policy), ..quick() };
-    let short = v1::TaskPolicy { max_retries: Some(0), ..Default::default() };
-    configure(&client, "ack", policy(v1::TaskPolicy { ack_timeout: ms(300), ..short })).await;
-    configure(&client, "lease", policy(v1::TaskPolicy { lease_duration: ms(1_000), ..short })).await;
-    configure(&client, "attempt", policy(v1::TaskPolicy { attempt_timeout: ms(1_000), ..short })).await;
-    configure(&client, "queue", policy(v1::TaskPolicy { queue_timeout: ms(1_000), ..short })).await;
-    let start = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_millis() as i64;
-    // When all of them are there: each is a commit, and the server's take longer.
-    let later = start + if postgres::is_store() { 6_000 } else { 1_500 };
     let mut workers = Vec::new();
-    for agent in ["lease", "attempt", "later"] {
+    for agent in ["ack", "lease", "attempt", "later"] {
+        configure(&client, agent, quick()).await;
         workers.push(Stream::open(&daemon, hello(agent, agent, TASKS as u32)).await);
     }
-    // After as many ack timeouts in a row a worker is given no more, and the first may be over before the last task is there.
-    let each = UNACKED_RUN as usize;
-    for n in 0..TASKS.div_ceil(each) {
-        workers.push(Stream::open(&daemon, hello(&format!("ack-{n}"), "ack", each as u32)).await);
-    }
-    let mut ids = std::collections::HashMap::new();
-    for agent in ["ack", "lease", "attempt", "queue", "later", "late"] {
-        for n in 0..TASKS as i64 {
-            let new = match agent {
-                "later" => v1::NewTask { run_at: at(later + n), ..task(agent) },
-                "late" => v1::NewTask { deadline: at(later + n), ..task(agent) },
-                _ => task(agent),
+    // All of a kind in one call, so that they are there long before the first is due; each is due a while after the one
+    // before, so that it finds the daemon as a lone timer would, and one kind after another.
+    let spread = |first: i64| (0..TASKS as i64).map(move |n| first + n * SPACING);
+    let calendar = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_millis() as i64;
+    let (later, late) = (calendar + 4_000, calendar + 4_500);
+    let tasks = spread(later).map(|due| v1::NewTask { run_at: at(due), ..task("later") });
+    let late_tasks = spread(late).map(|due| v1::NewTask { deadline: at(due), ..task("late") });
+    let calendars = [
+        ("later", "ASSIGNED", later, enqueue_all(&client, tasks).await),
+        ("late", "DEADLINE_PASSED", late, enqueue_all(&client, late_tasks).await),
+    ];
+    let short = v1::TaskPolicy { max_retries: Some(0), ..Default::default() };
+    let mut kinds = Vec::new();
+    for (agent, from, to, first) in [
+        ("ack", "ASSIGNED", "ACK_TIMEOUT", 500),
+        ("lease", "STARTED", "LOST", 1_000),
+        ("attempt", "STARTED", "STOP_REQUESTED", 1_500),
+        ("queue", "ENQUEUED", "QUEUE_TIMEOUT", 2_000),
+    ] {
+        let tasks = spread(first).map(|after| {
+            let policy = match agent {
+                "ack" => v1::TaskPolicy { ack_timeout: ms(after), ..short },
+                "lease" => v1::TaskPolicy { lease_duration: ms(after), ..short },
+                "attempt" => v1::TaskPolicy { attempt_timeout: ms(after), ..short },
+                _ => v1::TaskPolicy { queue_timeout: ms(after), ..short },
             };
-            ids.entry(agent).or_insert_with(Vec::new).push(enqueue(&client, new).await);
-        }
+            v1::NewTask { policy: Some(policy), ..task(agent) }
+        });
+        kinds.push((agent, from, to, first, enqueue_all(&client, tasks).await));
     }
-    for worker in &mut workers[..2] {
+    for worker in &mut workers[1..3] {
         for _ in 0..TASKS {
             let held = worker.assignment().await;
             worker.ack(lease(&held)).await;
         }
     }
-    for (agent, from, to, after) in [
-        ("ack", "ASSIGNED", "ACK_TIMEOUT", 300),
-        ("lease", "STARTED", "LOST", 1_000),
-        ("attempt", "STARTED", "STOP_REQUESTED", 1_000),
-        ("queue", "ENQUEUED", "QUEUE_TIMEOUT", 1_000),
-    ] {
+    for (agent, from, to, first, ids) in kinds {
         let mut late = Vec::new();
-        for id in &ids[agent] {
+        for (after, id) in spread(first).zip(&ids) {
             late.push(when(&client, id, to).await - when(&client, id, from).await - after);
         }
         held_to_be_exact(agent, late);
     }
-    for (agent, name) in [("later", "ASSIGNED"), ("late", "DEADLINE_PASSED")] {
+    for (agent, name, first, ids) in calendars {
         let mut late = Vec::new();
-        for (n, id) in (0..).zip(&ids[agent]) {
-            late.push(when(&client, id, name).await - (later + n));
+        for (due, id) in spread(first).zip(&ids) {
+            late.push(when(&client, id, name).await - due);
         }
         held_to_be_exact(agent, late);
     }
