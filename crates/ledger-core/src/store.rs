@@ -471,8 +471,8 @@ pub struct News {
     pub ended: Vec<TaskId>,
     /// Streams that are open at other daemons; only when they were asked for.
     pub sessions: Option<Vec<Session>>,
-    /// What daemons left that are no more: their workers, and every task that somebody has to watch over.
-    pub left: Option<(Vec<SessionRow>, Vec<Task>)>,
+    /// Daemons are no more, which left these workers; what their tasks are is to be found with [`Store::live`].
+    pub left: Option<Vec<SessionRow>>,
 }
 
 /// The writing half of a store. One caller, one open batch at a time.
@@ -520,11 +520,16 @@ pub trait Store: Send {
     /// Nothing was written.
     fn gated(&mut self, agent: AgentId) -> Fut<'_, Vec<Arc<Task>>>;
 
-    /// Tasks of these agents that have not ended. Rare: looks at all that have not.
+    /// Tasks of these agents that have not ended, from this number on, a piece at a time: some of them, and the number from which
+    /// there may be more; none: there are not. Those that were changed and may not be durable are in every piece.
     ///
     /// # Errors
     /// Nothing was written.
-    fn live<'a>(&'a mut self, agents: &'a BTreeSet<AgentId>) -> Fut<'a, Vec<Arc<Task>>>;
+    fn live<'a>(
+        &'a mut self,
+        agents: &'a BTreeSet<AgentId>,
+        from: TaskId,
+    ) -> Fut<'a, (Vec<Arc<Task>>, Option<TaskId>)>;
 
     /// How many due tasks of its agent come before this one in the usual order, those that the agent's breaker holds back
     /// included; of these types, none: all. Counts to `most` and looks at no more than `most` types. Knows what was

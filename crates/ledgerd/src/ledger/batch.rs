@@ -146,7 +146,7 @@ impl<'a> Batch<'a> {
         self.heed(&heard.changed);
         self.part(&heard.moved);
         self.ungate.extend(heard.let_go.iter().cloned());
-        self.watch_anew(&heard.reconfigured).await?;
+        self.memory.go_through(heard.reconfigured.clone(), false);
         // What time has brought is for those that wait already, before anybody else fails.
         self.grant().await?;
         let mut answers = Vec::with_capacity(orders.len());
@@ -164,6 +164,7 @@ impl<'a> Batch<'a> {
                 answer => answers.push(answer),
             }
         }
+        self.walk().await?;
         self.elapse(due);
         self.tick_breakers();
         self.end_pauses();

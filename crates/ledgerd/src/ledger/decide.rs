@@ -5,7 +5,7 @@ use super::breakers::By;
 use super::command::{
     AgentRules, Answer, Command, FromWorker, LedgerError, RequestKey, Settlement, ToWorker,
 };
-use super::memory::Memory;
+use super::memory::{Memory, Walk};
 use super::produce::{decode, encode};
 use super::replicas::tell_of_refused_defaults;
 use crate::store::settings_text;
@@ -191,7 +191,7 @@ impl Batch<'_> {
         }
         self.budget_changed(id);
         if retimed {
-            self.watch_anew(&BTreeSet::from([id])).await.map_err(LedgerError::Store)?;
+            self.memory.go_through(BTreeSet::from([id]), false);
         }
         let set = settings_text(change);
         let reason = match &**by.reason {
@@ -221,7 +221,7 @@ impl Batch<'_> {
             }
         }
         self.ungate.extend(self.memory.idle_gates());
-        self.watch_anew(&retimed).await.map_err(LedgerError::Store)?;
+        self.memory.go_through(retimed, false);
         Ok(Answer::Done)
     }
 
@@ -248,15 +248,18 @@ impl Batch<'_> {
         Ok(retimed)
     }
 
-    /// What time does to tasks of these agents may be another thing at another time, now that their settings are others.
-    pub(super) async fn watch_anew(&mut self, agents: &BTreeSet<AgentId>) -> Result<(), StoreError> {
-        if agents.is_empty() {
-            return Ok(());
-        }
-        for task in self.store.live(agents).await? {
-            let task = self.open.get(&task.id).map_or(&task, |open| &open.task);
+    /// Goes on with the walk through what lives, if there is one.
+    pub(super) async fn walk(&mut self) -> Result<(), StoreError> {
+        let Some(Walk { agents, from, inherits }) = self.memory.walk.clone() else { return Ok(()) };
+        let (tasks, rest) = self.store.live(&agents, from).await?;
+        for task in &tasks {
+            let task = self.open.get(&task.id).map_or(task, |open| &open.task);
+            if inherits {
+                self.memory.inherit(task, self.now);
+            }
             self.memory.watch(task, self.now);
         }
+        self.memory.walk = rest.map(|from| Walk { agents, from, inherits });
         Ok(())
     }
 

@@ -25,6 +25,17 @@ pub(super) struct Worker {
 /// Tasks that wait for a budget token: most urgent, then oldest first.
 pub(super) type BudgetQueue = BTreeSet<(Reverse<u8>, Timestamp, TaskId, u32)>;
 
+/// Tasks that have not ended and are looked at one after the other, some in each batch: there may be a million.
+#[derive(Clone, Debug)]
+pub(super) struct Walk {
+    /// Of these agents.
+    pub(super) agents: BTreeSet<AgentId>,
+    /// The next, or the first after it.
+    pub(super) from: TaskId,
+    /// What daemons left that are gone is taken up.
+    pub(super) inherits: bool,
+}
+
 /// The ledger's memory.
 #[derive(Debug)]
 pub(super) struct Memory {
@@ -37,6 +48,8 @@ pub(super) struct Memory {
     pub(super) outboxes: HashMap<SessionId, mpsc::UnboundedSender<ToWorker>>,
     pub(super) workers: ByName<Worker>,
     pub(super) timers: Timers,
+    /// Tasks whose timers are looked at anew.
+    pub(super) walk: Option<Walk>,
     pub(super) beaten: ByTask<Beaten>,
     pub(super) budget_queue: BTreeMap<AgentId, BudgetQueue>,
     /// When the daemon could last begin to take beats.
@@ -93,6 +106,7 @@ impl Memory {
             outboxes: HashMap::new(),
             workers: ByName::default(),
             timers: Timers::default(),
+            walk: None,
             beaten: ByTask::default(),
             budget_queue: BTreeMap::new(),
             since: now.at,
@@ -170,6 +184,7 @@ impl Memory {
             self.workers.insert(row.worker, worker);
         }
         self.timers.clear();
+        self.walk = None;
         self.beaten.clear();
         self.budget_queue.clear();
         for session in self.sessions.values_mut() {
@@ -215,6 +230,19 @@ impl Memory {
             }
         }
         self.watch(task, now);
+    }
+
+    /// What time does to tasks of these agents may be another thing at another time: each is looked at once, from the first on.
+    pub(super) fn go_through(&mut self, agents: BTreeSet<AgentId>, inherits: bool) {
+        if agents.is_empty() {
+            return;
+        }
+        let mut walk = Walk { agents, from: TaskId(0), inherits };
+        if let Some(before) = self.walk.take() {
+            walk.agents.extend(before.agents);
+            walk.inherits |= before.inherits;
+        }
+        self.walk = Some(walk);
     }
 
     /// Arms what time will do to `task`, and puts it among those that wait for a token if it does.

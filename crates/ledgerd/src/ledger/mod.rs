@@ -334,7 +334,8 @@ impl Loop {
     fn wake(&self) -> Option<ledger_core::Timestamp> {
         // Seen from the last batch, not from now: what has become due since then nobody has looked at.
         let then = self.decided;
-        let first = [self.memory.timers.next(), self.store.next_due(then), self.memory.next_look(then)];
+        let walk = self.memory.walk.as_ref().map(|_| then.at);
+        let first = [walk, self.memory.timers.next(), self.store.next_due(then), self.memory.next_look(then)];
         // Nobody tells when the wall clock is set, so what waits for a time is looked at once a minute.
         let first = first.into_iter().flatten().min()?.min(then.at.after(LOOK_AT_CLOCK));
         Some(self.not_before.map_or(first, |patience| first.max(patience)))

@@ -129,8 +129,11 @@ impl Memory {
         } else if let Some(sessions) = news.sessions {
             self.elsewhere = sessions;
         }
-        if let Some((workers, tasks)) = news.left {
-            self.inherit(workers, &tasks, now);
+        if let Some(workers) = news.left {
+            for row in workers {
+                self.meet(&row);
+            }
+            self.go_through(self.agents.keys().copied().collect(), true);
         }
         heard
     }
@@ -185,19 +188,13 @@ impl Memory {
         }
     }
 
-    /// Watches over what daemons left that are gone: their workers have a whole lease to be heard of.
-    fn inherit(&mut self, workers: Vec<SessionRow>, tasks: &[Task], now: Now) {
-        for row in workers {
-            self.meet(&row);
-        }
-        for task in tasks {
-            if task.holder.as_ref().is_some_and(|holder| holder.session.slot() != self.replicas.slot)
-                && !self.is_elsewhere(task)
-            {
-                self.give_a_lease(task, now);
-                self.hold(task);
-            }
-            self.watch(task, now);
+    /// Takes up a task that a daemon may have left that is gone: its worker has a whole lease to be heard of.
+    pub(super) fn inherit(&mut self, task: &Task, now: Now) {
+        if task.holder.as_ref().is_some_and(|holder| holder.session.slot() != self.replicas.slot)
+            && !self.is_elsewhere(task)
+        {
+            self.give_a_lease(task, now);
+            self.hold(task);
         }
     }
 
@@ -315,6 +312,10 @@ impl Memory {
         let heard = self.hear(news, now);
         for task in &tasks {
             self.book(task, now);
+        }
+        if let Some(walk) = &mut self.walk {
+            // What was gone through is as if it had not been.
+            walk.from = TaskId(0);
         }
         heard
     }

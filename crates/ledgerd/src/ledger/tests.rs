@@ -11,10 +11,12 @@ use ledger_core::session::Hello;
 use ledger_core::store::{
     Ask, BreakerRow, Changes, Fut, Known, News, Recovered, Store, StoreError, TaskData, Want,
 };
-use ledger_core::{AgentId, EventKind, Now, Outcome, Overrides, Record, State, Task, TaskId, Timestamp};
+use ledger_core::{
+    AgentId, AgentOverrides, EventKind, Now, Outcome, Overrides, Record, State, Task, TaskId, Timestamp,
+};
 use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
@@ -31,6 +33,8 @@ struct Gate {
     heard: Option<Semaphore>,
     /// So many writes are overtaken by somebody else.
     overtakes: AtomicU32,
+    /// What lives is found one by one.
+    one_by_one: AtomicBool,
     /// What another daemon did.
     news: Mutex<Option<News>>,
     side_by_side: usize,
@@ -81,8 +85,21 @@ impl Store for GatedStore {
     ) -> Fut<'a, usize> {
         self.inner.ahead(task, types, most, now)
     }
-    fn live<'a>(&'a mut self, agents: &'a BTreeSet<AgentId>) -> Fut<'a, Vec<Arc<Task>>> {
-        self.inner.live(agents)
+    fn live<'a>(
+        &'a mut self,
+        agents: &'a BTreeSet<AgentId>,
+        from: TaskId,
+    ) -> Fut<'a, (Vec<Arc<Task>>, Option<TaskId>)> {
+        Box::pin(async move {
+            let (mut live, rest) = self.inner.live(agents, from).await?;
+            if !self.gate.one_by_one.load(Relaxed) {
+                return Ok((live, rest));
+            }
+            live.sort_unstable_by_key(|task| task.id);
+            let rest = live.get(1).map(|task| task.id);
+            live.truncate(1);
+            Ok((live, rest))
+        })
     }
     fn oldest(&mut self, now: Now) -> Fut<'_, Vec<(AgentId, Timestamp)>> {
         self.inner.oldest(now)
@@ -437,6 +454,25 @@ async fn a_caller_that_leaves_undoes_nothing() {
     }
     let stats = within(fixture.handle.stats()).await.expect("it goes on");
     assert_eq!(stats.counts[usize::from(State::Queued.code())], 1);
+}
+
+#[tokio::test]
+async fn times_that_are_changed_reach_every_task_though_nobody_says_anything_more() {
+    let fixture = Fixture::new("walk", false).await;
+    fixture.gate.one_by_one.store(true, Relaxed);
+    let stored =
+        within(fixture.handle.enqueue((0..5).map(|_| task("a")).collect(), BatchMode::Atomic, None)).await;
+    assert_eq!(stored.expect("stored").len(), 5);
+    let policy = Overrides { queue_timeout: Some(Duration::from_secs(1)), ..Overrides::NONE };
+    let change = AgentOverrides { policy, ..AgentOverrides::default() };
+    within(fixture.handle.configure("a".into(), change, "test".into(), "".into()))
+        .await
+        .expect("it is known");
+    for id in 1..=5 {
+        within(fixture.handle.wait(TaskId(id), Duration::from_secs(20))).await.expect("it ends");
+        let found = fixture.handle.reader().task(TaskId(id), false).await.expect("readable");
+        assert_eq!(found.map(|found| found.task.state), Some(State::Failed), "{id}");
+    }
 }
 
 #[tokio::test]

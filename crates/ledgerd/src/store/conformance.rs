@@ -13,6 +13,7 @@ use ledger_core::watch::{Cut, Happening, Placed};
 use ledger_core::{
     AgentId, AgentOverrides, Class, Event, Outcome, Overrides, Reason, Record, SessionId, State, Task, TaskId,
 };
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,6 +59,7 @@ promises! {
     gated_tasks_are_offered_only_when_asked_for
     types_that_are_left_out_are_not_offered
     those_that_come_before_a_task_are_counted
+    what_lives_is_found_piece_by_piece
     many_changes_of_one_task_are_one
     a_key_is_held_until_it_is_freed
     an_answer_is_remembered
@@ -141,6 +143,45 @@ async fn types_that_are_left_out_are_not_offered(mut rig: Rig) {
     assert_eq!(rig.offer(ask(None, &["a", "b", "c", "d"])).await, []);
     assert_eq!(rig.offer(ask(Some(&["a", "b"]), &["a"])).await, [b]);
     assert_eq!(rig.offer(ask(Some(&["a"]), &["a"])).await, []);
+}
+
+/// All tasks of these agents that have not ended, from one on.
+async fn living(rig: &mut Rig, agents: &[u32], from: TaskId) -> Vec<TaskId> {
+    let agents = agents.iter().map(|agent| AgentId(*agent)).collect();
+    let (mut found, mut from) = (BTreeSet::new(), Some(from));
+    while let Some(next) = from {
+        let (tasks, rest) = rig.store().live(&agents, next).await.expect("it looks");
+        assert!(rest.is_none_or(|rest| rest > next), "it gets on");
+        found.extend(tasks.iter().map(|task| task.id));
+        from = rest;
+    }
+    found.into_iter().collect()
+}
+
+async fn what_lives_is_found_piece_by_piece(mut rig: Rig) {
+    let old = rig.enqueue_all((0..8).map(|_| New::of("a"))).await;
+    let other = rig.enqueue(New { agent: 2, ..New::of("a") }).await;
+    rig.complete(old[2]).await;
+    rig.claim(old[3]).await;
+    rig.commit().await;
+    let lives = [old[0], old[1], old[3], old[4], old[5], old[6], old[7]];
+    assert_eq!(living(&mut rig, &[AGENT.0], TaskId(0)).await, lives);
+    assert_eq!(living(&mut rig, &[AGENT.0, 2], old[6]).await, [old[6], old[7], other]);
+    assert_eq!(living(&mut rig, &[AGENT.0], TaskId(old[7].0 + 1)).await, []);
+    assert_eq!(living(&mut rig, &[3], TaskId(0)).await, []);
+    // What is on its way counts, and what the open batch did.
+    rig.complete(old[0]).await;
+    let many = submit_many(&mut rig).await;
+    rig.complete(old[1]).await;
+    rig.complete(many[0]).await;
+    let new = rig.enqueue(New::of("a")).await;
+    let lives = [old[3], old[4], old[5], old[6], old[7], new];
+    assert_eq!(living(&mut rig, &[AGENT.0], TaskId(0)).await, lives);
+    assert_eq!(living(&mut rig, &[2], TaskId(0)).await, [&[other], &many[1..]].concat());
+    rig.store().durable().await.expect("it is written");
+    rig.commit().await;
+    rig = rig.reopen().await;
+    assert_eq!(living(&mut rig, &[AGENT.0], TaskId(0)).await, lives);
 }
 
 async fn what_is_removed_is_gone_with_all_that_belongs_to_it(mut rig: Rig) {

@@ -235,10 +235,18 @@ impl Store for ModelStore {
         Box::pin(std::future::ready(Ok(found.into_iter().map(Arc::new).collect())))
     }
 
-    fn live<'a>(&'a mut self, agents: &'a BTreeSet<AgentId>) -> Fut<'a, Vec<Arc<Task>>> {
+    /// In pieces of three.
+    fn live<'a>(
+        &'a mut self,
+        agents: &'a BTreeSet<AgentId>,
+        from: TaskId,
+    ) -> Fut<'a, (Vec<Arc<Task>>, Option<TaskId>)> {
         let of = |task: &&Task| agents.contains(&task.spec.agent) && !task.state.is_terminal();
-        let live = self.open.tasks.values().filter(of).cloned().map(Arc::new).collect();
-        Box::pin(std::future::ready(Ok(live)))
+        let mut live: Vec<Task> =
+            self.open.tasks.range(from..).map(|(_, task)| task).filter(of).cloned().collect();
+        let rest = live.get(3).map(|task| task.id);
+        live.truncate(3);
+        Box::pin(std::future::ready(Ok((live.into_iter().map(Arc::new).collect(), rest))))
     }
 
     fn oldest(&mut self, now: Now) -> Fut<'_, Vec<(AgentId, Timestamp)>> {

@@ -201,8 +201,10 @@ impl Ready {
     }
 
     /// Tasks of these agents that have not ended.
-    pub(super) fn live(&self, agents: &BTreeSet<AgentId>) -> Vec<Arc<Task>> {
-        let of = |task: &&Arc<Task>| !task.state.is_terminal() && agents.contains(&task.spec.agent);
+    pub(super) fn live(&self, agents: &BTreeSet<AgentId>, from: TaskId) -> Vec<Arc<Task>> {
+        let of = |task: &&Arc<Task>| {
+            task.id >= from && !task.state.is_terminal() && agents.contains(&task.spec.agent)
+        };
         self.tasks.values().map(|entry| &entry.task).filter(of).cloned().collect()
     }
 

@@ -520,9 +520,13 @@ impl Store for PgStore {
         })
     }
 
-    fn live<'a>(&'a mut self, agents: &'a BTreeSet<AgentId>) -> Fut<'a, Vec<Arc<Task>>> {
+    fn live<'a>(
+        &'a mut self,
+        agents: &'a BTreeSet<AgentId>,
+        from: TaskId,
+    ) -> Fut<'a, (Vec<Arc<Task>>, Option<TaskId>)> {
         Box::pin(async move {
-            let live = self.find_live(agents).await;
+            let live = self.find_live(agents, from).await;
             self.or_end(live).await
         })
     }

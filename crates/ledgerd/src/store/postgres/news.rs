@@ -2,18 +2,17 @@
 //!
 //! Mail is for one slot: numbers of tasks that its daemon runs or watches over and that were changed elsewhere, and names of
 //! workers that went elsewhere. It is deleted by the transaction that heeds it. Invariant: what a daemon watches over is
-//! watched over by its heir from the commit on that makes it one.
+//! watched over by its heir once that has gone through what lives, which it does from the commit on that makes it one.
 
 use super::hints::Hint;
-use super::recover::{TIMED, agents_with_queue_timeout, all, numbers, one, scan};
+use super::recover::{all, numbers, one};
 use super::slots::{LEASE, Place, QUIET, clock, lock};
 use super::{PgStore, failed};
-use crate::store::rows::Shared;
 use crate::store::text;
 use ledger_core::store::{News, SessionRow, StoreError};
-use ledger_core::{Now, Task, TaskId, Timestamp};
+use ledger_core::{Now, TaskId, Timestamp};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// From one look to the next.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -118,7 +117,9 @@ impl PgStore {
             let found = (row.int()?, row.text()?.to_owned(), row.flag()?, row.flag()?);
             Ok((found, row.text()?.to_owned()))
         });
-        let Some(((time, xmin, changed, mail), owned)) = looked.await?.into_iter().next() else {
+        let looked = looked.await?;
+        let asked = Instant::now();
+        let Some(((time, xmin, changed, mail), owned)) = looked.into_iter().next() else {
             return Err(StoreError::Corrupt("a look without an answer".to_owned()));
         };
         let owned: Vec<Owned> = text::read(&owned)?;
@@ -182,7 +183,8 @@ impl PgStore {
         }
         let often = !awaited.is_empty() && !self.place.others.is_empty();
         self.place.looked = Some((now.at, now.at.after(if often { LOOK_OFTEN } else { LOOK_EVERY })));
-        news.replicas = self.place.replicas(Some(Timestamp::from_millis(time)));
+        // As late as it is by now.
+        news.replicas = self.place.replicas(Some(Timestamp::from_millis(time).after(asked.elapsed())));
         Ok(news)
     }
 
@@ -262,25 +264,13 @@ impl PgStore {
         Ok(true)
     }
 
-    async fn read_left(&mut self, gone: &[u16]) -> Result<(Vec<SessionRow>, Vec<Task>), StoreError> {
+    async fn read_left(&mut self, gone: &[u16]) -> Result<Vec<SessionRow>, StoreError> {
         let mut workers = Vec::new();
         for slot in gone {
             let query = sqlx::query(THEIR_WORKERS).bind(i64::from(*slot));
             workers.extend(all(self.connection()?, query, |row| row.session()).await?);
         }
-        Ok((workers, self.read_timed().await?))
-    }
-
-    /// Every task that somebody has to watch over.
-    pub(super) async fn read_timed(&mut self) -> Result<Vec<Task>, StoreError> {
-        let all_queues = self.times_queues;
-        let conn = self.connection()?;
-        let agents = all(conn, sqlx::query(super::recover::AGENTS), |row| row.agent_row()).await?;
-        let query = sqlx::query(TIMED)
-            .bind(agents_with_queue_timeout(&agents, all_queues))
-            .bind(i64::from(ledger_core::Reason::Budget.code()));
-        let mut shared = Shared::default();
-        scan(conn, query, |row| row.task(&mut shared)).await
+        Ok(workers)
     }
 
     /// The last sessions of these workers.

@@ -3,6 +3,7 @@
 //! Invariants: over what the database has, the open batch's own changes are laid; a start looks into the blocks that have
 //! live tasks, never at finished ones elsewhere; an offer looks at as many rows as it returns, for each type and priority.
 
+use super::staged::BLOCK_BITS;
 use super::{BLOCK, PATIENCE, PAUSE, PgStore, Staged, failed};
 use crate::store::ready::Ready;
 use crate::store::rows::{Cells, Shared, record_columns, task_columns};
@@ -15,39 +16,45 @@ use sqlx::query::Query;
 use sqlx::{Postgres, Row, ValueRef};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Instant;
 
 const META: &str = "SELECT m.seed, s.last_seq, s.last_session, \
     (extract(epoch FROM clock_timestamp()) * 1000)::bigint, \
     (SELECT COALESCE(json_agg(slot), '[]')::text FROM slots WHERE owner IS NOT NULL AND slot <> $1) \
     FROM meta AS m CROSS JOIN slots AS s WHERE s.slot = $1";
-pub(super) const AGENTS: &str = "SELECT id, name, settings, created_at, pause FROM agents ORDER BY id";
+const AGENTS: &str = "SELECT id, name, settings, created_at, pause FROM agents ORDER BY id";
 const BUDGETS: &str = "SELECT agent, millitokens, updated_at FROM budgets WHERE slot = $1 ORDER BY agent";
 const SESSIONS: &str = "SELECT worker, incarnation, session, connected_at, beat_at, open FROM sessions";
 /// One statement: what is told of one moment belongs together.
 const TOTALS: &str = "SELECT s.transitions, c.n, c.agent, c.state \
     FROM (SELECT sum(last_seq)::bigint AS transitions FROM slots) AS s LEFT JOIN ( \
         SELECT agent, state, sum(n)::bigint AS n FROM counts GROUP BY agent, state) AS c ON true";
-const ANY_WAY: &str = "SET enable_seqscan = on; SET enable_hashjoin = on; SET enable_mergejoin = on; SET plan_cache_mode = auto";
-const USUAL_WAY: &str =
-    "RESET enable_seqscan; RESET enable_hashjoin; RESET enable_mergejoin; RESET plan_cache_mode";
-/// Tasks of the blocks that have live ones, which may be a million: row by row they would take three times as long.
-macro_rules! in_live_blocks {
-    () => {
-        "(SELECT block FROM live_blocks GROUP BY block HAVING sum(n) > 0) AS b \
-         JOIN tasks AS t ON t.id BETWEEN b.block << 12 AND (b.block << 12) + 4095 \
-         JOIN task_specs AS s ON s.id = t.id"
+/// Blocks that have live tasks and how many, from $1 on: $2 at most.
+const LIVE_BLOCKS: &str = "SELECT block, sum(n)::bigint FROM live_blocks WHERE block >= $1 \
+    GROUP BY block HAVING sum(n) > 0 ORDER BY block LIMIT $2";
+/// Blocks that one statement looks into: it must end long before the server ends it, however many tasks wait.
+const BLOCKS_AT_ONCE: usize = 16;
+/// Live tasks that one statement returns, but for those of the first block.
+const LIVE_AT_ONCE: u64 = 1 << BLOCK_BITS;
+/// Tasks of blocks $1, each block by itself: two ranges of two keys side by side.
+macro_rules! in_blocks {
+    ($condition:literal) => {
+        concat!(
+            "SELECT found.* FROM unnest($1::bigint[]) AS b (block) CROSS JOIN LATERAL (SELECT ",
+            task_columns!(),
+            " FROM tasks AS t JOIN task_specs AS s ON s.id = t.id \
+              WHERE t.id BETWEEN b.block << 12 AND (b.block << 12) + 4095 \
+                AND s.id BETWEEN b.block << 12 AND (b.block << 12) + 4095 AND (",
+            $condition,
+            ") OFFSET 0) AS found"
+        )
     };
 }
-/// Those that have a timer or a holder; $1: agents whose tasks have a queue_timeout. RUNNING is 2, RETRY 3, BLOCKED 4;
-/// $2 is the reason BUDGET.
-pub(super) const TIMED: &str = concat!(
-    "SELECT ",
-    task_columns!(),
-    " FROM ",
-    in_live_blocks!(),
-    " WHERE t.state IN (2, 4) OR t.state = 3 AND t.reason = $2 \
-        OR t.state IN (1, 3) AND (t.deadline IS NOT NULL OR s.agent = ANY($1) OR s.policy LIKE '%queue_timeout%') \
-     ORDER BY t.id"
+/// Those that have a timer or a holder; $2: agents whose tasks have a queue_timeout. RUNNING is 2, RETRY 3, BLOCKED 4;
+/// $3 is the reason BUDGET.
+pub(super) const TIMED: &str = in_blocks!(
+    "t.state IN (2, 4) OR t.state = 3 AND t.reason = $3 \
+     OR t.state IN (1, 3) AND (t.deadline IS NOT NULL OR s.agent = ANY($2) OR s.policy LIKE '%queue_timeout%')"
 );
 /// Rows of the tasks `found`. Each is looked up by itself: a plain join may be planned to read all there are, where tables were
 /// empty when the server last looked at them.
@@ -59,13 +66,8 @@ macro_rules! of_found {
 }
 pub(super) const TASKS: &str =
     concat!("SELECT ", task_columns!(), " FROM unnest($1::bigint[]) AS found (task_id) ", of_found!());
-pub(super) const LIVE: &str = concat!(
-    "SELECT ",
-    task_columns!(),
-    " FROM ",
-    in_live_blocks!(),
-    " WHERE t.state <= 4 AND s.agent = ANY($1)"
-);
+/// Those of agents $2 that have not ended.
+pub(super) const LIVE: &str = in_blocks!("t.state <= 4 AND s.agent = ANY($2)");
 const KEYS: &str = "SELECT k.agent, k.key, k.task_id, k.digest \
     FROM unnest($1::bigint[], $2::text[]) AS asked (agent, key) CROSS JOIN LATERAL ( \
         SELECT * FROM idempotency_keys AS own WHERE own.agent = asked.agent AND own.key = asked.key OFFSET 0) AS k";
@@ -156,9 +158,26 @@ pub(super) const NEXT_DUE: &str = "SELECT MIN(run_at) FILTER (WHERE calendar = 0
 
 /// Every statement here, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 18] = [
-    META, AGENTS, BUDGETS, SESSIONS, TOTALS, TIMED, TASKS, LIVE, KEYS, REQUESTS, LIVES, SETTLED, NUMBERS,
-    OFFER, OLDEST, GATED, AHEAD, NEXT_DUE,
+pub(super) const STATEMENTS: [&str; 19] = [
+    META,
+    AGENTS,
+    BUDGETS,
+    SESSIONS,
+    TOTALS,
+    LIVE_BLOCKS,
+    TIMED,
+    TASKS,
+    LIVE,
+    KEYS,
+    REQUESTS,
+    LIVES,
+    SETTLED,
+    NUMBERS,
+    OFFER,
+    OLDEST,
+    GATED,
+    AHEAD,
+    NEXT_DUE,
 ];
 
 /// A row of this database.
@@ -213,19 +232,6 @@ pub(super) async fn all<T>(
 ) -> Result<Vec<T>, StoreError> {
     let rows = query.fetch_all(conn).await.map_err(|error| failed(&error))?;
     read_all(&rows, read)
-}
-
-/// The same of one that reads much: planned now, in whatever way is best for tables that are as large as they are.
-pub(super) async fn scan<T>(
-    conn: &mut PgConnection,
-    query: Asked<'_>,
-    read: impl FnMut(&mut Columns<'_>) -> Result<T, StoreError>,
-) -> Result<Vec<T>, StoreError> {
-    sqlx::raw_sql(ANY_WAY).execute(&mut *conn).await.map_err(|error| failed(&error))?;
-    let found = all(conn, query.persistent(false), read).await;
-    let reset = sqlx::raw_sql(USUAL_WAY).execute(conn).await;
-    let found = found?;
-    reset.map(|_| found).map_err(|error| failed(&error))
 }
 
 pub(super) fn read_all<T>(
@@ -359,12 +365,12 @@ impl PgStore {
             Ok((numbers, row.time()?, row.text()?.to_owned()))
         });
         let meta = meta.await?;
+        let asked = Instant::now();
         let Some(((seed, last_seq, last_session), time, others)) = meta.into_iter().next() else {
             return Err(StoreError::Corrupt(format!("slot {slot} has no row")));
         };
         (found.seed, found.last_session) = (seed, last_session);
         self.place.others = crate::store::text::read(&others)?;
-        found.replicas = self.place.replicas(Some(time));
         found.begins = begins;
         let mut news = News::default();
         self.read_changed(&mut news, None).await?;
@@ -386,6 +392,8 @@ impl PgStore {
         found.last_session = self.meta.last_session;
         self.met.committed = ledger_core::SessionId(self.meta.last_session);
         self.due = self.find_due(now).await?;
+        // Last: what was read since then may be a million rows.
+        found.replicas = self.place.replicas(Some(time.after(asked.elapsed())));
         Ok(found)
     }
 
@@ -632,17 +640,58 @@ impl PgStore {
         Ok(oldest.into_iter().collect())
     }
 
+    /// Blocks with live tasks from this one on, the first few.
+    async fn live_blocks(&mut self, from: u64) -> Result<Vec<(u64, u64)>, StoreError> {
+        let query = sqlx::query(LIVE_BLOCKS).bind(from.cast_signed()).bind(BLOCKS_AT_ONCE as i64);
+        all(self.connection()?, query, |row| Ok((row.number()?, row.number()?))).await
+    }
+
+    /// Every task that somebody has to watch over. Tells the others between the pieces that this daemon lives.
+    async fn read_timed(&mut self) -> Result<Vec<Task>, StoreError> {
+        let all_queues = self.times_queues;
+        let agents = all(self.connection()?, sqlx::query(AGENTS), |row| row.agent_row()).await?;
+        let queues = agents_with_queue_timeout(&agents, all_queues);
+        let (mut timed, mut shared) = (Vec::new(), Shared::default());
+        let mut from = Some(0);
+        while let Some(first) = from {
+            let blocks = self.live_blocks(first).await?;
+            from = blocks.get(BLOCKS_AT_ONCE - 1).map(|(last, _)| last + 1);
+            let query = sqlx::query(TIMED)
+                .bind(blocks.iter().map(|(block, _)| block.cast_signed()).collect::<Vec<_>>())
+                .bind(&queues)
+                .bind(i64::from(ledger_core::Reason::Budget.code()));
+            timed.extend(all(self.connection()?, query, |row| row.task(&mut shared)).await?);
+            if from.is_some() {
+                self.show_life().await?;
+            }
+        }
+        Ok(timed)
+    }
+
     pub(super) async fn find_live(
         &mut self,
         agents: &BTreeSet<AgentId>,
-    ) -> Result<Vec<Arc<Task>>, StoreError> {
+        from: TaskId,
+    ) -> Result<(Vec<Arc<Task>>, Option<TaskId>), StoreError> {
         self.begin_once().await?;
+        let blocks = self.live_blocks(from.0 >> BLOCK_BITS).await?;
+        let mut live = 0;
+        let few = blocks.iter().take_while(|(_, n)| {
+            live += n;
+            live == *n || live <= LIVE_AT_ONCE
+        });
+        let these: Vec<i64> = few.map(|(block, _)| block.cast_signed()).collect();
+        let rest = match blocks.get(these.len()) {
+            Some((next, _)) => Some(*next),
+            None => blocks.get(BLOCKS_AT_ONCE - 1).map(|(last, _)| last + 1),
+        };
         let numbers: Vec<i64> = agents.iter().map(|id| i64::from(id.0)).collect();
-        let query = sqlx::query(LIVE).bind(numbers);
+        let query = sqlx::query(LIVE).bind(these).bind(numbers);
         let mut shared = Shared::default();
-        let found = scan(self.connection()?, query, |row| row.task(&mut shared).map(Arc::new)).await?;
+        let found = all(self.connection()?, query, |row| row.task(&mut shared).map(Arc::new)).await?;
         // What is newer hides what is older: the open batch, the one before it, the database.
-        let mut live: ByTask<Arc<Task>> = found.into_iter().map(|task| (task.id, task)).collect();
+        let found = found.into_iter().filter(|task| task.id >= from);
+        let mut live: ByTask<Arc<Task>> = found.map(|task| (task.id, task)).collect();
         for staged in self.on_the_way().chain([&self.staged]) {
             for (id, image) in &staged.tasks {
                 if agents.contains(&image.task.spec.agent) && !image.task.state.is_terminal() {
@@ -653,7 +702,7 @@ impl PgStore {
             }
         }
         self.read.extend(live.iter().map(|(id, task)| (*id, Arc::clone(task))));
-        Ok(live.into_values().collect())
+        Ok((live.into_values().collect(), rest.map(|block| TaskId(block << BLOCK_BITS))))
     }
 
     pub(super) async fn count_ahead(
@@ -696,7 +745,7 @@ impl Life {
 }
 
 /// `all`: agents have one by default.
-pub(super) fn agents_with_queue_timeout(agents: &[AgentRow], all: bool) -> Vec<i64> {
+fn agents_with_queue_timeout(agents: &[AgentRow], all: bool) -> Vec<i64> {
     let has = agents.iter().filter(|row| all || row.given.policy.queue_timeout.is_some());
     has.map(|row| i64::from(row.id.0)).collect()
 }

@@ -68,12 +68,17 @@ pub(super) const SLOT: &str = concat!(
     clock!(),
     " WHERE slot = $1 AND owner = $4 RETURNING pg_current_xact_id()::text"
 );
+const SHOW_LIFE: &str = concat!(
+    "UPDATE slots SET beat_at = ",
+    clock!(),
+    " WHERE slot = $1 AND owner = $2 RETURNING slot::bigint"
+);
 const LEAVE: &str = "UPDATE slots SET beat_at = 0 WHERE slot = $1 AND owner = $2";
 
 /// Every statement here, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 9] =
-    [EMPTY_BUDGETS, DRAW, SLOTS, TRY_LOCK, UNLOCK, TAKE_SLOT, NEW_SLOT, SLOT, LEAVE];
+pub(super) const STATEMENTS: [&str; 10] =
+    [EMPTY_BUDGETS, DRAW, SLOTS, TRY_LOCK, UNLOCK, TAKE_SLOT, NEW_SLOT, SLOT, SHOW_LIFE, LEAVE];
 
 /// Our place among the daemons.
 #[derive(Debug, Default)]
@@ -240,6 +245,15 @@ impl PgStore {
         self.place.owner = None;
         self.place.locked = false;
         StoreError::Unavailable("other daemons took over from this one; it starts over".to_owned())
+    }
+
+    /// Tells the others that we live, outside of any batch.
+    pub(super) async fn show_life(&mut self) -> Result<(), StoreError> {
+        let query = sqlx::query(SHOW_LIFE).bind(i64::from(self.place.slot)).bind(self.place.owner);
+        match all(self.connection()?, query, |row| row.number()).await?.is_empty() {
+            true => Err(self.lose_place()),
+            false => Ok(()),
+        }
     }
 
     /// Leaves the slot to whoever sees that first.

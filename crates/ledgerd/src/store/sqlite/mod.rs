@@ -453,8 +453,13 @@ impl Store for SqliteStore {
         Box::pin(std::future::ready(Ok(self.ready.gated(agent))))
     }
 
-    fn live<'a>(&'a mut self, agents: &'a BTreeSet<AgentId>) -> Fut<'a, Vec<Arc<Task>>> {
-        let live = self.usable().map(|()| self.ready.live(agents));
+    /// All in one piece: they are in memory.
+    fn live<'a>(
+        &'a mut self,
+        agents: &'a BTreeSet<AgentId>,
+        from: TaskId,
+    ) -> Fut<'a, (Vec<Arc<Task>>, Option<TaskId>)> {
+        let live = self.usable().map(|()| (self.ready.live(agents, from), None));
         Box::pin(std::future::ready(live))
     }
 
