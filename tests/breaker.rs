@@ -3,7 +3,7 @@
 use crate::support::worker::{Stream, complete, fail, hello, lease, outcome};
 use crate::support::*;
 use ledgerd_client::{Client, v1};
-use v1::{BreakerState, TaskState};
+use v1::{BreakerState, TaskState, work_request::Frame};
 
 fn settings(open_ms: i64) -> v1::AgentSettings {
     let breaker = v1::BreakerSettings { open_timeout: ms(open_ms), ..Default::default() };
@@ -98,7 +98,11 @@ async fn a_failed_probe_opens_it_again_and_does_not_count_as_a_retry() {
     let mut worker = Stream::open(&daemon, hello("w", "a", 1)).await;
     trip(&mut worker).await;
     let before = get(&client, &id).await.retry_count;
-    let (probe, receipt) = worker.fail_next("still down").await;
+    let probe = worker.assignment().await;
+    // Without room for a next probe it stays as the failure of this one leaves it.
+    worker.send(Frame::Capacity(v1::Capacity { capacity: 0 })).await;
+    worker.settle(vec![outcome(lease(&probe), fail("still down"))]).await;
+    let receipt = worker.outcome_receipt().await;
     assert_eq!((probe.task_id.as_str(), receipt.state()), (id.as_str(), TaskState::Retry));
     assert_eq!(get(&client, &id).await.retry_count, before);
     let reopened = breaker(&client, "a").await;

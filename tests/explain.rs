@@ -184,7 +184,7 @@ async fn an_open_breaker_shows_when_it_probes() {
 async fn a_half_open_breaker_shows_its_probes_in_flight() {
     let daemon = Daemon::start();
     let client = daemon.client().await;
-    configure(&client, "a", failing(1_500)).await;
+    configure(&client, "a", failing(6_000)).await;
     let first = enqueue(&client, task("a")).await;
     let mut worker = Stream::open(&daemon, hello("w", "a", 9)).await;
     for _ in 0..5 {
@@ -272,7 +272,8 @@ async fn several_gates_show_in_order() {
 async fn a_running_task_shows_its_worker_and_an_ended_one_its_end() {
     let daemon = Daemon::start();
     let client = daemon.client().await;
-    let id = enqueue(&client, task("a")).await;
+    let policy = v1::TaskPolicy { ack_timeout: ms(3_600_000), ..v1::TaskPolicy::default() };
+    let id = enqueue(&client, v1::NewTask { policy: Some(policy), ..task("a") }).await;
     let mut worker = Stream::open(&daemon, hello("w", "a", 1)).await;
     let assignment = worker.assignment().await;
     told("handed-out", &daemon, &id, &[]).await;

@@ -4,21 +4,24 @@ use crate::support::worker::{Stream, complete, hello, lease, outcome};
 use crate::support::*;
 use ledgerd_client::v1::{self, LeaseState, StopCause, TaskState};
 
-fn short_leases() -> v1::AgentSettings {
-    let quick = quick();
-    let policy = v1::TaskPolicy {
-        ack_timeout: ms(300),
-        lease_duration: ms(1_000),
-        ..quick.policy.unwrap_or_default()
-    };
-    v1::AgentSettings { policy: Some(policy), ..quick }
+/// Quick, and nothing is acknowledged in a hurry: on a slow machine that takes a while.
+fn leases(millis: i64) -> v1::AgentSettings {
+    timed(v1::TaskPolicy { lease_duration: ms(millis), ..quick().policy.unwrap_or_default() })
+}
+
+fn ack_timeouts(millis: i64) -> v1::AgentSettings {
+    timed(v1::TaskPolicy { ack_timeout: ms(millis), ..quick().policy.unwrap_or_default() })
+}
+
+fn timed(policy: v1::TaskPolicy) -> v1::AgentSettings {
+    v1::AgentSettings { policy: Some(policy), ..quick() }
 }
 
 #[tokio::test]
 async fn expired_lease_is_assigned_again() {
     let daemon = Daemon::start();
     let client = daemon.client().await;
-    configure(&client, "a", short_leases()).await;
+    configure(&client, "a", leases(1_000)).await;
     let id = enqueue(&client, task("a")).await;
     let mut first = Stream::open(&daemon, hello("w1", "a", 1)).await;
     let lost = first.assignment().await;
@@ -57,7 +60,7 @@ async fn a_beat_before_the_ack_does_not_outlast_it() {
 async fn an_unacked_delivery_goes_back_to_the_queue_and_costs_nothing() {
     let daemon = Daemon::start();
     let client = daemon.client().await;
-    configure(&client, "a", short_leases()).await;
+    configure(&client, "a", ack_timeouts(2_000)).await;
     let id = enqueue(&client, task("a")).await;
     let mut worker = Stream::open(&daemon, hello("w", "a", 2)).await;
     let first = worker.assignment().await;
@@ -74,7 +77,7 @@ async fn an_unacked_delivery_goes_back_to_the_queue_and_costs_nothing() {
 async fn three_unacked_deliveries_in_a_row_take_a_session_its_room() {
     let daemon = Daemon::start();
     let client = daemon.client().await;
-    configure(&client, "a", short_leases()).await;
+    configure(&client, "a", ack_timeouts(300)).await;
     let mut deaf = Stream::open(&daemon, hello("deaf", "a", 10)).await;
     let id = enqueue(&client, task("a")).await;
     for _ in 0..3 {
@@ -94,12 +97,12 @@ async fn three_unacked_deliveries_in_a_row_take_a_session_its_room() {
 async fn beats_keep_a_lease_for_longer_than_its_duration() {
     let daemon = Daemon::start();
     let client = daemon.client().await;
-    configure(&client, "a", short_leases()).await;
+    configure(&client, "a", leases(3_000)).await;
     let id = enqueue(&client, task("a")).await;
     let mut worker = Stream::open(&daemon, hello("w", "a", 1)).await;
     let held = worker.assignment().await;
     worker.ack(lease(&held)).await;
-    let mut beats = tokio::time::interval(std::time::Duration::from_millis(200));
+    let mut beats = tokio::time::interval(std::time::Duration::from_millis(500));
     for _ in 0..8 {
         beats.tick().await;
         worker.beat(vec![lease(&held)]).await;
@@ -194,7 +197,7 @@ async fn outcomes_can_be_settled_without_a_stream() {
 async fn a_late_outcome_counts_while_nobody_newer_holds_the_task() {
     let daemon = Daemon::start();
     let client = daemon.client().await;
-    configure(&client, "a", short_leases()).await;
+    configure(&client, "a", leases(1_000)).await;
     let id = enqueue(&client, task("a")).await;
     let mut worker = Stream::open(&daemon, hello("w", "a", 1)).await;
     let held = worker.assignment().await;
@@ -210,7 +213,7 @@ async fn a_late_outcome_counts_while_nobody_newer_holds_the_task() {
 async fn a_task_that_is_lost_too_often_is_poison() {
     let daemon = Daemon::start();
     let client = daemon.client().await;
-    configure(&client, "a", short_leases()).await;
+    configure(&client, "a", leases(1_000)).await;
     let policy = v1::TaskPolicy { max_losses: Some(2), ..v1::TaskPolicy::default() };
     let id = enqueue(&client, v1::NewTask { policy: Some(policy), ..task("a") }).await;
     for incarnation in 1..=2 {

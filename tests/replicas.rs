@@ -632,6 +632,13 @@ async fn eventually_long<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>
     }
 }
 
+/// How many tasks are in a state; none: nobody answers.
+async fn in_all(client: &Client, state: TaskState) -> Option<u64> {
+    let stats = client.admin().get_stats(v1::GetStatsRequest {}).await.ok()?.into_inner();
+    let found = stats.counts.iter().find(|count| count.state == i32::from(state));
+    Some(found.map_or(0, |count| count.count))
+}
+
 /// Workers, and tasks that each runs at one time, while daemons are restarted in turn.
 const ROLLED: (usize, u32) = (200, 10);
 
@@ -646,13 +653,16 @@ async fn a_rolling_restart_loses_nothing_and_keeps_nobody_waiting() {
     configure(&client, "a", quick()).await;
     let starts = Arc::new(Mutex::new(Vec::new()));
     let stop = CancellationToken::new();
+    // None of the first is done before all workers are busy, however long that takes.
+    let all_busy = CancellationToken::new();
     let mut running = Vec::new();
     for _ in 0..ROLLED.0 {
-        let starts = Arc::clone(&starts);
+        let (starts, all_busy) = (Arc::clone(&starts), all_busy.clone());
         let handler = move |_: serde_json::Value, _: Context| {
-            let starts = Arc::clone(&starts);
+            let (starts, all_busy) = (Arc::clone(&starts), all_busy.clone());
             async move {
                 starts.lock().expect("nobody panics").push(Instant::now());
+                all_busy.cancelled().await;
                 tokio::time::sleep(Duration::from_secs(3)).await;
                 Ok::<_, TaskError>(())
             }
@@ -661,12 +671,18 @@ async fn a_rolling_restart_loses_nothing_and_keeps_nobody_waiting() {
         let worker = Worker::builder(client).agents(["a"]).capacity(ROLLED.1).any(handler);
         running.push(tokio::spawn(worker.build().expect("it is complete").run_until(stop.clone())));
     }
+    let full = (ROLLED.0 * ROLLED.1 as usize) as u64;
     let producing = CancellationToken::new();
     let producer = {
         let (stop, client) = (producing.clone(), Client::lazy(&balancer.address).expect("an address"));
         tokio::spawn(async move {
             let mut call = 0;
             while !stop.is_cancelled() {
+                // Enough for the workers, however slow the machine is.
+                if in_all(&client, TaskState::Queued).await.is_some_and(|queued| queued >= full) {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
                 let request = v1::EnqueueTasksRequest {
                     tasks: vec![task("a"); 250],
                     request_id: format!("call-{call}"),
@@ -675,19 +691,14 @@ async fn a_rolling_restart_loses_nothing_and_keeps_nobody_waiting() {
                 // Repeated with its id until somebody answers.
                 if client.tasks().enqueue_tasks(request).await.is_ok() {
                     call += 1;
-                    tokio::time::sleep(Duration::from_millis(250)).await;
                 }
             }
             call * 250
         })
     };
-    let full = (ROLLED.0 * ROLLED.1 as usize) as u64;
-    let runs = async || {
-        let stats = client.admin().get_stats(v1::GetStatsRequest {}).await.ok()?.into_inner();
-        let running = stats.counts.iter().find(|count| count.state == i32::from(TaskState::Running));
-        Some(running.map_or(0, |running| running.count))
-    };
+    let runs = async || in_all(&client, TaskState::Running).await;
     eventually("all workers are busy", async || (runs().await? >= full * 9 / 10).then_some(())).await;
+    all_busy.cancel();
     let begun = Instant::now();
     for daemon in &mut daemons {
         daemon.signal("TERM");
@@ -700,9 +711,7 @@ async fn a_rolling_restart_loses_nothing_and_keeps_nobody_waiting() {
     producing.cancel();
     let enqueued: usize = producer.await.expect("it runs");
     eventually_long("all is done", async || {
-        let stats = client.admin().get_stats(v1::GetStatsRequest {}).await.ok()?.into_inner();
-        let done = stats.counts.iter().find(|count| count.state == i32::from(TaskState::Done))?;
-        (done.count as usize >= enqueued).then_some(())
+        (in_all(&client, TaskState::Done).await? as usize >= enqueued).then_some(())
     })
     .await;
     let ended = Instant::now();

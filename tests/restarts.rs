@@ -112,11 +112,12 @@ async fn an_open_or_half_open_breaker_is_the_same_after_every_kill() {
 /// A thousand tasks run on workers that live on while the daemon is gone for two leases.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outage_of_two_leases_loses_no_task_of_a_living_worker() {
-    const LEASE: Duration = Duration::from_secs(3);
+    const LEASE: Duration = Duration::from_secs(5);
     const TASKS: usize = 1_000;
     let mut daemon = Daemon::start();
     let client = daemon.client().await;
-    let policy = v1::TaskPolicy { lease_duration: ms(3_000), ..quick().policy.unwrap_or_default() };
+    let lease_duration = ms(LEASE.as_millis() as i64);
+    let policy = v1::TaskPolicy { lease_duration, ..quick().policy.unwrap_or_default() };
     configure(&client, "a", v1::AgentSettings { policy: Some(policy), ..quick() }).await;
     let (started, go_on) = (Arc::new(AtomicU32::new(0)), Arc::new(Semaphore::new(0)));
     let stop = CancellationToken::new();
@@ -182,7 +183,7 @@ async fn an_outage_of_two_leases_loses_no_task_of_a_living_worker() {
 async fn a_daemon_that_stood_still_holds_that_against_nobody() {
     let daemon = Daemon::start();
     let client = daemon.client().await;
-    let policy = v1::TaskPolicy { lease_duration: ms(1_000), ..quick().policy.unwrap_or_default() };
+    let policy = v1::TaskPolicy { lease_duration: ms(3_000), ..quick().policy.unwrap_or_default() };
     configure(&client, "a", v1::AgentSettings { policy: Some(policy), ..quick() }).await;
     let id = enqueue(&client, task("a")).await;
     let mut worker = Stream::open(&daemon, hello("w", "a", 1)).await;
@@ -191,7 +192,7 @@ async fn a_daemon_that_stood_still_holds_that_against_nobody() {
     worker.receipt().await;
     daemon.signal("STOP");
     // Longer than a lease, and than what it takes for a pause: this is what is tested.
-    tokio::time::sleep(Duration::from_millis(3_500)).await;
+    tokio::time::sleep(Duration::from_millis(5_500)).await;
     daemon.signal("CONT");
     worker.beat(vec![lease(&held)]).await;
     assert_eq!(worker.heartbeat_ack().await.leases[0].state(), v1::LeaseState::Extended);
@@ -206,7 +207,7 @@ async fn a_daemon_that_stood_still_holds_that_against_nobody() {
 async fn a_retry_out_of_an_empty_shared_budget_is_charged_to_its_agent() {
     let daemon = Daemon::start();
     let client = daemon.client().await;
-    let settings = budgeted(10.0, 0.5, 0.0);
+    let settings = budgeted(10.0, 0.25, 0.0);
     let slow = v1::TaskPolicy { base_delay: ms(3_600_000), max_delay: ms(3_600_000), ..Default::default() };
     // Ten tokens each of the hundred that all share, until ten retries wait: whatever comes in is theirs, they asked first.
     let mut waiting = 0;
@@ -214,26 +215,34 @@ async fn a_retry_out_of_an_empty_shared_budget_is_charged_to_its_agent() {
         let agent = format!("greedy-{number}");
         configure(&client, &agent, v1::AgentSettings { policy: Some(slow), ..settings }).await;
         let mut worker = Stream::open(&daemon, hello(&agent, &agent, 10)).await;
+        let mut held = Vec::new();
         for _ in 0..10 {
             enqueue(&client, task(&agent)).await;
-            let (_, receipt) = worker.fail_next("down").await;
-            waiting += u32::from(receipt.reason == "BUDGET");
+            held.push(worker.assignment().await);
+        }
+        // Together, or what comes in meanwhile is for those that wait.
+        worker.settle(held.iter().map(|held| outcome(lease(held), fail("down"))).collect()).await;
+        for _ in held {
+            waiting += u32::from(worker.outcome_receipt().await.reason == "BUDGET");
         }
         if waiting >= 10 {
             break;
         }
     }
+    let id = enqueue(&client, task("poor")).await;
+    let mut poor = Stream::open(&daemon, hello("p", "poor", 1)).await;
+    let held = poor.assignment().await;
+    // Its floor is counted from here.
     configure(&client, "poor", settings).await;
+    poor.settle(vec![outcome(lease(&held), fail("down"))]).await;
+    let receipt = poor.outcome_receipt().await;
     let tokens = async || {
         let agent =
             client.admin().get_agent(v1::GetAgentRequest { agent: "poor".into() }).await.expect("there");
         agent.into_inner().agent.expect("set").budget_tokens
     };
-    let id = enqueue(&client, task("poor")).await;
-    let mut poor = Stream::open(&daemon, hello("p", "poor", 1)).await;
-    let (_, receipt) = poor.fail_next("down").await;
     assert_eq!((receipt.reason.as_str(), tokens().await), ("BUDGET", 10.0), "its own bucket is full");
-    // Two seconds make a token of its floor.
+    // Four seconds make a token of its floor.
     let again = poor.assignment().await;
     assert_eq!((again.task_id.as_str(), again.attempt), (id.as_str(), 2));
     let left = tokens().await;

@@ -484,7 +484,7 @@ async fn what_becomes_due_while_a_batch_is_handed_over_is_not_missed() {
     let mut opened = within(opening).await.expect("no panic").expect("welcome");
     within(fixture.gate.reached.notified()).await;
     let clock = fixture.handle.clock();
-    let due = clock.now().at.after(Duration::from_millis(50));
+    let due = clock.now().at.after(Duration::from_secs(1));
     let soon = task("a").map(|task| NewTask { run_at: Some(due), ..task });
     let handle = fixture.handle.clone();
     let enqueuing = tokio::spawn(async move { handle.enqueue(vec![soon], BatchMode::Atomic, None).await });

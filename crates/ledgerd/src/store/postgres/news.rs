@@ -12,7 +12,7 @@ use crate::store::text;
 use ledger_core::store::{News, SessionRow, StoreError};
 use ledger_core::{Now, TaskId, Timestamp};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// From one look to the next.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -118,7 +118,7 @@ impl PgStore {
             Ok((found, row.text()?.to_owned()))
         });
         let looked = looked.await?;
-        let asked = Instant::now();
+        let asked = tokio::time::Instant::now();
         let Some(((time, xmin, changed, mail), owned)) = looked.into_iter().next() else {
             return Err(StoreError::Corrupt("a look without an answer".to_owned()));
         };

@@ -16,7 +16,6 @@ use sqlx::query::Query;
 use sqlx::{Postgres, Row, ValueRef};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
 
 const META: &str = "SELECT m.seed, s.last_seq, s.last_session, \
     (extract(epoch FROM clock_timestamp()) * 1000)::bigint, \
@@ -365,7 +364,7 @@ impl PgStore {
             Ok((numbers, row.time()?, row.text()?.to_owned()))
         });
         let meta = meta.await?;
-        let asked = Instant::now();
+        let asked = tokio::time::Instant::now();
         let Some(((seed, last_seq, last_session), time, others)) = meta.into_iter().next() else {
             return Err(StoreError::Corrupt(format!("slot {slot} has no row")));
         };
