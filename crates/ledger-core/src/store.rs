@@ -405,9 +405,6 @@ pub struct Recovered {
     pub last_session: u64,
     /// Transitions ever made.
     pub transitions: u64,
-    /// Every task that has not ended and has a timer or a holder: RUNNING, BLOCKED, RETRY (BUDGET), and those
-    /// with a deadline or a queue_timeout of their own or of their agent.
-    pub timed: Vec<Task>,
     /// Which daemons there are.
     pub replicas: Replicas,
     /// This daemon took its place among them just now: no session is its own.
@@ -486,8 +483,17 @@ pub trait Store: Send {
     /// Any; the ledger cannot serve then.
     fn recover(&mut self, now: Now) -> Fut<'_, Recovered>;
 
-    /// Whether agents have a `queue_timeout` for which none was set, so that what waits with them is timed too.
-    fn time_queues(&mut self, all: bool);
+    /// At a start, what has to be watched over: tasks that have not ended and have a timer or a holder, RUNNING, BLOCKED, RETRY
+    /// (BUDGET), and those with a deadline or a queue_timeout, their own or that of one of these agents. From this number on and a
+    /// piece at a time, as [`Store::live`].
+    ///
+    /// # Errors
+    /// As [`Store::recover`], with which a start begins anew then.
+    fn timed<'a>(
+        &'a mut self,
+        queues: &'a BTreeSet<AgentId>,
+        from: TaskId,
+    ) -> Fut<'a, (Vec<Arc<Task>>, Option<TaskId>)>;
 
     /// Numbers for `n` new tasks: the first of a run.
     ///

@@ -439,13 +439,6 @@ impl fmt::Debug for AgentRules {
     }
 }
 
-impl AgentRules {
-    /// Whether agents have a `queue_timeout` for which none was set.
-    pub(super) fn times_queues(&self) -> bool {
-        self.defaults.policy.queue_timeout.is_some()
-    }
-}
-
 /// A command: what is to be decided, without where the answer goes, so that it can be decided again.
 #[derive(Clone, Debug)]
 pub enum Command {

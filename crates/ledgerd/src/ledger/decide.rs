@@ -205,7 +205,6 @@ impl Batch<'_> {
 
     /// What configuration says of agents from now on. Nothing of it is stored: each daemon has its own.
     async fn rule(&mut self, rules: &Arc<AgentRules>) -> Result<Answer, LedgerError> {
-        self.store.time_queues(rules.times_queues());
         self.memory.rules = Arc::clone(rules);
         let now = self.now;
         let agents: Vec<_> = self.memory.agents.keys().copied().collect();

@@ -2,9 +2,11 @@
 
 use super::command::{AgentRules, AgentView, BreakerView, LedgerError, Stats, ToWorker, WorkerView};
 use super::timers::{Beaten, Timers, next};
+use crate::clock::Clock;
+use crate::store::DynStore;
 use ledger_core::agent::{Agent, DEAREST};
 use ledger_core::session::Session;
-use ledger_core::store::{BreakerRow, BudgetRow, Recovered, Replicas, SessionRow};
+use ledger_core::store::{BreakerRow, BudgetRow, Recovered, Replicas, SessionRow, StoreError};
 use ledger_core::{AgentId, ByName, ByTask, Now, Reason, SessionId, State, Task, TaskId, TaskSet, Timestamp};
 use retry_core::{Bucket, BucketConfig, Limits};
 use std::cmp::Reverse;
@@ -128,8 +130,37 @@ impl Memory {
         }
     }
 
-    /// Takes over what the store knows; open streams stay.
-    pub(super) fn rebuild(&mut self, recovered: Recovered, now: Now) {
+    /// Takes over what the store knows, a piece at a time; open streams stay.
+    pub(super) async fn recover(&mut self, store: &mut DynStore, clock: Clock) -> Result<(), StoreError> {
+        loop {
+            let recovered = store.recover(clock.now()).await?;
+            if let Some(time) = recovered.replicas.time {
+                clock.follow(time);
+            }
+            self.rebuild(recovered, clock.now());
+            match self.adopt_all(store, clock).await {
+                // A server that was restarted meanwhile is waited for above.
+                Err(StoreError::Unavailable(error)) => tracing::warn!(error, "the store is read anew"),
+                done => return done,
+            }
+        }
+    }
+
+    async fn adopt_all(&mut self, store: &mut DynStore, clock: Clock) -> Result<(), StoreError> {
+        let timed = self.agents.values().filter(|agent| agent.settings.queue_timeout.is_some());
+        let queues: BTreeSet<AgentId> = timed.map(|agent| agent.id).collect();
+        let mut from = Some(TaskId(0));
+        while let Some(next) = from {
+            let (tasks, rest) = store.timed(&queues, next).await?;
+            for task in &tasks {
+                self.adopt(task, clock.now());
+            }
+            from = rest;
+        }
+        Ok(())
+    }
+
+    fn rebuild(&mut self, recovered: Recovered, now: Now) {
         let mut breakers: HashMap<_, Vec<BreakerRow>> = HashMap::new();
         for row in recovered.breakers {
             breakers.entry(row.agent).or_default().push(row);
@@ -195,9 +226,6 @@ impl Memory {
         self.transitions = recovered.transitions;
         self.is_shared = recovered.replicas.time.is_some();
         self.replicas = recovered.replicas;
-        for task in &recovered.timed {
-            self.adopt(task, now);
-        }
     }
 
     /// Breakers that hold tasks back although they let through what comes.

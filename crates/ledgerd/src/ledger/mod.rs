@@ -104,13 +104,8 @@ pub async fn start(
 ) -> Result<(Handle, JoinHandle<Result<(), Fatal>>), StoreError> {
     let now = clock.now();
     let mut memory = Memory::new(now);
-    store.time_queues(rules.times_queues());
-    let recovered = store.recover(now).await?;
-    if let Some(time) = recovered.replicas.time {
-        clock.follow(time);
-    }
     memory.rules = rules;
-    memory.rebuild(recovered, clock.now());
+    memory.recover(&mut store, clock).await?;
     memory.agents.values().for_each(tell_of_refused_defaults);
     // Configuration may be another than when it ended.
     let heard = Heard { let_go: memory.idle_gates(), ..Heard::default() };
@@ -514,8 +509,7 @@ impl Loop {
         } else {
             self.not_before = Some(now.at.after(PATIENCE));
         }
-        let recovered = self.store.recover(now).await.map_err(Fatal::Store)?;
-        self.memory.rebuild(recovered, now);
+        self.memory.recover(&mut self.store, self.shared.clock).await.map_err(Fatal::Store)?;
         self.heard.let_go.extend(self.memory.idle_gates());
         self.shared.name(&self.memory.names);
         Ok(())

@@ -33,6 +33,8 @@ struct Gate {
     heard: Option<Semaphore>,
     /// So many writes are overtaken by somebody else.
     overtakes: AtomicU32,
+    /// So often the store goes away while a start reads.
+    interruptions: AtomicU32,
     /// What lives is found one by one.
     one_by_one: AtomicBool,
     /// What another daemon did.
@@ -58,8 +60,16 @@ impl Store for GatedStore {
         self.let_through = false;
         self.inner.recover(now)
     }
-    fn time_queues(&mut self, all: bool) {
-        self.inner.time_queues(all);
+    fn timed<'a>(
+        &'a mut self,
+        queues: &'a BTreeSet<AgentId>,
+        from: TaskId,
+    ) -> Fut<'a, (Vec<Arc<Task>>, Option<TaskId>)> {
+        let left = |left: u32| left.checked_sub(1);
+        if self.gate.interruptions.fetch_update(Relaxed, Relaxed, left).is_ok() {
+            return Box::pin(async { Err(StoreError::Unavailable("it was restarted".into())) });
+        }
+        self.inner.timed(queues, from)
     }
     fn ids(&mut self, n: usize) -> Fut<'_, u64> {
         self.inner.ids(n)
@@ -454,6 +464,15 @@ async fn a_caller_that_leaves_undoes_nothing() {
     }
     let stats = within(fixture.handle.stats()).await.expect("it goes on");
     assert_eq!(stats.counts[usize::from(State::Queued.code())], 1);
+}
+
+#[tokio::test]
+async fn a_start_that_the_store_interrupts_begins_anew() {
+    let gate = Gate { interruptions: AtomicU32::new(2), ..Gate::default() };
+    let fixture = Fixture::behind("interrupted", gate).await;
+    assert_eq!(fixture.gate.interruptions.load(Relaxed), 0);
+    let stored = within(fixture.handle.enqueue(vec![task("a")], BatchMode::Atomic, None)).await;
+    assert!(stored.is_ok_and(|items| matches!(items[..], [Enqueued::Created(_)])));
 }
 
 #[tokio::test]

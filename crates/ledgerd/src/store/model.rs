@@ -161,7 +161,19 @@ impl ModelStore {
 impl Store for ModelStore {
     type Proof = Committed;
 
-    fn time_queues(&mut self, _all: bool) {}
+    /// In pieces of three.
+    fn timed<'a>(
+        &'a mut self,
+        queues: &'a BTreeSet<AgentId>,
+        from: TaskId,
+    ) -> Fut<'a, (Vec<Arc<Task>>, Option<TaskId>)> {
+        let timed = pieces(&self.open.tasks, from, |task| {
+            matches!(task.state, State::Running | State::Blocked)
+                || has_timer(task)
+                || queues.contains(&task.spec.agent)
+        });
+        Box::pin(std::future::ready(Ok(timed)))
+    }
 
     fn recover(&mut self, _now: Now) -> Fut<'_, Recovered> {
         self.open = self.durable.clone();
@@ -179,12 +191,6 @@ impl Store for ModelStore {
             counts: self.counts(),
             last_session: content.sessions.values().map(|row| row.session.0).max().unwrap_or(0),
             transitions: content.seq,
-            timed: content
-                .tasks
-                .values()
-                .filter(|task| matches!(task.state, State::Running | State::Blocked) || has_timer(task))
-                .cloned()
-                .collect(),
         };
         Box::pin(std::future::ready(Ok(recovered)))
     }
@@ -241,12 +247,8 @@ impl Store for ModelStore {
         agents: &'a BTreeSet<AgentId>,
         from: TaskId,
     ) -> Fut<'a, (Vec<Arc<Task>>, Option<TaskId>)> {
-        let of = |task: &&Task| agents.contains(&task.spec.agent) && !task.state.is_terminal();
-        let mut live: Vec<Task> =
-            self.open.tasks.range(from..).map(|(_, task)| task).filter(of).cloned().collect();
-        let rest = live.get(3).map(|task| task.id);
-        live.truncate(3);
-        Box::pin(std::future::ready(Ok((live.into_iter().map(Arc::new).collect(), rest))))
+        let live = pieces(&self.open.tasks, from, |task| agents.contains(&task.spec.agent));
+        Box::pin(std::future::ready(Ok(live)))
     }
 
     fn oldest(&mut self, now: Now) -> Fut<'_, Vec<(AgentId, Timestamp)>> {
@@ -294,6 +296,24 @@ impl Store for ModelStore {
         let waiting = self.open.tasks.values().filter(|task| task.is_claimable_state());
         waiting.map(|task| task.due_at(now)).filter(|due| *due > now.at).min()
     }
+}
+
+/// The next three of those that have not ended.
+fn pieces(
+    tasks: &BTreeMap<TaskId, Task>,
+    from: TaskId,
+    wanted: impl Fn(&Task) -> bool,
+) -> (Vec<Arc<Task>>, Option<TaskId>) {
+    let tasks = tasks.range(from..).map(|(_, task)| task);
+    let mut found: Vec<_> = tasks
+        .filter(|task| !task.state.is_terminal() && wanted(task))
+        .take(4)
+        .cloned()
+        .map(Arc::new)
+        .collect();
+    let rest = found.get(3).map(|task| task.id);
+    found.truncate(3);
+    (found, rest)
 }
 
 fn has_timer(task: &Task) -> bool {

@@ -131,6 +131,19 @@ impl Rig {
         self.recovered = self.store().recover(now).await.expect("it recovers");
     }
 
+    /// What has to be watched over, with agents whose tasks have a queue_timeout.
+    pub(super) async fn timed(&mut self, queues: &[AgentId]) -> Vec<TaskId> {
+        let queues = queues.iter().copied().collect();
+        let (mut timed, mut from) = (Vec::new(), Some(TaskId(0)));
+        while let Some(next) = from {
+            let (tasks, rest) = self.store().timed(&queues, next).await.expect("it reads");
+            assert!(rest.is_none_or(|rest| rest > next), "it gets on");
+            timed.extend(tasks.iter().map(|task| task.id));
+            from = rest;
+        }
+        timed
+    }
+
     /// As after a kill: what is not committed is gone.
     pub(super) async fn reopen(mut self) -> Self {
         match &mut self.kind {

@@ -94,8 +94,8 @@ pub struct PgStore {
     due: Option<Timestamp>,
     /// Batches with answers since old ones were looked for.
     answered: u32,
-    /// Agents have a queue_timeout by default.
-    times_queues: bool,
+    /// At a start, the other daemons watch over what this one does not hold.
+    watches_own: bool,
     /// A batch failed: memory may say what the database does not.
     broken: bool,
 }
@@ -141,7 +141,7 @@ impl PgStore {
             counted: HashMap::new(),
             due: None,
             answered: PURGE_EVERY,
-            times_queues: false,
+            watches_own: false,
             broken: true,
         }
     }
@@ -469,8 +469,15 @@ impl Store for PgStore {
         Box::pin(self.read_everything(now))
     }
 
-    fn time_queues(&mut self, all: bool) {
-        self.times_queues = all;
+    fn timed<'a>(
+        &'a mut self,
+        queues: &'a BTreeSet<AgentId>,
+        from: TaskId,
+    ) -> Fut<'a, (Vec<Arc<Task>>, Option<TaskId>)> {
+        Box::pin(async move {
+            let timed = self.find_timed(queues, from).await;
+            self.or_end(timed).await
+        })
     }
 
     fn ids(&mut self, n: usize) -> Fut<'_, u64> {

@@ -8,7 +8,7 @@ use super::{BLOCK, PATIENCE, PAUSE, PgStore, Staged, failed};
 use crate::store::ready::Ready;
 use crate::store::rows::{Cells, Shared, record_columns, task_columns};
 use ledger_core::store::{
-    AgentRow, Ask, BudgetRow, Counts, KeyHolder, Known, News, Recovered, StoreError, TaskData, Totals, Want,
+    Ask, BudgetRow, Counts, KeyHolder, Known, News, Recovered, StoreError, TaskData, Totals, Want,
 };
 use ledger_core::{AgentId, ByKey, ByTask, Now, Record, Task, TaskId, TaskSet, Timestamp};
 use sqlx::postgres::{PgArguments, PgConnection, PgRow};
@@ -21,7 +21,6 @@ const META: &str = "SELECT m.seed, s.last_seq, s.last_session, \
     (extract(epoch FROM clock_timestamp()) * 1000)::bigint, \
     (SELECT COALESCE(json_agg(slot), '[]')::text FROM slots WHERE owner IS NOT NULL AND slot <> $1) \
     FROM meta AS m CROSS JOIN slots AS s WHERE s.slot = $1";
-const AGENTS: &str = "SELECT id, name, settings, created_at, pause FROM agents ORDER BY id";
 const BUDGETS: &str = "SELECT agent, millitokens, updated_at FROM budgets WHERE slot = $1 ORDER BY agent";
 const SESSIONS: &str = "SELECT worker, incarnation, session, connected_at, beat_at, open FROM sessions";
 /// One statement: what is told of one moment belongs together.
@@ -157,9 +156,8 @@ pub(super) const NEXT_DUE: &str = "SELECT MIN(run_at) FILTER (WHERE calendar = 0
 
 /// Every statement here, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 19] = [
+pub(super) const STATEMENTS: [&str; 18] = [
     META,
-    AGENTS,
     BUDGETS,
     SESSIONS,
     TOTALS,
@@ -378,20 +376,13 @@ impl PgStore {
         found.sessions = all(self.connection()?, sqlx::query(SESSIONS), |row| row.session()).await?;
         let totals = self.read_totals().await?;
         (found.counts, found.transitions) = (totals.counts, totals.transitions);
-        found.timed = self.read_timed().await?;
-        if first && !inherits && !self.place.others.is_empty() {
-            // The others watch over the rest.
-            let slot = self.place.slot;
-            found
-                .timed
-                .retain(|task| task.holder.as_ref().is_some_and(|holder| holder.session.slot() == slot));
-        }
+        self.watches_own = first && !inherits && !self.place.others.is_empty();
         self.meta.last_seq = last_seq;
         self.meta.last_session = last_session.max(ledger_core::SessionId::before_first(self.place.slot).0);
         found.last_session = self.meta.last_session;
         self.met.committed = ledger_core::SessionId(self.meta.last_session);
         self.due = self.find_due(now).await?;
-        // Last: what was read since then may be a million rows.
+        // As late as it is by now.
         found.replicas = self.place.replicas(Some(time.after(asked.elapsed())));
         Ok(found)
     }
@@ -645,26 +636,29 @@ impl PgStore {
         all(self.connection()?, query, |row| Ok((row.number()?, row.number()?))).await
     }
 
-    /// Every task that somebody has to watch over. Tells the others between the pieces that this daemon lives.
-    async fn read_timed(&mut self) -> Result<Vec<Task>, StoreError> {
-        let all_queues = self.times_queues;
-        let agents = all(self.connection()?, sqlx::query(AGENTS), |row| row.agent_row()).await?;
-        let queues = agents_with_queue_timeout(&agents, all_queues);
-        let (mut timed, mut shared) = (Vec::new(), Shared::default());
-        let mut from = Some(0);
-        while let Some(first) = from {
-            let blocks = self.live_blocks(first).await?;
-            from = blocks.get(BLOCKS_AT_ONCE - 1).map(|(last, _)| last + 1);
-            let query = sqlx::query(TIMED)
-                .bind(blocks.iter().map(|(block, _)| block.cast_signed()).collect::<Vec<_>>())
-                .bind(&queues)
-                .bind(i64::from(ledger_core::Reason::Budget.code()));
-            timed.extend(all(self.connection()?, query, |row| row.task(&mut shared)).await?);
-            if from.is_some() {
-                self.show_life().await?;
-            }
+    /// Tells the others before each piece but the first that this daemon lives.
+    pub(super) async fn find_timed(
+        &mut self,
+        queues: &BTreeSet<AgentId>,
+        from: TaskId,
+    ) -> Result<(Vec<Arc<Task>>, Option<TaskId>), StoreError> {
+        if from.0 > 0 {
+            self.show_life().await?;
         }
-        Ok(timed)
+        let blocks = self.live_blocks(from.0 >> BLOCK_BITS).await?;
+        let rest = blocks.get(BLOCKS_AT_ONCE - 1).map(|(last, _)| TaskId((last + 1) << BLOCK_BITS));
+        let query = sqlx::query(TIMED)
+            .bind(blocks.iter().map(|(block, _)| block.cast_signed()).collect::<Vec<_>>())
+            .bind(agent_numbers(queues))
+            .bind(i64::from(ledger_core::Reason::Budget.code()));
+        let mut shared = Shared::default();
+        let mut timed: Vec<_> =
+            all(self.connection()?, query, |row| row.task(&mut shared).map(Arc::new)).await?;
+        if self.watches_own {
+            let slot = self.place.slot;
+            timed.retain(|task| task.holder.as_ref().is_some_and(|holder| holder.session.slot() == slot));
+        }
+        Ok((timed, rest))
     }
 
     pub(super) async fn find_live(
@@ -684,8 +678,7 @@ impl PgStore {
             Some((next, _)) => Some(*next),
             None => blocks.get(BLOCKS_AT_ONCE - 1).map(|(last, _)| last + 1),
         };
-        let numbers: Vec<i64> = agents.iter().map(|id| i64::from(id.0)).collect();
-        let query = sqlx::query(LIVE).bind(these).bind(numbers);
+        let query = sqlx::query(LIVE).bind(these).bind(agent_numbers(agents));
         let mut shared = Shared::default();
         let found = all(self.connection()?, query, |row| row.task(&mut shared).map(Arc::new)).await?;
         // What is newer hides what is older: the open batch, the one before it, the database.
@@ -743,8 +736,6 @@ impl Life {
     }
 }
 
-/// `all`: agents have one by default.
-fn agents_with_queue_timeout(agents: &[AgentRow], all: bool) -> Vec<i64> {
-    let has = agents.iter().filter(|row| all || row.given.policy.queue_timeout.is_some());
-    has.map(|row| i64::from(row.id.0)).collect()
+fn agent_numbers(agents: &BTreeSet<AgentId>) -> Vec<i64> {
+    agents.iter().map(|id| i64::from(id.0)).collect()
 }

@@ -72,8 +72,6 @@ pub struct SqliteStore {
     /// Tasks that the batch gives to another agent, whose row is still to be written: in whose count they are.
     counted: HashMap<TaskId, AgentId>,
     oldest_request: Timestamp,
-    /// Agents have a queue_timeout by default.
-    times_queues: bool,
     /// A batch failed: memory may say what the file does not.
     broken: bool,
     /// Held locked; the lock ends with the file.
@@ -123,7 +121,6 @@ impl SqliteStore {
             visited: Vec::new(),
             counted: HashMap::new(),
             oldest_request: Timestamp::FAR,
-            times_queues: false,
             broken: true,
             _lock: lock,
         }
@@ -413,8 +410,14 @@ impl Store for SqliteStore {
         Box::pin(self.read_everything(now))
     }
 
-    fn time_queues(&mut self, all: bool) {
-        self.times_queues = all;
+    /// All in one piece: they are in memory.
+    fn timed<'a>(
+        &'a mut self,
+        queues: &'a BTreeSet<AgentId>,
+        from: TaskId,
+    ) -> Fut<'a, (Vec<Arc<Task>>, Option<TaskId>)> {
+        let timed = self.usable().map(|()| (self.find_timed(queues, from), None));
+        Box::pin(std::future::ready(timed))
     }
 
     fn ids(&mut self, n: usize) -> Fut<'_, u64> {

@@ -9,11 +9,11 @@ use super::{SqliteStore, failed};
 use crate::store::ready::Ready;
 use crate::store::rows::{Cells, Shared};
 use futures_util::TryStreamExt;
-use ledger_core::store::{AgentRow, Counts, KeyHolder, Known, Recovered, StoreError, Want};
+use ledger_core::store::{Counts, KeyHolder, Known, Recovered, StoreError, Want};
 use ledger_core::{AgentId, ByKey, Now, Reason, Record, State, Task, TaskId};
 use sqlx::Row;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 const META: &str = "SELECT seed, last_task, last_seq, last_session FROM meta WHERE id = 1";
@@ -114,19 +114,17 @@ impl SqliteStore {
         .await?;
         self.tallies.counts.clone_from(&found.counts);
         self.oldest_request = self.pipeline.writer().oldest_request().map_err(|error| failed(&error))?;
-        let queue_timeouts = agents_with_queue_timeout(&found.agents, self.times_queues);
-        let timed = |task: &&Arc<Task>| has_timer(task, &queue_timeouts);
-        found.timed = self
-            .ready
-            .entries()
-            .map(|entry| &entry.task)
-            .filter(timed)
-            .map(|task| (**task).clone())
-            .collect();
-        // The map has no order of its own; the same file must give the same answer.
-        found.timed.sort_unstable_by_key(|task| task.id);
         self.broken = false;
         Ok(found)
+    }
+
+    pub(super) fn find_timed(&self, queues: &BTreeSet<AgentId>, from: TaskId) -> Vec<Arc<Task>> {
+        let tasks = self.ready.entries().map(|entry| &entry.task);
+        let mut timed: Vec<_> =
+            tasks.filter(|task| task.id >= from && has_timer(task, queues)).cloned().collect();
+        // The map has no order of its own; the same file must give the same answer.
+        timed.sort_unstable_by_key(|task| task.id);
+        timed
     }
 
     pub(super) async fn read_wanted(&mut self, want: &Want) -> Result<Known, StoreError> {
@@ -304,12 +302,7 @@ fn clamp(task: &mut Task, now: Now) {
     }
 }
 
-/// `all`: agents have one by default.
-fn agents_with_queue_timeout(agents: &[AgentRow], all: bool) -> HashSet<AgentId> {
-    agents.iter().filter(|row| all || row.given.policy.queue_timeout.is_some()).map(|row| row.id).collect()
-}
-
-fn has_timer(task: &Task, queue_timeouts: &HashSet<AgentId>) -> bool {
+fn has_timer(task: &Task, queues: &BTreeSet<AgentId>) -> bool {
     match task.state {
         State::Running | State::Blocked => true,
         State::Retry if task.reason == Reason::Budget => true,
@@ -317,7 +310,7 @@ fn has_timer(task: &Task, queue_timeouts: &HashSet<AgentId>) -> bool {
             !state.is_terminal()
                 && (task.deadline.is_some()
                     || task.spec.policy.queue_timeout.is_some()
-                    || queue_timeouts.contains(&task.spec.agent))
+                    || queues.contains(&task.spec.agent))
         }
     }
 }
