@@ -111,3 +111,25 @@ async fn each_kind_of_timer_is_exact_beside_a_hundred_thousand_that_wait() {
         held_to_be_exact(agent, late);
     }
 }
+
+/// A timer that is set for a time long past is late the moment it is set; the daemon is not.
+#[tokio::test]
+async fn what_is_due_since_long_is_no_sign_that_the_daemon_stood_still() {
+    const LEASE: i64 = 4_000;
+    let daemon = Daemon::start();
+    let client = daemon.client().await;
+    let policy = |policy: v1::TaskPolicy| v1::AgentSettings { policy: Some(policy), ..quick() };
+    configure(&client, "a", policy(v1::TaskPolicy { lease_duration: ms(LEASE), ..Default::default() })).await;
+    let waits = enqueue(&client, task("b")).await;
+    let id = enqueue(&client, task("a")).await;
+    let mut worker = Stream::open(&daemon, hello("w", "a", 1)).await;
+    let held = worker.assignment().await;
+    worker.ack(lease(&held)).await;
+    worker.receipt().await;
+    // Longer than a queue_timeout and what is taken for a pause: it is over for more than that when it is set.
+    tokio::time::sleep(std::time::Duration::from_millis(3_300)).await;
+    configure(&client, "b", policy(v1::TaskPolicy { queue_timeout: ms(1_000), ..Default::default() })).await;
+    in_state(&client, &waits, v1::TaskState::Failed).await;
+    let lasted = when(&client, &id, "LOST").await - when(&client, &id, "STARTED").await;
+    assert!(lasted < LEASE + 2_500, "the lease began anew: {lasted} ms");
+}

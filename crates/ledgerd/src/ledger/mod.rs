@@ -519,8 +519,8 @@ impl Loop {
     async fn attempt(&mut self, orders: &mut Vec<Order>) -> Result<(), StoreError> {
         self.shared.pulse.beat(true);
         let now = self.hear(orders).await?;
-        self.decided = now;
         let due = self.due(now);
+        self.decided = now;
         let heard = std::mem::take(&mut self.heard);
         let mut batch = Batch::new(&mut self.memory, &mut self.store, &self.shared.reader, now);
         let answers = batch.run(orders, &due, &heard).await;
@@ -600,12 +600,12 @@ impl Loop {
             return Vec::new();
         }
         let (due, first) = self.memory.timers.due(now.at, BATCH_OPERATIONS);
-        if first.is_some_and(|armed| now.at.since(armed) > PAUSE) && self.not_before.is_none() {
+        // One that was due at the last look has waited behind others, or was armed for the past: that was no pause.
+        let late = first.map(|armed| now.at.since(armed.max(self.decided.at)));
+        if let Some(late) = late.filter(|late| *late > PAUSE && self.not_before.is_none()) {
             // The process stood still: no lease ends before beats could be taken for a whole lease again.
-            tracing::warn!(
-                late_ms = first.map_or(0, |armed| now.at.since(armed).as_millis() as u64),
-                "the daemon stood still; leases start anew"
-            );
+            let late_ms = late.as_millis() as u64;
+            tracing::warn!(late_ms, "the daemon stood still; leases start anew");
             self.memory.since = now.at;
         }
         due
