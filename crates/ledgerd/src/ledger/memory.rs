@@ -141,7 +141,12 @@ impl Memory {
             match self.adopt_all(store, clock).await {
                 // A server that was restarted meanwhile is waited for above.
                 Err(StoreError::Unavailable(error)) => tracing::warn!(error, "the store is read anew"),
-                done => return done,
+                Err(error) => return Err(error),
+                Ok(()) => {
+                    // That may have taken a while, and no beats were taken.
+                    self.since = clock.now().at;
+                    return Ok(());
+                }
             }
         }
     }

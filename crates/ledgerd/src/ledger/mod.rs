@@ -600,8 +600,9 @@ impl Loop {
             return Vec::new();
         }
         let (due, first) = self.memory.timers.due(now.at, BATCH_OPERATIONS);
-        // One that was due at the last look has waited behind others, or was armed for the past: that was no pause.
-        let late = first.map(|armed| now.at.since(armed.max(self.decided.at)));
+        // One that was due at the last look, or at the start, has waited behind others or was armed for the past: that was no pause.
+        let looked = self.decided.at.max(self.memory.since);
+        let late = first.map(|armed| now.at.since(armed.max(looked)));
         if let Some(late) = late.filter(|late| *late > PAUSE && self.not_before.is_none()) {
             // The process stood still: no lease ends before beats could be taken for a whole lease again.
             let late_ms = late.as_millis() as u64;
