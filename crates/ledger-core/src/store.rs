@@ -472,6 +472,9 @@ pub struct News {
     pub left: Option<Vec<SessionRow>>,
 }
 
+/// Some of many tasks, and the number from which there may be more of them; none: there are not.
+pub type Piece = (Vec<Arc<Task>>, Option<TaskId>);
+
 /// The writing half of a store. One caller, one open batch at a time.
 pub trait Store: Send {
     /// What only a commit can make; replies need it.
@@ -489,11 +492,7 @@ pub trait Store: Send {
     ///
     /// # Errors
     /// As [`Store::recover`], with which a start begins anew then.
-    fn timed<'a>(
-        &'a mut self,
-        queues: &'a BTreeSet<AgentId>,
-        from: TaskId,
-    ) -> Fut<'a, (Vec<Arc<Task>>, Option<TaskId>)>;
+    fn timed<'a>(&'a mut self, queues: &'a BTreeSet<AgentId>, from: TaskId) -> Fut<'a, Piece>;
 
     /// Numbers for `n` new tasks: the first of a run.
     ///
@@ -526,16 +525,11 @@ pub trait Store: Send {
     /// Nothing was written.
     fn gated(&mut self, agent: AgentId) -> Fut<'_, Vec<Arc<Task>>>;
 
-    /// Tasks of these agents that have not ended, from this number on, a piece at a time: some of them, and the number from which
-    /// there may be more; none: there are not. Those that were changed and may not be durable are in every piece.
+    /// Tasks of these agents that have not ended, from this number on, a piece at a time. Those that were changed and may not be durable are in every piece.
     ///
     /// # Errors
     /// Nothing was written.
-    fn live<'a>(
-        &'a mut self,
-        agents: &'a BTreeSet<AgentId>,
-        from: TaskId,
-    ) -> Fut<'a, (Vec<Arc<Task>>, Option<TaskId>)>;
+    fn live<'a>(&'a mut self, agents: &'a BTreeSet<AgentId>, from: TaskId) -> Fut<'a, Piece>;
 
     /// How many due tasks of its agent come before this one in the usual order, those that the agent's breaker holds back
     /// included; of these types, none: all. Counts to `most` and looks at no more than `most` types. Knows what was

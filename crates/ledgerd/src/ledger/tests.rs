@@ -9,7 +9,7 @@ use crate::store::{Committed, DynStore, Options, open};
 use ledger_core::explain::GateKind;
 use ledger_core::session::Hello;
 use ledger_core::store::{
-    Ask, BreakerRow, Changes, Fut, Known, News, Recovered, Store, StoreError, TaskData, Want,
+    Ask, BreakerRow, Changes, Fut, Known, News, Piece, Recovered, Store, StoreError, TaskData, Want,
 };
 use ledger_core::{
     AgentId, AgentOverrides, EventKind, Now, Outcome, Overrides, Record, State, Task, TaskId, Timestamp,
@@ -60,11 +60,7 @@ impl Store for GatedStore {
         self.let_through = false;
         self.inner.recover(now)
     }
-    fn timed<'a>(
-        &'a mut self,
-        queues: &'a BTreeSet<AgentId>,
-        from: TaskId,
-    ) -> Fut<'a, (Vec<Arc<Task>>, Option<TaskId>)> {
+    fn timed<'a>(&'a mut self, queues: &'a BTreeSet<AgentId>, from: TaskId) -> Fut<'a, Piece> {
         let left = |left: u32| left.checked_sub(1);
         if self.gate.interruptions.fetch_update(Relaxed, Relaxed, left).is_ok() {
             return Box::pin(async { Err(StoreError::Unavailable("it was restarted".into())) });
@@ -95,11 +91,7 @@ impl Store for GatedStore {
     ) -> Fut<'a, usize> {
         self.inner.ahead(task, types, most, now)
     }
-    fn live<'a>(
-        &'a mut self,
-        agents: &'a BTreeSet<AgentId>,
-        from: TaskId,
-    ) -> Fut<'a, (Vec<Arc<Task>>, Option<TaskId>)> {
+    fn live<'a>(&'a mut self, agents: &'a BTreeSet<AgentId>, from: TaskId) -> Fut<'a, Piece> {
         Box::pin(async move {
             let (mut live, rest) = self.inner.live(agents, from).await?;
             if !self.gate.one_by_one.load(Relaxed) {

@@ -5,7 +5,7 @@
 
 use super::Committed;
 use ledger_core::store::{
-    AgentRow, Ask, BreakerRow, BudgetRow, Changes, Counts, Fut, KeyHolder, Known, Recovered, Replicas,
+    AgentRow, Ask, BreakerRow, BudgetRow, Changes, Counts, Fut, KeyHolder, Known, Piece, Recovered, Replicas,
     RequestRow, SessionRow, Store, StoreError, Want,
 };
 use ledger_core::{AgentId, Now, Record, State, Task, TaskId, Timestamp};
@@ -162,11 +162,7 @@ impl Store for ModelStore {
     type Proof = Committed;
 
     /// In pieces of three.
-    fn timed<'a>(
-        &'a mut self,
-        queues: &'a BTreeSet<AgentId>,
-        from: TaskId,
-    ) -> Fut<'a, (Vec<Arc<Task>>, Option<TaskId>)> {
+    fn timed<'a>(&'a mut self, queues: &'a BTreeSet<AgentId>, from: TaskId) -> Fut<'a, Piece> {
         let timed = pieces(&self.open.tasks, from, |task| {
             matches!(task.state, State::Running | State::Blocked)
                 || has_timer(task)
@@ -242,11 +238,7 @@ impl Store for ModelStore {
     }
 
     /// In pieces of three.
-    fn live<'a>(
-        &'a mut self,
-        agents: &'a BTreeSet<AgentId>,
-        from: TaskId,
-    ) -> Fut<'a, (Vec<Arc<Task>>, Option<TaskId>)> {
+    fn live<'a>(&'a mut self, agents: &'a BTreeSet<AgentId>, from: TaskId) -> Fut<'a, Piece> {
         let live = pieces(&self.open.tasks, from, |task| agents.contains(&task.spec.agent));
         Box::pin(std::future::ready(Ok(live)))
     }
@@ -299,11 +291,7 @@ impl Store for ModelStore {
 }
 
 /// The next three of those that have not ended.
-fn pieces(
-    tasks: &BTreeMap<TaskId, Task>,
-    from: TaskId,
-    wanted: impl Fn(&Task) -> bool,
-) -> (Vec<Arc<Task>>, Option<TaskId>) {
+fn pieces(tasks: &BTreeMap<TaskId, Task>, from: TaskId, wanted: impl Fn(&Task) -> bool) -> Piece {
     let tasks = tasks.range(from..).map(|(_, task)| task);
     let mut found: Vec<_> = tasks
         .filter(|task| !task.state.is_terminal() && wanted(task))

@@ -200,7 +200,7 @@ impl Ready {
         sets.iter().flat_map(|sets| &sets.gated).map(|(_, _, id)| Arc::clone(&self.tasks[id].task)).collect()
     }
 
-    /// Tasks of these agents that have not ended.
+    /// Tasks of these agents that have not ended, from this number on.
     pub(super) fn live(&self, agents: &BTreeSet<AgentId>, from: TaskId) -> Vec<Arc<Task>> {
         let of = |task: &&Arc<Task>| {
             task.id >= from && !task.state.is_terminal() && agents.contains(&task.spec.agent)

@@ -33,7 +33,9 @@ use crate::store::ready::Ready;
 use crate::store::{Committed, Wake};
 use flight::{Flying, Handed, Landed, Session};
 use hints::{Hint, Hints};
-use ledger_core::store::{Ask, Changed, Changes, Fut, Known, News, Recovered, Store, StoreError, Want};
+use ledger_core::store::{
+    Ask, Changed, Changes, Fut, Known, News, Piece, Recovered, Store, StoreError, Want,
+};
 use ledger_core::{AgentId, ByTask, Now, Record, SessionId, State, Task, TaskId, Timestamp};
 use shared::{Basis, Met, Written};
 use slots::Place;
@@ -469,11 +471,7 @@ impl Store for PgStore {
         Box::pin(self.read_everything(now))
     }
 
-    fn timed<'a>(
-        &'a mut self,
-        queues: &'a BTreeSet<AgentId>,
-        from: TaskId,
-    ) -> Fut<'a, (Vec<Arc<Task>>, Option<TaskId>)> {
+    fn timed<'a>(&'a mut self, queues: &'a BTreeSet<AgentId>, from: TaskId) -> Fut<'a, Piece> {
         Box::pin(async move {
             let timed = self.find_timed(queues, from).await;
             self.or_end(timed).await
@@ -527,11 +525,7 @@ impl Store for PgStore {
         })
     }
 
-    fn live<'a>(
-        &'a mut self,
-        agents: &'a BTreeSet<AgentId>,
-        from: TaskId,
-    ) -> Fut<'a, (Vec<Arc<Task>>, Option<TaskId>)> {
+    fn live<'a>(&'a mut self, agents: &'a BTreeSet<AgentId>, from: TaskId) -> Fut<'a, Piece> {
         Box::pin(async move {
             let live = self.find_live(agents, from).await;
             self.or_end(live).await

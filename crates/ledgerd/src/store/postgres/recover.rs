@@ -8,7 +8,7 @@ use super::{BLOCK, PATIENCE, PAUSE, PgStore, Staged, failed};
 use crate::store::ready::Ready;
 use crate::store::rows::{Cells, Shared, record_columns, task_columns};
 use ledger_core::store::{
-    Ask, BudgetRow, Counts, KeyHolder, Known, News, Recovered, StoreError, TaskData, Totals, Want,
+    Ask, BudgetRow, Counts, KeyHolder, Known, News, Piece, Recovered, StoreError, TaskData, Totals, Want,
 };
 use ledger_core::{AgentId, ByKey, ByTask, Now, Record, Task, TaskId, TaskSet, Timestamp};
 use sqlx::postgres::{PgArguments, PgConnection, PgRow};
@@ -641,7 +641,7 @@ impl PgStore {
         &mut self,
         queues: &BTreeSet<AgentId>,
         from: TaskId,
-    ) -> Result<(Vec<Arc<Task>>, Option<TaskId>), StoreError> {
+    ) -> Result<Piece, StoreError> {
         if from.0 > 0 {
             self.show_life().await?;
         }
@@ -665,7 +665,7 @@ impl PgStore {
         &mut self,
         agents: &BTreeSet<AgentId>,
         from: TaskId,
-    ) -> Result<(Vec<Arc<Task>>, Option<TaskId>), StoreError> {
+    ) -> Result<Piece, StoreError> {
         self.begin_once().await?;
         let blocks = self.live_blocks(from.0 >> BLOCK_BITS).await?;
         let mut live = 0;

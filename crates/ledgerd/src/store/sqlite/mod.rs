@@ -33,7 +33,7 @@ use crate::store::{Committed, SMALL_RESULT};
 use ballast::Ballast;
 use checkpoint::Checkpoints;
 use ledger_core::limits::REQUEST_MEMORY;
-use ledger_core::store::{Ask, Changed, Changes, Fut, Known, Recovered, Store, StoreError, Want};
+use ledger_core::store::{Ask, Changed, Changes, Fut, Known, Piece, Recovered, Store, StoreError, Want};
 use ledger_core::{AgentId, Now, Record, State, Task, TaskId, Timestamp};
 use lookup::Lookup;
 use pipeline::Pipeline;
@@ -411,11 +411,7 @@ impl Store for SqliteStore {
     }
 
     /// All in one piece: they are in memory.
-    fn timed<'a>(
-        &'a mut self,
-        queues: &'a BTreeSet<AgentId>,
-        from: TaskId,
-    ) -> Fut<'a, (Vec<Arc<Task>>, Option<TaskId>)> {
+    fn timed<'a>(&'a mut self, queues: &'a BTreeSet<AgentId>, from: TaskId) -> Fut<'a, Piece> {
         let timed = self.usable().map(|()| (self.find_timed(queues, from), None));
         Box::pin(std::future::ready(timed))
     }
@@ -457,11 +453,7 @@ impl Store for SqliteStore {
     }
 
     /// All in one piece: they are in memory.
-    fn live<'a>(
-        &'a mut self,
-        agents: &'a BTreeSet<AgentId>,
-        from: TaskId,
-    ) -> Fut<'a, (Vec<Arc<Task>>, Option<TaskId>)> {
+    fn live<'a>(&'a mut self, agents: &'a BTreeSet<AgentId>, from: TaskId) -> Fut<'a, Piece> {
         let live = self.usable().map(|()| (self.ready.live(agents, from), None));
         Box::pin(std::future::ready(live))
     }
