@@ -10,6 +10,7 @@
 mod flight;
 mod hints;
 mod history;
+mod living;
 pub(super) mod moving;
 mod news;
 mod open;

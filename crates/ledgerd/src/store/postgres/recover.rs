@@ -1,20 +1,19 @@
 //! What the writer reads: everything at the start, what the commands of a batch name, and what it can claim.
 //!
-//! Invariants: over what the database has, the open batch's own changes are laid; a start looks into the blocks that have
-//! live tasks, never at finished ones elsewhere; an offer looks at as many rows as it returns, for each type and priority.
+//! Invariants: over what the database has, the open batch's own changes are laid; an offer looks at as many rows as it returns,
+//! for each type and priority.
 
-use super::staged::BLOCK_BITS;
 use super::{BLOCK, PATIENCE, PAUSE, PgStore, Staged, failed};
 use crate::store::ready::Ready;
 use crate::store::rows::{Cells, Shared, record_columns, task_columns};
 use ledger_core::store::{
-    Ask, BudgetRow, Counts, KeyHolder, Known, News, Piece, Recovered, StoreError, TaskData, Totals, Want,
+    Ask, BudgetRow, Counts, KeyHolder, Known, News, Recovered, StoreError, TaskData, Totals, Want,
 };
-use ledger_core::{AgentId, ByKey, ByTask, Now, Record, Task, TaskId, TaskSet, Timestamp};
+use ledger_core::{AgentId, ByKey, Now, Record, Task, TaskId, TaskSet, Timestamp};
 use sqlx::postgres::{PgArguments, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{Postgres, Row, ValueRef};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 const META: &str = "SELECT m.seed, s.last_seq, s.last_session, \
@@ -27,33 +26,6 @@ const SESSIONS: &str = "SELECT worker, incarnation, session, connected_at, beat_
 const TOTALS: &str = "SELECT s.transitions, c.n, c.agent, c.state \
     FROM (SELECT sum(last_seq)::bigint AS transitions FROM slots) AS s LEFT JOIN ( \
         SELECT agent, state, sum(n)::bigint AS n FROM counts GROUP BY agent, state) AS c ON true";
-/// Blocks that have live tasks and how many, from $1 on: $2 at most.
-const LIVE_BLOCKS: &str = "SELECT block, sum(n)::bigint FROM live_blocks WHERE block >= $1 \
-    GROUP BY block HAVING sum(n) > 0 ORDER BY block LIMIT $2";
-/// Blocks that one statement looks into: it must end long before the server ends it, however many tasks wait.
-const BLOCKS_AT_ONCE: usize = 16;
-/// Live tasks that one statement returns, but for those of the first block.
-const LIVE_AT_ONCE: u64 = 1 << BLOCK_BITS;
-/// Tasks of blocks $1, each block by itself: two ranges of two keys side by side.
-macro_rules! in_blocks {
-    ($condition:literal) => {
-        concat!(
-            "SELECT found.* FROM unnest($1::bigint[]) AS b (block) CROSS JOIN LATERAL (SELECT ",
-            task_columns!(),
-            " FROM tasks AS t JOIN task_specs AS s ON s.id = t.id \
-              WHERE t.id BETWEEN b.block << 12 AND (b.block << 12) + 4095 \
-                AND s.id BETWEEN b.block << 12 AND (b.block << 12) + 4095 AND (",
-            $condition,
-            ") OFFSET 0) AS found"
-        )
-    };
-}
-/// Those that have a timer or a holder; $2: agents whose tasks have a queue_timeout. RUNNING is 2, RETRY 3, BLOCKED 4;
-/// $3 is the reason BUDGET.
-pub(super) const TIMED: &str = in_blocks!(
-    "t.state IN (2, 4) OR t.state = 3 AND t.reason = $3 \
-     OR t.state IN (1, 3) AND (t.deadline IS NOT NULL OR s.agent = ANY($2) OR s.policy LIKE '%queue_timeout%')"
-);
 /// Rows of the tasks `found`. Each is looked up by itself: a plain join may be planned to read all there are, where tables were
 /// empty when the server last looked at them.
 macro_rules! of_found {
@@ -64,8 +36,6 @@ macro_rules! of_found {
 }
 pub(super) const TASKS: &str =
     concat!("SELECT ", task_columns!(), " FROM unnest($1::bigint[]) AS found (task_id) ", of_found!());
-/// Those of agents $2 that have not ended.
-pub(super) const LIVE: &str = in_blocks!("t.state <= 4 AND s.agent = ANY($2)");
 const KEYS: &str = "SELECT k.agent, k.key, k.task_id, k.digest \
     FROM unnest($1::bigint[], $2::text[]) AS asked (agent, key) CROSS JOIN LATERAL ( \
         SELECT * FROM idempotency_keys AS own WHERE own.agent = asked.agent AND own.key = asked.key OFFSET 0) AS k";
@@ -156,25 +126,9 @@ pub(super) const NEXT_DUE: &str = "SELECT MIN(run_at) FILTER (WHERE calendar = 0
 
 /// Every statement here, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 18] = [
-    META,
-    BUDGETS,
-    SESSIONS,
-    TOTALS,
-    LIVE_BLOCKS,
-    TIMED,
-    TASKS,
-    LIVE,
-    KEYS,
-    REQUESTS,
-    LIVES,
-    SETTLED,
-    NUMBERS,
-    OFFER,
-    OLDEST,
-    GATED,
-    AHEAD,
-    NEXT_DUE,
+pub(super) const STATEMENTS: [&str; 15] = [
+    META, BUDGETS, SESSIONS, TOTALS, TASKS, KEYS, REQUESTS, LIVES, SETTLED, NUMBERS, OFFER, OLDEST, GATED,
+    AHEAD, NEXT_DUE,
 ];
 
 /// A row of this database.
@@ -630,73 +584,6 @@ impl PgStore {
         Ok(oldest.into_iter().collect())
     }
 
-    /// Blocks with live tasks from this one on, the first few.
-    async fn live_blocks(&mut self, from: u64) -> Result<Vec<(u64, u64)>, StoreError> {
-        let query = sqlx::query(LIVE_BLOCKS).bind(from.cast_signed()).bind(BLOCKS_AT_ONCE as i64);
-        all(self.connection()?, query, |row| Ok((row.number()?, row.number()?))).await
-    }
-
-    /// Tells the others before each piece but the first that this daemon lives.
-    pub(super) async fn find_timed(
-        &mut self,
-        queues: &BTreeSet<AgentId>,
-        from: TaskId,
-    ) -> Result<Piece, StoreError> {
-        if from.0 > 0 {
-            self.show_life().await?;
-        }
-        let blocks = self.live_blocks(from.0 >> BLOCK_BITS).await?;
-        let rest = blocks.get(BLOCKS_AT_ONCE - 1).map(|(last, _)| TaskId((last + 1) << BLOCK_BITS));
-        let query = sqlx::query(TIMED)
-            .bind(blocks.iter().map(|(block, _)| block.cast_signed()).collect::<Vec<_>>())
-            .bind(agent_numbers(queues))
-            .bind(i64::from(ledger_core::Reason::Budget.code()));
-        let mut shared = Shared::default();
-        let mut timed: Vec<_> =
-            all(self.connection()?, query, |row| row.task(&mut shared).map(Arc::new)).await?;
-        if self.watches_own {
-            let slot = self.place.slot;
-            timed.retain(|task| task.holder.as_ref().is_some_and(|holder| holder.session.slot() == slot));
-        }
-        Ok((timed, rest))
-    }
-
-    pub(super) async fn find_live(
-        &mut self,
-        agents: &BTreeSet<AgentId>,
-        from: TaskId,
-    ) -> Result<Piece, StoreError> {
-        self.begin_once().await?;
-        let blocks = self.live_blocks(from.0 >> BLOCK_BITS).await?;
-        let mut live = 0;
-        let few = blocks.iter().take_while(|(_, n)| {
-            live += n;
-            live == *n || live <= LIVE_AT_ONCE
-        });
-        let these: Vec<i64> = few.map(|(block, _)| block.cast_signed()).collect();
-        let rest = match blocks.get(these.len()) {
-            Some((next, _)) => Some(*next),
-            None => blocks.get(BLOCKS_AT_ONCE - 1).map(|(last, _)| last + 1),
-        };
-        let query = sqlx::query(LIVE).bind(these).bind(agent_numbers(agents));
-        let mut shared = Shared::default();
-        let found = all(self.connection()?, query, |row| row.task(&mut shared).map(Arc::new)).await?;
-        // What is newer hides what is older: the open batch, the one before it, the database.
-        let found = found.into_iter().filter(|task| task.id >= from);
-        let mut live: ByTask<Arc<Task>> = found.map(|task| (task.id, task)).collect();
-        for staged in self.on_the_way().chain([&self.staged]) {
-            for (id, image) in &staged.tasks {
-                if agents.contains(&image.task.spec.agent) && !image.task.state.is_terminal() {
-                    live.insert(*id, Arc::clone(&image.task));
-                } else {
-                    live.remove(id);
-                }
-            }
-        }
-        self.read.extend(live.iter().map(|(id, task)| (*id, Arc::clone(task))));
-        Ok((live.into_values().collect(), rest.map(|block| TaskId(block << BLOCK_BITS))))
-    }
-
     pub(super) async fn count_ahead(
         &mut self,
         task: &Task,
@@ -734,8 +621,4 @@ impl Life {
     pub(super) fn read(row: &mut Columns<'_>) -> Result<Self, StoreError> {
         Ok(Self { task: row.task_id()?, from: row.int()?, to: row.int()? })
     }
-}
-
-fn agent_numbers(agents: &BTreeSet<AgentId>) -> Vec<i64> {
-    agents.iter().map(|id| i64::from(id.0)).collect()
 }

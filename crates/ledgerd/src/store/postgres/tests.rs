@@ -4,8 +4,8 @@
 mod history;
 
 use super::{
-    ConnectError, PgStore, flight, hints, history as days, news, open, options, read, recover, slots, watch,
-    write,
+    ConnectError, PgStore, flight, hints, history as days, living, news, open, options, read, recover, slots,
+    watch, write,
 };
 use crate::store::rig::{AGENT, Kind, New, Rig, database, everything};
 use crate::store::schema;
@@ -82,6 +82,7 @@ async fn every_statement_can_be_prepared() {
 fn of_batches() -> impl Iterator<Item = String> {
     let fixed = recover::STATEMENTS
         .into_iter()
+        .chain(living::STATEMENTS)
         .chain(slots::STATEMENTS)
         .chain(news::STATEMENTS)
         .chain([flight::FATE]);
