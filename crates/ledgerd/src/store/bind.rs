@@ -8,7 +8,7 @@ use ledger_core::store::{
     AgentEvent, AgentEventKind, AgentRow, BreakerRow, BudgetRow, DeadLetter, KeyHolder, Notes, RequestRow,
     SessionRow, TaskData,
 };
-use ledger_core::{AgentId, Overrides, Record, Spec, Task, TaskId, Timestamp};
+use ledger_core::{AgentId, Overrides, Spec, Task, TaskId, Timestamp};
 use std::borrow::Cow;
 
 /// One value.
@@ -150,24 +150,6 @@ pub(super) fn rare(task: &Task) -> [Option<i64>; 14] {
         task.blocks.into(),
     ]
     .map(|number: i64| (number != 0).then_some(number))
-}
-
-/// A row of `task_history`, but for its number.
-pub(super) fn record(args: &mut impl Sink, record: &Record) {
-    args.add(record.task.0.cast_signed());
-    args.add(record.version.cast_signed());
-    args.add(i64::from(record.kind.code()));
-    args.add(record.from.map(|state| i64::from(state.code())));
-    args.add(i64::from(record.to.code()));
-    args.add(i64::from(record.reason.code()));
-    args.add(record.at.millis());
-    args.add(record.fence.cast_signed());
-    args.add(i64::from(record.attempt));
-    args.add(record.worker.as_deref());
-    args.add(record.until.map(Timestamp::millis));
-    args.add(record.digest.map(u64::cast_signed));
-    args.add(record.error.as_deref().map(text::error));
-    args.add((!record.facts.is_empty()).then(|| text::facts(&record.facts)));
 }
 
 /// A row of `results`.

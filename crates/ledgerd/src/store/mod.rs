@@ -7,6 +7,7 @@
 mod bind;
 #[cfg(test)]
 mod conformance;
+mod entries;
 mod fresh;
 #[cfg(test)]
 mod model;

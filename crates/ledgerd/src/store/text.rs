@@ -186,11 +186,6 @@ pub(super) fn error_of(text: &str) -> Result<Arc<TaskError>, StoreError> {
 }
 
 /// Pairs, not an object: their order is part of the record.
-pub(super) fn facts(facts: &[(Fact, Arc<str>)]) -> String {
-    written(&facts_text(facts))
-}
-
-/// The same as a part of a longer text.
 pub(super) fn facts_text(facts: &[(Fact, Arc<str>)]) -> impl Serialize {
     facts.iter().map(|(fact, text)| (fact.as_str(), &**text)).collect::<Vec<_>>()
 }
@@ -465,7 +460,7 @@ mod tests {
         };
         assert_eq!(*error_of(&super::error(&error)).unwrap(), error);
         let facts = vec![(Fact::Note, Arc::from("ann: no")), (Fact::Cause, Arc::from("USER"))];
-        assert_eq!(facts_of(&super::facts(&facts)).unwrap(), facts);
+        assert_eq!(facts_of(&written(&facts_text(&facts))).unwrap(), facts);
         assert!(matches!(facts_of("[[\"colour\",\"red\"]]"), Err(StoreError::Corrupt(_))));
     }
 }

@@ -10,27 +10,25 @@
 //! the catalogue; a step is one transaction that ends within the session's limits.
 
 use super::failed;
+use super::packed::{DAY, tasks_of};
 use ledger_core::Timestamp;
 use ledger_core::store::StoreError;
-use sqlx::postgres::{PgConnection, PgPool};
+use sqlx::postgres::{PgConnection, PgPool, PgRow};
 use sqlx::{AssertSqlSafe, Connection, Row};
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// Milliseconds in a day.
-const DAY: i64 = 86_400_000;
 /// Days that have a partition before they begin, beside the one that goes on.
 const AHEAD: i64 = 7;
-/// Days before today that have one where a ledger is imported: as long as a failed task is kept, unless it is said otherwise.
-const PAST: i64 = 90;
-/// Rows in one step: some 10 ms.
-const STEP: i64 = 10_000;
+/// Rows in one step, of 16 entries mostly: some 20 ms.
+const STEP: i64 = 600;
 /// Rows that DEFAULT may have when partitions are made: they are moved under the lock that this needs.
-const FEW: i64 = 5_000;
-/// Of so many rows of a day one may be of a stored task, and it is dropped: to move one costs several times what it costs
+const FEW: i64 = 300;
+/// Of so many entries of a day one may be of a stored task, and it is dropped: to move one costs several times what it costs
 /// to delete one, and less than to keep ten.
 const ONE_STAYS_OF: i64 = 10;
-/// Pages of a day that are looked at to see how many stay: some 8,000 rows.
+/// Pages of a day that are looked at to see how many stay: some 10,000 entries.
 const SAMPLE: i64 = 100;
 /// The longest time from one such look to the next.
 const SELDOM: Duration = Duration::from_secs(6 * 3_600);
@@ -67,37 +65,36 @@ const MISSING: &str = concat!(
 /// rows of that day, which is why it is empty by then. Writers need neither.
 const LOCK_DEFAULT: &str = "LOCK TABLE ONLY task_history IN SHARE UPDATE EXCLUSIVE MODE; \
     LOCK TABLE task_history_default IN ACCESS EXCLUSIVE MODE";
-/// How many rows, $1 at most, and of which tasks.
-const IN_DEFAULT: &str = "SELECT COALESCE(sum(n), 0)::bigint, COALESCE(array_agg(task_id), '{}') FROM ( \
-    SELECT task_id, count(*) AS n FROM (SELECT task_id FROM task_history_default ORDER BY task_id LIMIT $1) AS rows \
-    GROUP BY task_id) AS looked";
-/// Keeps the tasks from being removed meanwhile, which would not find the rows that move; names those that are stored.
+/// The first $1 rows, and which tasks they have entries of.
+const IN_DEFAULT: &str =
+    "SELECT slot, seq, task, entries FROM task_history_default ORDER BY slot, seq LIMIT $1";
+/// Keeps the tasks from being removed meanwhile, which would not find the entries that move; names those that are stored.
 const HOLD: &str = "SELECT COALESCE(array_agg(id), '{}') FROM ( \
     SELECT id FROM tasks WHERE id = ANY($1) ORDER BY id FOR KEY SHARE) AS held";
-macro_rules! columns {
+/// Those that are stored, as of now.
+const STORED: &str = "SELECT id FROM tasks WHERE id = ANY($1)";
+/// The entries of stored tasks in the rows `gone`. Whether a task is stored is no join, which might read all of `tasks`.
+macro_rules! keep_of_gone {
     () => {
-        "task_id, version, seq, at, fence, until, digest, attempt, slot, kind, from_state, to_state, reason, worker, error, facts"
+        " RETURNING r.slot, r.seq, r.task, r.at, r.entries) INSERT INTO task_history_kept \
+         SELECT h.* FROM gone AS r CROSS JOIN LATERAL unpacked(r.slot, r.seq, r.task, r.at, r.entries) AS h \
+         WHERE (SELECT t.id FROM tasks AS t WHERE t.id = h.task_id) IS NOT NULL"
     };
 }
-/// Of the tasks $1; those of $2 are kept.
+/// The rows with slots $1 and numbers $2.
 const MOVE_FROM_DEFAULT: &str = concat!(
-    "WITH moved AS (DELETE FROM task_history_default WHERE task_id = ANY($1) RETURNING *) INSERT INTO task_history_kept (",
-    columns!(),
-    ") SELECT ",
-    columns!(),
-    " FROM moved WHERE task_id = ANY($2)"
+    "WITH gone AS (DELETE FROM task_history_default AS r USING unnest($1::smallint[], $2::bigint[]) AS w (slot, seq) \
+        WHERE r.slot = w.slot AND r.seq = w.seq",
+    keep_of_gone!()
 );
-/// Of the day from $1 to $2, those of the tasks $3. The times leave one partition.
+/// Of the day from $3 to $4. The times leave one partition.
 const MOVE: &str = concat!(
-    "WITH moved AS (DELETE FROM task_history WHERE at >= $1 AND at < $2 AND task_id = ANY($3) RETURNING *) \
-     INSERT INTO task_history_kept (",
-    columns!(),
-    ") SELECT ",
-    columns!(),
-    " FROM moved"
+    "WITH gone AS (DELETE FROM task_history AS r USING unnest($1::smallint[], $2::bigint[]) AS w (slot, seq) \
+        WHERE r.slot = w.slot AND r.seq = w.seq AND r.at >= $3 AND r.at < $4",
+    keep_of_gone!()
 );
 /// The first day before $1 whose time to be looked at was $2 or earlier, and that nobody else is at.
-const TAKE: &str = "SELECT day::bigint, walked, leaving::text FROM history_days \
+const TAKE: &str = "SELECT day::bigint, walked_slot, walked_seq, leaving::text FROM history_days \
     WHERE day < $1 AND look_at <= $2 ORDER BY day LIMIT 1 FOR UPDATE SKIP LOCKED";
 /// Pages of day $1.
 const PAGES: &str = concat!(
@@ -105,20 +102,15 @@ const PAGES: &str = concat!(
     table!("$1"),
     ")) / current_setting('block_size')::bigint"
 );
-/// Of so many per cent of the pages of the day from $1 to $2: how many rows, and how many of them are of stored tasks. The
-/// innermost looks of this and the next are no joins, which might read all of `tasks`; OFFSET has each made once.
-const SAMPLED: &str = "SELECT count(*), count(*) FILTER (WHERE stored) FROM ( \
-    SELECT (SELECT t.id FROM tasks AS t WHERE t.id = h.task_id) IS NOT NULL AS stored \
-    FROM task_history AS h TABLESAMPLE SYSTEM ($3) WHERE h.at >= $1 AND h.at < $2 OFFSET 0) AS looked";
-/// Of the day from $1 to $2, the next $4 rows after task $3: the last task, how many rows, and which of their tasks are stored.
-const LOOK: &str = "SELECT COALESCE(max(task_id), 0), COALESCE(sum(n), 0)::bigint, \
-        COALESCE(array_agg(task_id) FILTER (WHERE stored), '{}') \
-    FROM (SELECT task_id, n, (SELECT t.id FROM tasks AS t WHERE t.id = task_id) IS NOT NULL AS stored \
-        FROM (SELECT task_id, count(*) AS n FROM ( \
-            SELECT task_id FROM task_history WHERE at >= $1 AND at < $2 AND task_id > $3 ORDER BY task_id LIMIT $4 \
-        ) AS rows GROUP BY task_id) AS tasks_of_rows OFFSET 0) AS looked";
-const GO_ON: &str = "UPDATE history_days SET walked = $2 WHERE day = $1";
-const LOOK_AGAIN: &str = "UPDATE history_days SET walked = 0, leaving = NULL, look_at = $2 WHERE day = $1";
+/// Of so many per cent of the pages of the day from $1 to $2.
+const SAMPLED: &str =
+    "SELECT slot, seq, task, entries FROM task_history TABLESAMPLE SYSTEM ($3) WHERE at >= $1 AND at < $2";
+/// Of the day from $1 to $2, the next $5 rows after number $4 of slot $3.
+const LOOK: &str = "SELECT slot, seq, task, entries FROM task_history \
+    WHERE at >= $1 AND at < $2 AND (slot, seq) > ($3::smallint, $4::bigint) ORDER BY slot, seq LIMIT $5";
+const GO_ON: &str = "UPDATE history_days SET walked_slot = $2, walked_seq = $3 WHERE day = $1";
+const LOOK_AGAIN: &str =
+    "UPDATE history_days SET walked_slot = -1, walked_seq = 0, leaving = NULL, look_at = $2 WHERE day = $1";
 const LEAVES: &str =
     "UPDATE history_days SET leaving = pg_snapshot_xmin(pg_current_snapshot()) WHERE day = $1";
 /// What keeps a day's rows as they are, and drops it.
@@ -129,22 +121,24 @@ const DROP: &str = concat!(
     table!("$1"),
     ")"
 );
-/// Whether a row of a stored task came to the day from $1 to $2 since transaction $3, by a clock that was set back. The task is
+/// Whether an entry of a stored task came to the day from $1 to $2 since transaction $3, by a clock that was set back. The task is
 /// asked for last, and for few rows if any.
-const LATE: &str = "SELECT EXISTS (SELECT 1 FROM task_history AS h WHERE h.at >= $1 AND h.at < $2 \
-    AND age(h.xmin) <= age($3::text::xid8::xid) AND (SELECT t.id FROM tasks AS t WHERE t.id = h.task_id) IS NOT NULL)";
+const LATE: &str = "SELECT EXISTS (SELECT 1 FROM task_history AS r \
+    CROSS JOIN LATERAL unpacked(r.slot, r.seq, r.task, r.at, r.entries) AS h WHERE r.at >= $1 AND r.at < $2 \
+    AND age(r.xmin) <= age($3::text::xid8::xid) AND (SELECT t.id FROM tasks AS t WHERE t.id = h.task_id) IS NOT NULL)";
 /// It reads a whole day, while nobody writes to that day anyhow.
 const WAIT_LONG: &str = "SET LOCAL statement_timeout = '60s'; SET LOCAL enable_seqscan = on";
 const GONE: &str = "DELETE FROM history_days WHERE day = $1";
 
 /// Every statement here, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 17] = [
+pub(super) const STATEMENTS: [&str; 18] = [
     TRY_LOCK,
     TODAY,
     MISSING,
     IN_DEFAULT,
     HOLD,
+    STORED,
     MOVE_FROM_DEFAULT,
     MOVE,
     TAKE,
@@ -166,19 +160,10 @@ const fn times(day: i64) -> (i64, i64) {
 
 /// The partitions of today and the days to come, by the server's clock. Not where another daemon is at it.
 pub(super) async fn make_days_of_today(conn: &mut PgConnection) -> Result<(), StoreError> {
-    make_days_since(conn, 0).await
-}
-
-/// Those of the days before too that a ledger brings along which comes from elsewhere. Rows of earlier ones are moved later.
-pub(super) async fn make_days_past(conn: &mut PgConnection) -> Result<(), StoreError> {
-    make_days_since(conn, PAST).await
-}
-
-async fn make_days_since(conn: &mut PgConnection, days: i64) -> Result<(), StoreError> {
     let made = async {
         let now: i64 = sqlx::query_scalar(TODAY).fetch_one(&mut *conn).await?;
         let today = now.div_euclid(DAY);
-        make_days(conn, today - days..=today + AHEAD).await
+        make_days(conn, today..=today + AHEAD).await
     };
     made.await.or_else(|error| later(&error)).map(drop)
 }
@@ -211,21 +196,61 @@ fn later(error: &sqlx::Error) -> Result<bool, StoreError> {
     }
 }
 
+/// Rows of the history, as far as it matters here who they are of.
+struct Looked(Vec<OfTasks>);
+
+/// A row, and the tasks of its entries.
+struct OfTasks {
+    slot: i16,
+    seq: i64,
+    tasks: Vec<i64>,
+}
+
+impl Looked {
+    fn at(rows: &[PgRow]) -> Result<Self, sqlx::Error> {
+        let row = |row: &PgRow| {
+            let tasks = tasks_of(row.try_get("task")?, row.try_get("entries")?);
+            // As a value that cannot be read.
+            let tasks = tasks.map_err(|error| sqlx::Error::Decode(error.to_string().into()))?;
+            Ok(OfTasks { slot: row.try_get("slot")?, seq: row.try_get("seq")?, tasks })
+        };
+        rows.iter().map(row).collect::<Result<_, _>>().map(Self)
+    }
+
+    fn tasks(&self) -> Vec<i64> {
+        let tasks: BTreeSet<i64> = self.0.iter().flat_map(|row| &row.tasks).copied().collect();
+        tasks.into_iter().collect()
+    }
+
+    /// Slots and numbers of rows with an entry of one of these.
+    fn with(&self, tasks: &BTreeSet<i64>) -> (Vec<i16>, Vec<i64>) {
+        let has = |row: &&OfTasks| row.tasks.iter().any(|task| tasks.contains(task));
+        self.0.iter().filter(has).map(|row| (row.slot, row.seq)).unzip()
+    }
+}
+
 /// Moves some of what is in DEFAULT to what is kept, and deletes it where its task has gone; whether there may be more.
 async fn empty_default(conn: &mut PgConnection) -> Result<bool, sqlx::Error> {
     let mut step = conn.begin().await?;
-    let row = sqlx::query(IN_DEFAULT).bind(STEP).fetch_one(&mut *step).await?;
-    let (rows, tasks): (i64, Vec<i64>) = (row.try_get(0)?, row.try_get(1)?);
-    if rows > 0 && sqlx::query_scalar(TRY_LOCK).fetch_one(&mut *step).await? {
-        move_from_default(&mut step, tasks).await?;
+    let rows = sqlx::query(IN_DEFAULT).bind(STEP).fetch_all(&mut *step).await?;
+    if !rows.is_empty() && sqlx::query_scalar(TRY_LOCK).fetch_one(&mut *step).await? {
+        move_from_default(&mut step, &rows).await?;
     }
     step.commit().await?;
-    Ok(rows == STEP)
+    Ok(rows.len() as i64 == STEP)
 }
 
-async fn move_from_default(conn: &mut PgConnection, tasks: Vec<i64>) -> Result<(), sqlx::Error> {
-    let held: Vec<i64> = sqlx::query_scalar(HOLD).bind(&tasks).fetch_one(&mut *conn).await?;
-    sqlx::query(MOVE_FROM_DEFAULT).bind(tasks).bind(held).execute(conn).await.map(drop)
+async fn move_from_default(conn: &mut PgConnection, rows: &[PgRow]) -> Result<(), sqlx::Error> {
+    let looked = Looked::at(rows)?;
+    hold(&mut *conn, &looked).await?;
+    let (slots, seqs): (Vec<i16>, Vec<i64>) = looked.0.iter().map(|row| (row.slot, row.seq)).unzip();
+    sqlx::query(MOVE_FROM_DEFAULT).bind(slots).bind(seqs).execute(conn).await.map(drop)
+}
+
+/// Those of their tasks that are stored, and stay so until the step ends.
+async fn hold(conn: &mut PgConnection, looked: &Looked) -> Result<BTreeSet<i64>, sqlx::Error> {
+    let held: Vec<i64> = sqlx::query_scalar(HOLD).bind(looked.tasks()).fetch_one(conn).await?;
+    Ok(held.into_iter().collect())
 }
 
 /// Makes those partitions of these days that there are not; whether it did.
@@ -239,14 +264,13 @@ async fn make_days(conn: &mut PgConnection, days: RangeInclusive<i64>) -> Result
     }
     sqlx::raw_sql(WAIT_LITTLE).execute(&mut *step).await?;
     sqlx::raw_sql(LOCK_DEFAULT).execute(&mut *step).await?;
-    let row = sqlx::query(IN_DEFAULT).bind(FEW + 1).fetch_one(&mut *step).await?;
-    let (rows, tasks): (i64, Vec<i64>) = (row.try_get(0)?, row.try_get(1)?);
-    if rows > FEW {
+    let rows = sqlx::query(IN_DEFAULT).bind(FEW + 1).fetch_all(&mut *step).await?;
+    if rows.len() as i64 > FEW {
         // Emptied first, a step at a time.
         return Ok(false);
     }
-    if rows > 0 {
-        move_from_default(&mut step, tasks).await?;
+    if !rows.is_empty() {
+        move_from_default(&mut step, &rows).await?;
     }
     for text in missing(&mut step, &days).await? {
         // The server's own text, of numbers and a name that is made of one.
@@ -265,8 +289,9 @@ async fn walk(conn: &mut PgConnection, now: Timestamp, kept: Duration) -> Result
     let mut step = conn.begin().await?;
     let query = sqlx::query(TAKE).bind(now.before(kept).millis().div_euclid(DAY)).bind(now.millis());
     let Some(row) = query.fetch_optional(&mut *step).await? else { return Ok(false) };
-    let (day, walked, leaving): (i64, i64, Option<String>) =
-        (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    let day: i64 = row.try_get(0)?;
+    let walked: (i16, i64) = (row.try_get(1)?, row.try_get(2)?);
+    let leaving: Option<String> = row.try_get(3)?;
     let Some(leaving) = leaving else {
         if few_stay(&mut step, day).await? {
             sqlx::query(LEAVES).bind(day).execute(&mut *step).await?;
@@ -278,29 +303,36 @@ async fn walk(conn: &mut PgConnection, now: Timestamp, kept: Duration) -> Result
         return Ok(true);
     };
     let (from, before) = times(day);
-    let query = sqlx::query(LOOK).bind(from).bind(before).bind(walked).bind(STEP);
-    let row = query.fetch_one(&mut *step).await?;
-    let (walked, rows, stored): (i64, i64, Vec<i64>) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-    if !stored.is_empty() {
-        let held: Vec<i64> = sqlx::query_scalar(HOLD).bind(stored).fetch_one(&mut *step).await?;
-        sqlx::query(MOVE).bind(from).bind(before).bind(held).execute(&mut *step).await?;
+    let query = sqlx::query(LOOK).bind(from).bind(before).bind(walked.0).bind(walked.1).bind(STEP);
+    let looked = Looked::at(&query.fetch_all(&mut *step).await?)?;
+    let held = hold(&mut step, &looked).await?;
+    let (slots, seqs) = looked.with(&held);
+    if !slots.is_empty() {
+        let query = sqlx::query(MOVE).bind(slots).bind(seqs).bind(from).bind(before);
+        query.execute(&mut *step).await?;
     }
-    if rows < STEP {
-        return drop_day(step, day, &leaving, now).await;
+    match looked.0.last() {
+        Some(last) if looked.0.len() as i64 == STEP => {
+            sqlx::query(GO_ON).bind(day).bind(last.slot).bind(last.seq).execute(&mut *step).await?;
+            step.commit().await?;
+            Ok(true)
+        }
+        _ => drop_day(step, day, &leaving, now).await,
     }
-    sqlx::query(GO_ON).bind(day).bind(walked).execute(&mut *step).await?;
-    step.commit().await?;
-    Ok(true)
 }
 
-/// Whether few of a day's rows are of stored tasks, as far as some of its pages tell.
+/// Whether few of a day's entries are of stored tasks, as far as some of its pages tell.
 async fn few_stay(conn: &mut PgConnection, day: i64) -> Result<bool, sqlx::Error> {
     let pages: i64 = sqlx::query_scalar(PAGES).bind(day).fetch_one(&mut *conn).await?;
     let (from, before) = times(day);
     let share = (100.0 * SAMPLE as f32 / pages.max(1) as f32).min(100.0);
-    let row = sqlx::query(SAMPLED).bind(from).bind(before).bind(share).fetch_one(conn).await?;
-    let (rows, stay): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
-    Ok(stay * ONE_STAYS_OF <= rows)
+    let query = sqlx::query(SAMPLED).bind(from).bind(before).bind(share);
+    let looked = Looked::at(&query.fetch_all(&mut *conn).await?)?;
+    let stored = sqlx::query_scalar(STORED).bind(looked.tasks()).fetch_all(conn).await?;
+    let stored: BTreeSet<i64> = stored.into_iter().collect();
+    let tasks = || looked.0.iter().flat_map(|row| &row.tasks);
+    let stay = tasks().filter(|task| stored.contains(task)).count() as i64;
+    Ok(stay * ONE_STAYS_OF <= tasks().count() as i64)
 }
 
 /// Drops a day of which nothing stays.

@@ -4,11 +4,12 @@
 //! that have live tasks, into each by itself and by index, never at finished ones elsewhere; what is on its way hides what is stored.
 
 use super::PgStore;
-use super::recover::all;
+use super::packed::Found;
+use super::recover::{all, found_columns};
 use super::staged::BLOCK_BITS;
-use crate::store::rows::{Shared, task_columns};
+use crate::store::rows::Shared;
 use ledger_core::store::{Piece, StoreError};
-use ledger_core::{AgentId, ByTask, Task, TaskId};
+use ledger_core::{AgentId, ByTask, TaskId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -24,7 +25,7 @@ macro_rules! in_blocks {
     ($condition:literal) => {
         concat!(
             "SELECT found.* FROM unnest($1::bigint[]) AS b (block) CROSS JOIN LATERAL (SELECT ",
-            task_columns!(),
+            found_columns!(),
             " FROM tasks AS t JOIN task_specs AS s ON s.id = t.id \
               WHERE t.id BETWEEN b.block << 12 AND (b.block << 12) + 4095 \
                 AND s.id BETWEEN b.block << 12 AND (b.block << 12) + 4095 AND (",
@@ -97,21 +98,21 @@ impl PgStore {
         };
         let query = sqlx::query(LIVE).bind(these).bind(agent_numbers(agents));
         let mut shared = Shared::default();
-        let found = all(self.connection()?, query, |row| row.task(&mut shared).map(Arc::new)).await?;
+        let found = all(self.connection()?, query, |row| Found::read(row, &mut shared)).await?;
         // What is newer hides what is older: the open batch, the one before it, the database.
-        let found = found.into_iter().filter(|task| task.id >= from);
-        let mut live: ByTask<Arc<Task>> = found.map(|task| (task.id, task)).collect();
+        let found = found.into_iter().filter(|found| found.task.id >= from);
+        let mut live: ByTask<Found> = found.map(|found| (found.task.id, found)).collect();
         for staged in self.on_the_way().chain([&self.staged]) {
             for (id, image) in &staged.tasks {
                 if agents.contains(&image.task.spec.agent) && !image.task.state.is_terminal() {
-                    live.insert(*id, Arc::clone(&image.task));
+                    live.insert(*id, image.found());
                 } else {
                     live.remove(id);
                 }
             }
         }
-        self.read.extend(live.iter().map(|(id, task)| (*id, Arc::clone(task))));
-        Ok((live.into_values().collect(), rest.map(|block| TaskId(block << BLOCK_BITS))))
+        let tasks = self.remember(live.into_values().collect());
+        Ok((tasks, rest.map(|block| TaskId(block << BLOCK_BITS))))
     }
 }
 

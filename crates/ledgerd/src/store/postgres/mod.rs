@@ -14,6 +14,7 @@ mod living;
 pub(super) mod moving;
 mod news;
 mod open;
+mod packed;
 mod read;
 mod recover;
 mod shared;
@@ -38,6 +39,7 @@ use ledger_core::store::{
     Ask, Changed, Changes, Fut, Known, News, Piece, Recovered, Store, StoreError, Want,
 };
 use ledger_core::{AgentId, ByTask, Now, Record, SessionId, State, Task, TaskId, Timestamp};
+use packed::{Entered, EntryPlace, Found};
 use shared::{Basis, Met, Written};
 use slots::Place;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
@@ -85,9 +87,9 @@ pub struct PgStore {
     fresh: Arc<Fresh>,
     /// Tasks that run with workers of ours, as we wrote them last: a hint, for a write of one that somebody else changed is
     /// refused, and mail tells of it.
-    kept: ByTask<Arc<Task>>,
+    kept: ByTask<Found>,
     /// Tasks that the batch has read, as they are in the database.
-    read: ByTask<Arc<Task>>,
+    read: ByTask<Found>,
     met: Met,
     /// Those that the batch has changed, for offers.
     ready: Ready,
@@ -222,9 +224,10 @@ impl PgStore {
         for changed in changes.tasks.drain(..) {
             self.stage_task(changed)?;
         }
+        for record in changes.history.drain(..) {
+            self.stage_entry(record)?;
+        }
         let staged = &mut self.staged;
-        self.meta.last_seq += changes.history.len() as u64;
-        staged.history.append(&mut changes.history);
         staged.data.append(&mut changes.data);
         staged.results.extend(changes.results);
         staged.salvage.extend(changes.salvage.into_iter().map(|(id, fence, result)| ((id, fence), result)));
@@ -251,7 +254,8 @@ impl PgStore {
         staged.gone_workers.append(&mut changes.gone_workers);
         staged.events_before = staged.events_before.max(changes.events_before);
         for id in changes.removed {
-            let Some(task) = self.read.get(&id).filter(|task| task.state.is_terminal()) else {
+            let Some(Found { task, .. }) = self.read.get(&id).filter(|found| found.task.state.is_terminal())
+            else {
                 return Err(StoreError::Statement(format!("removal of task {id}, which has not ended")));
             };
             let (was, version) = ((task.spec.agent, task.state), task.version);
@@ -280,9 +284,11 @@ impl PgStore {
             }
             None => {
                 let may_have_waited = was.is_some_and(|was| !was.is_terminal() && was != State::Running);
-                let held = self.read.get(&id).and_then(|task| Some(task.holder.as_ref()?.session));
+                let found = self.read.get(&id);
+                let held = found.and_then(|found| Some(found.task.holder.as_ref()?.session));
+                let newest = found.and_then(|found| found.newest);
                 let ran = was == Some(State::Running);
-                let image = Image { task: Arc::clone(&task), expected, may_have_waited, held, ran };
+                let image = Image { task: Arc::clone(&task), expected, may_have_waited, held, ran, newest };
                 self.staged.tasks.insert(id, image);
                 was.map(|was| (is.0, was))
             }
@@ -293,6 +299,17 @@ impl PgStore {
             self.staged.count(id, before, Some(is));
         }
         self.ready.put(task);
+        Ok(())
+    }
+
+    fn stage_entry(&mut self, record: Record) -> Result<(), StoreError> {
+        let Some(image) = self.staged.tasks.get_mut(&record.task) else {
+            return Err(StoreError::Statement(format!("an entry of task {}, which has no row", record.task)));
+        };
+        self.meta.last_seq += 1;
+        let (slot, seq, at) = (self.place.slot, self.meta.last_seq, record.at);
+        let before = image.newest.replace(EntryPlace { slot, seq, at });
+        self.staged.history.push(Entered { record, before });
         Ok(())
     }
 
@@ -406,15 +423,14 @@ impl PgStore {
         );
         // What waits is found in the database from now on, but for what was changed since.
         for image in flying.staged.tasks.values() {
-            let (id, task) = (image.task.id, &image.task);
-            let ours = |task: &&Arc<Task>| {
-                task.state == State::Running
-                    && task.holder.as_ref().is_some_and(|holder| holder.session.slot() == self.place.slot)
-            };
-            match Some(task).filter(ours) {
-                Some(task) => self.kept.insert(id, Arc::clone(task)),
-                None => self.kept.remove(&id),
-            };
+            let id = image.task.id;
+            let holder = image.task.holder.as_ref();
+            let ours = holder.is_some_and(|holder| holder.session.slot() == self.place.slot);
+            if ours && image.task.state == State::Running {
+                self.kept.insert(id, image.found());
+            } else {
+                self.kept.remove(&id);
+            }
             let queued = self.queued.iter().any(|handed| handed.staged.tasks.contains_key(&id));
             if !queued && !self.staged.tasks.contains_key(&id) {
                 self.ready.forget(id);
@@ -423,13 +439,13 @@ impl PgStore {
     }
 
     /// The last that was said of a task by a batch that is not known to be durable; none of it: it was removed.
-    fn underway(&self, id: TaskId) -> Option<Option<&Arc<Task>>> {
+    fn underway(&self, id: TaskId) -> Option<Option<Found>> {
         let mut said = None;
         for staged in self.on_the_way() {
             if staged.removed.iter().any(|(removed, _)| *removed == id) {
                 said = Some(None);
             } else if let Some(image) = staged.tasks.get(&id) {
-                said = Some(Some(&image.task));
+                said = Some(Some(image.found()));
             }
         }
         said

@@ -4,7 +4,6 @@
 //! too, which keeps daemons from taking a slot: it is committed after what it wrote was read back.
 
 use super::failed;
-use super::history::make_days_past;
 use super::open::{self, connect, migrate, options, reach};
 use crate::store::bind::Cell;
 use crate::store::moving::{
@@ -25,6 +24,8 @@ use std::io::{self, BufRead, Write};
 const PATIENT: &str = "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0";
 const SNAPSHOT: &str = "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY";
 const SLOTS: &str = "SELECT count(*) FROM slots WHERE last_seq > 0";
+/// The table of a file whose rows share those of the database, where the daemon wrote them.
+const HISTORY: &str = "task_history";
 /// Bytes that are sent at once.
 const CHUNK: usize = 256 << 10;
 
@@ -38,6 +39,8 @@ const COUNTS: &str = "INSERT INTO counts (slot, agent, state, n) \
     SELECT 0, s.agent, t.state, count(*) FROM tasks AS t JOIN task_specs AS s ON s.id = t.id GROUP BY s.agent, t.state";
 const LIVE_BLOCKS: &str = "INSERT INTO live_blocks (block, slot, n) \
     SELECT id >> 12, 0, count(*) FROM tasks WHERE state <= 4 GROUP BY id >> 12";
+const NEWEST: &str = "UPDATE tasks AS t SET history_slot = h.slot, history_seq = h.seq, history_at = h.at \
+    FROM task_history_kept AS h WHERE h.task_id = t.id AND h.version = t.version";
 const META: &str = "UPDATE meta SET seed = $1, created_at = $2 WHERE id = 1";
 /// Nobody has it; the first daemon that comes takes it, and all that is in it.
 const SLOT: &str =
@@ -56,14 +59,20 @@ const SERVED: &str = "SELECT EXISTS (SELECT 1 FROM slots WHERE owner IS NOT NULL
 /// Somebody has to have written the rows of a restore.
 const ANY_SLOT: &str = "INSERT INTO slots (slot, name, beat_at, last_seq, last_session) VALUES (0, '', 0, 0, 0) ON CONFLICT DO NOTHING";
 /// $1: the kind of the row; $2: by how much; $3 and $4: states that never change again.
-const RAISE: &str = "WITH raised AS ( \
-        UPDATE tasks SET fence = fence + $2, version = version + 1, \
-            updated_at = GREATEST(updated_at, (extract(epoch FROM clock_timestamp()) * 1000)::bigint) \
-        WHERE state NOT IN ($3, $4) RETURNING id, version, updated_at, fence, attempt, state, reason) \
-    INSERT INTO task_history (task_id, version, seq, at, fence, attempt, slot, kind, from_state, to_state, reason) \
-    SELECT r.id, r.version, s.last_seq + row_number() OVER (ORDER BY r.id), r.updated_at, r.fence, r.attempt, 0, $1, \
-        r.state, r.state, r.reason \
-    FROM raised AS r CROSS JOIN slots AS s WHERE s.slot = 0";
+const RAISE: &str = "WITH before AS ( \
+        SELECT id, history_slot, history_seq, history_at, \
+            GREATEST(updated_at, (extract(epoch FROM clock_timestamp()) * 1000)::bigint) AS at, \
+            (SELECT last_seq FROM slots WHERE slot = 0) + row_number() OVER (ORDER BY id) AS seq \
+        FROM tasks WHERE state NOT IN ($3, $4) \
+    ), raised AS ( \
+        UPDATE tasks AS t SET fence = t.fence + $2, version = t.version + 1, updated_at = b.at, \
+            history_slot = 0, history_seq = b.seq, history_at = b.at \
+        FROM before AS b WHERE t.id = b.id \
+        RETURNING t.id, t.version, t.fence, t.attempt, t.state, t.reason, b.at, b.seq, \
+            b.history_slot, b.history_seq, b.history_at) \
+    INSERT INTO task_history_kept (task_id, version, seq, at, fence, attempt, slot, kind, from_state, to_state, reason, \
+        before_slot, before_seq, before_at) \
+    SELECT id, version, seq, at, fence, attempt, 0, $1, state, state, reason, history_slot, history_seq, history_at FROM raised";
 const RAISE_SLOTS: &str = "UPDATE slots SET last_session = last_session + $2, \
     last_seq = last_seq + CASE slot WHEN 0 THEN $1 ELSE 0 END";
 const NEW_SEED: &str = "UPDATE meta SET seed = ('x' || substr(md5(random()::text || clock_timestamp()::text), 1, 16))::bit(64)::bigint";
@@ -74,7 +83,6 @@ const TASK_BLOCKS: &str =
 pub(in crate::store) async fn raise(url: &str) -> Result<u64, MoveError> {
     let mut conn = connect(&options(url)?).await?;
     exportable(Standing::of(&open::steps_of(&mut conn).await.map_err(|error| failed(&error))?))?;
-    make_days_past(&mut conn).await?;
     begin_alone(&mut conn).await?;
     let raised = void_what_was_given_out(&mut conn).await.map_err(|error| failed(&error))?;
     // Twice is no harm.
@@ -136,7 +144,6 @@ pub(in crate::store) async fn import(url: &str, from: impl BufRead) -> Result<Ve
     }
     let file = Reader::begin(from)?;
     migrate(&mut conn, &options).await?;
-    make_days_past(&mut conn).await?;
     begin_alone(&mut conn).await?;
     refuse_unless_empty(&mut conn).await?;
     let told = fill(&mut conn, file).await?;
@@ -151,7 +158,8 @@ async fn run(conn: &mut PgConnection, statement: &'static str) -> Result<(), Sto
 
 async fn refuse_unless_empty(conn: &mut PgConnection) -> Result<(), MoveError> {
     for table in TABLES.iter().filter(|table| !table.is_of_new_stores()) {
-        let look = AssertSqlSafe(format!("SELECT EXISTS (SELECT 1 FROM {})", table.name));
+        let rows = if table.name == HISTORY { "history" } else { table.name };
+        let look = AssertSqlSafe(format!("SELECT EXISTS (SELECT 1 FROM {rows})"));
         if sqlx::query_scalar(look).fetch_one(&mut *conn).await.map_err(|error| failed(&error))? {
             return Err(MoveError::NotEmpty { table: table.name });
         }
@@ -166,7 +174,7 @@ async fn read(conn: &mut PgConnection, out: impl Write) -> Result<Vec<Total>, Mo
     for table in &TABLES {
         writer.table(table)?;
         let source = match table.name {
-            "task_history" if slots > 1 => HISTORY_OF_SLOTS,
+            HISTORY if slots > 1 => HISTORY_OF_SLOTS,
             _ => table.postgres,
         };
         let mut rows = sqlx::query(AssertSqlSafe(table.select_of_slots(source))).fetch(&mut *conn);
@@ -204,6 +212,7 @@ async fn fill(conn: &mut PgConnection, mut file: Reader<impl BufRead>) -> Result
     let (budget, breaker) = (ledger_core::Reason::Budget.code(), ledger_core::Reason::BreakerOpen.code());
     let ready = sqlx::query(READY).bind(i64::from(budget)).bind(i64::from(breaker));
     ready.execute(&mut *conn).await.map_err(|error| failed(&error))?;
+    run(conn, NEWEST).await?;
     run(conn, COUNTS).await?;
     run(conn, LIVE_BLOCKS).await?;
     Ok(told)
@@ -236,7 +245,9 @@ async fn fill_table(
 ) -> Result<(), MoveError> {
     let more: String = table.of_postgres.iter().map(|(name, _)| format!(", \"{name}\"")).collect();
     let rest: String = table.of_postgres.iter().map(|(_, value)| format!("\t{value}")).collect();
-    let copy = format!("COPY {} ({}{more}) FROM STDIN", table.name, table.names());
+    // What a ledger brings along is kept row by row until its tasks go.
+    let into = if table.name == HISTORY { "task_history_kept" } else { table.name };
+    let copy = format!("COPY {into} ({}{more}) FROM STDIN", table.names());
     let mut into = conn.copy_in_raw(&copy).await.map_err(|error| failed(&error))?;
     let (mut chunk, mut last) = (String::new(), None);
     loop {

@@ -3,7 +3,7 @@
 //! Each read runs on a task of its own: a caller that leaves drops the answer, and never a statement half-way. Invariant: a
 //! list looks at a bounded number of rows and says where it stopped.
 
-use super::recover::{Asked, Columns, LIVES, Life, read_all};
+use super::recover::{Asked, Columns, read_all};
 use super::{failed, history};
 use crate::store::fresh::Fresh;
 use crate::store::page::next;
@@ -76,7 +76,7 @@ const VIEWS: &str = concat!(
 pub(super) const HISTORY: &str = concat!(
     "SELECT h.seq, ",
     record_columns!(),
-    " FROM history AS h WHERE h.task_id = $1 AND h.at BETWEEN $2 AND $3 ORDER BY h.version"
+    " FROM tasks AS t CROSS JOIN LATERAL history_of(t.id) AS h WHERE t.id = $1 ORDER BY h.version"
 );
 /// What fits a filter, $1 to $7.
 macro_rules! letter_fits {
@@ -396,11 +396,7 @@ impl Reader for PgReader {
     fn history(&self, id: TaskId) -> Fut<'_, Option<Vec<HistoryView>>> {
         let reader = self.clone();
         apart(async move {
-            let lives = reader.rows(sqlx::query(LIVES).bind(numbers(&[id]))).await?;
-            // Rows of tasks that are not there any more may go later than they do.
-            let Some(life) = read_all(&lives, Life::read)?.pop() else { return Ok(None) };
-            let query = sqlx::query(HISTORY).bind(id.0.cast_signed()).bind(life.from).bind(life.to);
-            let rows = reader.rows(query).await?;
+            let rows = reader.rows(sqlx::query(HISTORY).bind(id.0.cast_signed())).await?;
             let views = read_all(&rows, |row| Ok(HistoryView { seq: row.number()?, record: row.record()? }))?;
             // A task has at least the row of its enqueue.
             Ok(Some(views).filter(|views| !views.is_empty()))

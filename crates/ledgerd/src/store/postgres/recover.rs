@@ -3,13 +3,14 @@
 //! Invariants: over what the database has, the open batch's own changes are laid; an offer looks at as many rows as it returns,
 //! for each type and priority.
 
+use super::packed::{EntryPlace, Found};
 use super::{BLOCK, PATIENCE, PAUSE, PgStore, Staged, failed};
 use crate::store::ready::Ready;
-use crate::store::rows::{Cells, Shared, record_columns, task_columns};
+use crate::store::rows::{Cells, Shared, record_columns};
 use ledger_core::store::{
     Ask, BudgetRow, Counts, KeyHolder, Known, News, Recovered, StoreError, TaskData, Totals, Want,
 };
-use ledger_core::{AgentId, ByKey, Now, Record, Task, TaskId, TaskSet, Timestamp};
+use ledger_core::{AgentId, ByKey, Now, Record, Task, TaskId, Timestamp};
 use sqlx::postgres::{PgArguments, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{Postgres, Row, ValueRef};
@@ -26,6 +27,13 @@ const SESSIONS: &str = "SELECT worker, incarnation, session, connected_at, beat_
 const TOTALS: &str = "SELECT s.transitions, c.n, c.agent, c.state \
     FROM (SELECT sum(last_seq)::bigint AS transitions FROM slots) AS s LEFT JOIN ( \
         SELECT agent, state, sum(n)::bigint AS n FROM counts GROUP BY agent, state) AS c ON true";
+/// The columns that [`Found::read`] reads.
+macro_rules! found_columns {
+    () => {
+        concat!($crate::store::rows::task_columns!(), ", t.history_slot, t.history_seq, t.history_at")
+    };
+}
+pub(super) use found_columns;
 /// Rows of the tasks `found`. Each is looked up by itself: a plain join may be planned to read all there are, where tables were
 /// empty when the server last looked at them.
 macro_rules! of_found {
@@ -35,23 +43,17 @@ macro_rules! of_found {
     };
 }
 pub(super) const TASKS: &str =
-    concat!("SELECT ", task_columns!(), " FROM unnest($1::bigint[]) AS found (task_id) ", of_found!());
+    concat!("SELECT ", found_columns!(), " FROM unnest($1::bigint[]) AS found (task_id) ", of_found!());
 const KEYS: &str = "SELECT k.agent, k.key, k.task_id, k.digest \
     FROM unnest($1::bigint[], $2::text[]) AS asked (agent, key) CROSS JOIN LATERAL ( \
         SELECT * FROM idempotency_keys AS own WHERE own.agent = asked.agent AND own.key = asked.key OFFSET 0) AS k";
 const REQUESTS: &str = "SELECT id, digest, answer, at FROM requests WHERE id = ANY($1)";
-/// When tasks were made and last changed, where they are stored: a history row is of no time before or after.
-pub(super) const LIVES: &str = "SELECT t.id, s.created_at, t.updated_at FROM tasks AS t \
-    CROSS JOIN LATERAL (SELECT created_at FROM task_specs AS of_task WHERE of_task.id = t.id OFFSET 0) AS s WHERE t.id = ANY($1)";
-/// Leases of tasks $1 with fences $2, all of which have lived from $3 to $4. Each is asked for itself, by index.
+/// Leases of stored tasks $1 with fences $2.
 const SETTLED: &str = concat!(
     "SELECT asked.n, ",
     record_columns!(),
     " FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS asked (task_id, fence, n) \
-     CROSS JOIN LATERAL ( \
-        SELECT * FROM history AS own \
-        WHERE own.task_id = asked.task_id AND own.at BETWEEN $3 AND $4 AND own.fence = asked.fence AND own.digest IS NOT NULL OFFSET 0 \
-     ) AS h"
+     CROSS JOIN LATERAL history_of(asked.task_id) AS h WHERE h.fence = asked.fence AND h.digest IS NOT NULL"
 );
 const NUMBERS: &str = "SELECT nextval('task_blocks')";
 /// The types that wait of an agent, one index look each.
@@ -71,7 +73,7 @@ macro_rules! waiting_types {
 pub(super) const OFFER: &str = concat!(
     waiting_types!(),
     "SELECT ",
-    task_columns!(),
+    found_columns!(),
     " FROM ( \
         SELECT found.task_id FROM types \
         CROSS JOIN (VALUES (0), (1), (2), (3), (4), (5), (6), (7), (8), (9)) AS of (urgency) \
@@ -92,7 +94,7 @@ pub(super) const OFFER: &str = concat!(
 );
 pub(super) const GATED: &str = concat!(
     "SELECT ",
-    task_columns!(),
+    found_columns!(),
     " FROM (SELECT task_id FROM ready WHERE agent = $1 AND gated = 1 AND task_id NOT IN (SELECT unnest($2::bigint[])) OFFSET 0) AS found ",
     of_found!()
 );
@@ -126,9 +128,9 @@ pub(super) const NEXT_DUE: &str = "SELECT MIN(run_at) FILTER (WHERE calendar = 0
 
 /// Every statement here, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 15] = [
-    META, BUDGETS, SESSIONS, TOTALS, TASKS, KEYS, REQUESTS, LIVES, SETTLED, NUMBERS, OFFER, OLDEST, GATED,
-    AHEAD, NEXT_DUE,
+pub(super) const STATEMENTS: [&str; 14] = [
+    META, BUDGETS, SESSIONS, TOTALS, TASKS, KEYS, REQUESTS, SETTLED, NUMBERS, OFFER, OLDEST, GATED, AHEAD,
+    NEXT_DUE,
 ];
 
 /// A row of this database.
@@ -384,35 +386,33 @@ impl PgStore {
             if self.staged.removed.iter().any(|(removed, _)| removed == id) {
                 continue;
             }
-            match self.staged.tasks.get(id).map(|image| &image.task).or_else(|| self.read.get(id)) {
-                Some(task) => {
-                    known.tasks.insert(*id, Arc::clone(task));
+            let staged = self.staged.tasks.get(id).map(|image| &image.task);
+            if let Some(task) = staged.or_else(|| self.read.get(id).map(|found| &found.task)) {
+                known.tasks.insert(*id, Arc::clone(task));
+                continue;
+            }
+            let found = match self.underway(*id) {
+                // It was removed.
+                Some(None) => continue,
+                // As its row will be when this batch is written.
+                Some(found) => found,
+                None => self.kept.get(id).cloned(),
+            };
+            match found {
+                Some(found) => {
+                    known.tasks.insert(*id, Arc::clone(&found.task));
+                    self.read.insert(*id, found);
                 }
-                None => match self.underway(*id).map(Option::<&Arc<Task>>::cloned) {
-                    // As its row will be when this batch is written.
-                    Some(Some(task)) => {
-                        self.read.insert(*id, Arc::clone(&task));
-                        known.tasks.insert(*id, task);
-                    }
-                    Some(None) => {}
-                    None => match self.kept.get(id) {
-                        Some(task) => {
-                            self.read.insert(*id, Arc::clone(task));
-                            known.tasks.insert(*id, Arc::clone(task));
-                        }
-                        None => missing.push(*id),
-                    },
-                },
+                None => missing.push(*id),
             }
         }
         if !missing.is_empty() {
             self.begin_once().await?;
             let query = sqlx::query(TASKS).bind(numbers(&missing));
             let mut shared = Shared::default();
-            for task in all(self.connection()?, query, |row| row.task(&mut shared)).await? {
-                let task = Arc::new(task);
-                self.read.insert(task.id, Arc::clone(&task));
-                known.tasks.insert(task.id, task);
+            for found in all(self.connection()?, query, |row| Found::read(row, &mut shared)).await? {
+                known.tasks.insert(found.task.id, Arc::clone(&found.task));
+                self.read.insert(found.task.id, found);
             }
         }
         self.read_keys(want, &mut known).await?;
@@ -477,7 +477,8 @@ impl PgStore {
         let mut missing: HashMap<(TaskId, u64), usize> =
             leases.iter().enumerate().map(|(at, lease)| (*lease, at)).collect();
         let flying = self.on_the_way().flat_map(|staged| &staged.history);
-        for record in flying.chain(&self.staged.history).filter(|record| record.digest.is_some()) {
+        let records = flying.chain(&self.staged.history).map(|entry| &entry.record);
+        for record in records.filter(|record| record.digest.is_some()) {
             if let Some(at) = missing.remove(&(record.task, record.fence)) {
                 found[at] = Some(record.clone());
             }
@@ -486,17 +487,10 @@ impl PgStore {
             return Ok(found);
         }
         self.begin_once().await?;
-        let asked = numbers(missing.keys().map(|(id, _)| id));
-        let lives = all(self.connection()?, sqlx::query(LIVES).bind(asked), Life::read).await?;
-        let (from, to) = (lives.iter().map(|life| life.from).min(), lives.iter().map(|life| life.to).max());
-        let stored: TaskSet = lives.into_iter().map(|life| life.task).collect();
-        let places: Vec<usize> =
-            missing.into_iter().filter(|((id, _), _)| stored.contains(id)).map(|(_, at)| at).collect();
+        let places: Vec<usize> = missing.into_values().collect();
         let query = sqlx::query(SETTLED)
             .bind(numbers(places.iter().map(|at| &leases[*at].0)))
-            .bind(places.iter().map(|at| leases[*at].1.cast_signed()).collect::<Vec<_>>())
-            .bind(from)
-            .bind(to);
+            .bind(places.iter().map(|at| leases[*at].1.cast_signed()).collect::<Vec<_>>());
         let rows = all(self.connection()?, query, |row| Ok((row.number()?, row.record()?))).await?;
         for (n, record) in rows {
             if let Some(at) = usize::try_from(n).ok().and_then(|n| places.get(n - 1)) {
@@ -532,9 +526,8 @@ impl PgStore {
                 .bind(i64::try_from(ask.limit).unwrap_or(i64::MAX))
                 .bind(self.changed());
             let mut shared = Shared::default();
-            let mut found: Vec<Arc<Task>> =
-                all(self.connection()?, query, |row| row.task(&mut shared).map(Arc::new)).await?;
-            self.read.extend(found.iter().map(|task| (task.id, Arc::clone(task))));
+            let stored = all(self.connection()?, query, |row| Found::read(row, &mut shared)).await?;
+            let mut found = self.remember(stored);
             found.extend(self.ready.offer(ask, now));
             found.sort_unstable_by_key(|task| (9_u8.saturating_sub(task.priority), task.run_at, task.id));
             found.truncate(ask.limit);
@@ -544,6 +537,13 @@ impl PgStore {
             self.due = self.find_due(now).await?;
         }
         Ok(offers)
+    }
+
+    /// Tasks that the batch has read.
+    pub(super) fn remember(&mut self, stored: Vec<Found>) -> Vec<Arc<Task>> {
+        let tasks = stored.iter().map(|found| Arc::clone(&found.task)).collect();
+        self.read.extend(stored.into_iter().map(|found| (found.task.id, found)));
+        tasks
     }
 
     /// When the next task in the database becomes due.
@@ -560,9 +560,8 @@ impl PgStore {
         self.begin_once().await?;
         let query = sqlx::query(GATED).bind(i64::from(agent.0)).bind(self.changed());
         let mut shared = Shared::default();
-        let mut found: Vec<Arc<Task>> =
-            all(self.connection()?, query, |row| row.task(&mut shared).map(Arc::new)).await?;
-        self.read.extend(found.iter().map(|task| (task.id, Arc::clone(task))));
+        let stored = all(self.connection()?, query, |row| Found::read(row, &mut shared)).await?;
+        let mut found = self.remember(stored);
         found.extend(self.ready.gated(agent));
         found.sort_unstable_by_key(|task| (9_u8.saturating_sub(task.priority), task.run_at, task.id));
         Ok(found)
@@ -609,16 +608,10 @@ impl PgStore {
     }
 }
 
-/// When the history of a stored task was written: ms since the epoch, both ends included.
-pub(super) struct Life {
-    pub(super) task: TaskId,
-    pub(super) from: i64,
-    pub(super) to: i64,
-}
-
-impl Life {
-    /// A row of [`LIVES`].
-    pub(super) fn read(row: &mut Columns<'_>) -> Result<Self, StoreError> {
-        Ok(Self { task: row.task_id()?, from: row.int()?, to: row.int()? })
+impl Found {
+    /// A row with `found_columns`.
+    pub(super) fn read(row: &mut Columns<'_>, shared: &mut Shared) -> Result<Self, StoreError> {
+        let task = Arc::new(row.task(shared)?);
+        Ok(Self { task, newest: EntryPlace::read(row)? })
     }
 }

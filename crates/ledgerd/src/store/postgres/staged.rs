@@ -4,11 +4,12 @@
 //! has; history in the order it was decided.
 
 use super::hints::Hint;
+use super::packed::{Entered, EntryPlace, Found};
 use bytes::Bytes;
 use ledger_core::store::{
     AgentEvent, AgentRow, BreakerRow, BudgetRow, DeadLetter, Notes, RequestRow, SessionRow, TaskData,
 };
-use ledger_core::{AgentId, ByName, ByTask, Record, SessionId, State, Task, TaskId, Timestamp};
+use ledger_core::{AgentId, ByName, ByTask, SessionId, State, Task, TaskId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -23,9 +24,16 @@ pub(super) struct Image {
     pub(super) held: Option<SessionId>,
     /// It was RUNNING.
     pub(super) ran: bool,
+    /// Its newest entry of the history.
+    pub(super) newest: Option<EntryPlace>,
 }
 
 impl Image {
+    /// The task as its row will be.
+    pub(super) fn found(&self) -> Found {
+        Found { task: Arc::clone(&self.task), newest: self.newest }
+    }
+
     /// Whether it has no row in the database.
     pub(super) const fn is_new(&self) -> bool {
         self.expected == 0
@@ -42,7 +50,7 @@ impl Image {
 pub(super) struct Staged {
     pub(super) tasks: ByTask<Image>,
     pub(super) data: Vec<(TaskId, Arc<TaskData>)>,
-    pub(super) history: Vec<Record>,
+    pub(super) history: Vec<Entered>,
     pub(super) results: BTreeMap<TaskId, Bytes>,
     pub(super) salvage: BTreeMap<(TaskId, u64), Bytes>,
     pub(super) notes: BTreeMap<TaskId, Notes>,

@@ -3,6 +3,7 @@
 //! Decides nothing. What is new of a batch is one statement, what it changes another, and only what is rare goes by itself.
 //! Invariant: rows are locked in the order of their numbers.
 
+use super::packed::packed;
 use super::shared::{self, Basis, Met, Written};
 use super::staged::{Image, Staged};
 use super::table::Kind::{self, Int, Int2, Int4, Real, Text};
@@ -17,22 +18,7 @@ use ledger_core::{AgentId, State, Task, TaskId, Timestamp};
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
-/// The columns of a task's row, as `bind` has them, and the version it had.
-macro_rules! task_row {
-    ($($more:expr),*) => {
-        &[
-            ("id", Int), ("state", Int), ("reason", Int), ("priority", Int), ("run_at", Int), ("calendar", Int),
-            ("deadline", Int), ("queued_at", Int), ("updated_at", Int), ("version", Int), ("fence", Int),
-            ("delivery", Int), ("attempt", Int), ("idle_deliveries", Int), ("worker", Text), ("incarnation", Int),
-            ("session", Int), ("lease_until", Int), ("acked_at", Int), ("progress_at", Int), ("sample_epoch", Int),
-            ("sample_probe", Int), ("sample_told", Int), ("retry_count", Int), ("losses", Int), ("preemptions", Int),
-            ("redrives", Int), ("probe_failures", Int), ("tokens", Int), ("previous_delay", Int), ("stop_cause", Int),
-            ("stop_until", Int), ("discarded", Int), ("loss_weight", Int), ("lost_at", Int), ("free_releases", Int),
-            ("blocks", Int), ("result", Kind::Bytes), $($more),*
-        ]
-    };
-}
-/// The same without what few have, and as wide as the columns; the types above are of before, and types are never changed.
+/// The columns of a task's row that most need, as `bind` has them, where its newest entry stands, and more.
 macro_rules! lean_row {
     ($($more:expr),*) => {
         &[
@@ -40,8 +26,20 @@ macro_rules! lean_row {
             ("deadline", Int), ("queued_at", Int), ("updated_at", Int), ("version", Int), ("fence", Int),
             ("delivery", Int4), ("attempt", Int4), ("idle_deliveries", Int4), ("worker", Text), ("incarnation", Int),
             ("session", Int), ("lease_until", Int), ("acked_at", Int), ("progress_at", Int), ("sample_epoch", Int),
-            ("sample_probe", Int2), ("sample_told", Int2), $($more),*
+            ("sample_probe", Int2), ("sample_told", Int2), ("history_slot", Int2), ("history_seq", Int),
+            ("history_at", Int), $($more),*
         ]
+    };
+}
+/// The same with what few have, and a result.
+macro_rules! task_row {
+    ($($more:expr),*) => {
+        lean_row!(
+            ("retry_count", Int4), ("losses", Int4), ("preemptions", Int4), ("redrives", Int4), ("probe_failures", Int4),
+            ("tokens", Int4), ("previous_delay", Int), ("stop_cause", Int2), ("stop_until", Int), ("discarded", Int2),
+            ("loss_weight", Int4), ("lost_at", Int), ("free_releases", Int4), ("blocks", Int4), ("result", Kind::Bytes)
+            $(, $more)*
+        )
     };
 }
 
@@ -76,7 +74,8 @@ macro_rules! update_tasks {
              idle_deliveries = new.idle_deliveries, worker = new.worker, incarnation = new.incarnation, \
              session = new.session, lease_until = new.lease_until, acked_at = new.acked_at, \
              progress_at = new.progress_at, sample_epoch = new.sample_epoch, sample_probe = new.sample_probe, \
-             sample_told = new.sample_told, result = COALESCE(new.result, t.result), ",
+             sample_told = new.sample_told, history_slot = new.history_slot, history_seq = new.history_seq, \
+             history_at = new.history_at, result = COALESCE(new.result, t.result), ",
             $rare
         )
     };
@@ -106,26 +105,9 @@ static LEAN_TASKS: Table = Table::new(
     AS_READ,
 );
 static HISTORY: Table = Table::new(
-    "lean_task_history",
+    "packed_history",
     "INSERT INTO task_history",
-    &[
-        ("slot", Int2),
-        ("seq", Int),
-        ("task_id", Int),
-        ("version", Int),
-        ("kind", Int2),
-        ("from_state", Int2),
-        ("to_state", Int2),
-        ("reason", Int2),
-        ("at", Int),
-        ("fence", Int),
-        ("attempt", Int4),
-        ("worker", Text),
-        ("until", Int),
-        ("digest", Int),
-        ("error", Text),
-        ("facts", Text),
-    ],
+    &[("slot", Int2), ("seq", Int), ("task", Int), ("at", Int), ("entries", Text)],
     "",
 );
 static READY: Table = Table::new(
@@ -295,11 +277,10 @@ const OLD_EVENTS: &str = "DELETE FROM agent_events WHERE seq = ANY(ARRAY( \
     SELECT seq FROM (SELECT seq, at FROM agent_events ORDER BY seq LIMIT $1) AS oldest WHERE at < $2))";
 /// Before their rows go. In the order of slots, as another daemon that is at it.
 const REMOVED: &str = "INSERT INTO removed_history AS r (slot, seq) \
-    SELECT h.slot, max(h.seq) FROM tasks AS t \
-    CROSS JOIN LATERAL (SELECT created_at FROM task_specs AS of_task WHERE of_task.id = t.id OFFSET 0) AS s \
-    CROSS JOIN LATERAL (SELECT * FROM history AS newest WHERE newest.task_id = t.id AND newest.version = t.version \
-        AND newest.at BETWEEN s.created_at AND t.updated_at OFFSET 0) AS h \
-    WHERE t.id = ANY($1) GROUP BY h.slot ORDER BY h.slot \
+    SELECT newest.slot, max(newest.seq) FROM ( \
+        SELECT history_slot AS slot, history_seq AS seq FROM tasks WHERE id = ANY($1) AND history_slot IS NOT NULL \
+        UNION ALL SELECT slot, seq FROM task_history_kept WHERE task_id = ANY($1) \
+    ) AS newest GROUP BY newest.slot ORDER BY newest.slot \
     ON CONFLICT (slot) DO UPDATE SET seq = excluded.seq WHERE r.seq < excluded.seq";
 /// Those that are as they were judged; names them.
 const REMOVE_TASKS: &str = "DELETE FROM tasks AS t USING unnest($1::bigint[], $2::bigint[]) AS judged (id, version) \
@@ -390,11 +371,14 @@ fn numbers<'a>(ids: impl IntoIterator<Item = &'a TaskId>) -> Vec<i64> {
 }
 
 /// A row of `tasks`; without what few have, where none of its statement's rows has any of it.
-fn image(row: &mut Rows, task: &Task, lean: bool) {
-    bind::task(row, task);
-    bind::held(row, task);
+fn image(row: &mut Rows, image: &Image, lean: bool) {
+    bind::task(row, &image.task);
+    bind::held(row, &image.task);
+    row.add(image.newest.map(|place| i64::from(place.slot)));
+    row.add(image.newest.map(|place| place.seq.cast_signed()));
+    row.add(image.newest.map(|place| place.at.millis()));
     if !lean {
-        bind::rare(task).into_iter().for_each(|number| row.add(number));
+        bind::rare(&image.task).into_iter().for_each(|number| row.add(number));
     }
 }
 
@@ -455,16 +439,18 @@ pub(super) async fn write_new(
     let has_result = |image: &&Image| own_result(&image.task, staged).is_some();
     let lean = are_lean(tasks.iter().copied()) && !tasks.iter().any(has_result);
     new.add(rows(if lean { &LEAN_NEW_TASKS } else { &NEW_TASKS }, tasks, |row, new| {
-        image(row, &new.task, lean);
+        image(row, new, lean);
         if !lean {
             row.add(own_result(&new.task, staged));
         }
     }));
     let first = meta.last_seq + 1 - staged.history.len() as u64;
-    new.add(rows(&HISTORY, staged.history.iter().zip(first..), |row, (record, seq)| {
+    new.add(rows(&HISTORY, packed(&staged.history, first), |row, packed| {
         row.add(i64::from(slot));
-        row.add(seq.cast_signed());
-        bind::record(row, record);
+        row.add(packed.seq.cast_signed());
+        row.add(packed.task.cast_signed());
+        row.add(packed.at);
+        row.add(&*packed.entries);
     }));
     new.write(conn).await.map(drop)
 }
@@ -548,7 +534,7 @@ fn changed(known: &[&Image], staged: &Staged, slot: i64) -> Together {
     }));
     let lean = are_lean(known.iter().copied());
     changed.add(rows(if lean { &LEAN_TASKS } else { &TASKS }, known, |row, known| {
-        image(row, &known.task, lean);
+        image(row, known, lean);
         row.add(own_result(&known.task, staged));
         row.add(known.expected.cast_signed());
         row.add(known.held.map(|held| held.0.cast_signed()));

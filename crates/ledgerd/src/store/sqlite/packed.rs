@@ -8,21 +8,17 @@
 use super::failed;
 use super::staged::Row;
 use crate::store::bind::{self, Cell};
+use crate::store::entries::{ENTRIES, Entry};
 use crate::store::moving::Kind;
 use crate::store::text;
+use ledger_core::Task;
 use ledger_core::store::StoreError;
-use ledger_core::{Record, Task};
 use rusqlite::{Connection, OptionalExtension as _, Result, Statement};
-use serde::ser::{Serialize, SerializeSeq as _, Serializer};
 use serde_json::value::RawValue;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Entries of a row. More make a row that no page has room for beside others; fewer save less.
-const ENTRIES: usize = 16;
 /// Rows that are kept while entries are read one by one: 16 MB of them.
 const ROWS_KEPT: usize = 4_096;
-/// What every entry has.
-const ALWAYS: usize = 10;
 
 /// What a stored text says.
 type Read<T> = std::result::Result<T, StoreError>;
@@ -96,69 +92,15 @@ pub(super) fn packed(rows: &[Row]) -> impl Iterator<Item = Packed> {
     rows.chunks(ENTRIES).map(|rows| {
         let first = &rows[0];
         let (seq, task, at) = (first.seq, first.record.task.0, first.record.at.millis());
-        let entries: Vec<Entry<'_>> = rows
+        let entries: Vec<_> = rows
             .iter()
-            .map(|Row { seq, prev, record }| Entry {
-                task,
-                at,
-                back: prev.map_or(0, |prev| seq - prev),
-                record,
+            .map(|Row { seq, prev, record }| {
+                let back = prev.map_or(0, |prev| seq - prev);
+                Entry { task, at, before: back, record }
             })
             .collect();
         Packed { seq, task, at, entries: text::written(&entries) }
     })
-}
-
-/// One entry, as it stands in a row.
-struct Entry<'r> {
-    task: u64,
-    at: i64,
-    back: u64,
-    record: &'r Record,
-}
-
-impl Serialize for Entry<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        let record = self.record;
-        let error = record.error.as_deref().map(text::error_text);
-        let facts = (!record.facts.is_empty()).then(|| text::facts_text(&record.facts));
-        // Up to the last that it has.
-        let more = [
-            record.worker.is_some(),
-            record.until.is_some(),
-            record.digest.is_some(),
-            error.is_some(),
-            facts.is_some(),
-        ];
-        let more = more.iter().rposition(|has| *has).map_or(0, |last| last + 1);
-        let mut entry = serializer.serialize_seq(Some(ALWAYS + more))?;
-        entry.serialize_element(&record.task.0.wrapping_sub(self.task).cast_signed())?;
-        entry.serialize_element(&record.version)?;
-        entry.serialize_element(&self.back)?;
-        entry.serialize_element(&record.kind.code())?;
-        entry.serialize_element(&record.from.map(|state| state.code()))?;
-        entry.serialize_element(&record.to.code())?;
-        entry.serialize_element(&record.reason.code())?;
-        entry.serialize_element(&(record.at.millis() - self.at))?;
-        entry.serialize_element(&record.fence)?;
-        entry.serialize_element(&record.attempt)?;
-        if more > 0 {
-            entry.serialize_element(&record.worker.as_deref())?;
-        }
-        if more > 1 {
-            entry.serialize_element(&record.until.map(|until| until.millis() - self.at))?;
-        }
-        if more > 2 {
-            entry.serialize_element(&record.digest.map(u64::cast_signed))?;
-        }
-        if more > 3 {
-            entry.serialize_element(&error)?;
-        }
-        if more > 4 {
-            entry.serialize_element(&facts)?;
-        }
-        entry.end()
-    }
 }
 
 /// One entry, read back.

@@ -5,13 +5,14 @@ use crate::store::moving::{export_postgres, import_postgres};
 use crate::store::postgres::history::WAIT;
 use crate::store::rig::{New, Rig};
 use ledger_core::store::{Changes, StoreError};
-use ledger_core::{Event, Record, TaskId};
+use ledger_core::{Event, Outcome, Record, ReleaseCause, TaskId};
 use sqlx::{Connection, Executor};
 use std::time::Duration;
 
 const DAY: Duration = Duration::from_secs(86_400);
 const PARTITIONS: &str = "SELECT COUNT(*) FROM pg_inherits WHERE inhparent = 'task_history'::regclass";
-const IN_DEFAULT: &str = "SELECT COUNT(*) FROM task_history_default";
+const IN_DEFAULT: &str = "SELECT COUNT(*) FROM task_history_default AS r \
+    CROSS JOIN LATERAL unpacked(r.slot, r.seq, r.task, r.at, r.entries)";
 const KEPT: &str = "SELECT COUNT(*) FROM task_history_kept";
 
 /// All that there is to do now, for tasks that are stored for a day at least.
@@ -84,7 +85,7 @@ async fn rows_of_a_day_without_a_partition_are_found_and_go_to_those_that_are_ke
     let before = [rig.history(ids[0]).await, rig.history(ids[1]).await];
     remove(&mut rig, &ids[2..]).await;
     assert_eq!(told(&rig, ids[2]).await, None);
-    assert_eq!(number(&url, IN_DEFAULT).await, 12, "a row that may go with its day costs nothing");
+    assert_eq!(number(&url, IN_DEFAULT).await, 12, "an entry that may go with its day costs nothing");
     tidy(&rig).await.expect("it can be tidied");
     assert_eq!((number(&url, IN_DEFAULT).await, number(&url, KEPT).await), (0, 8));
     assert_eq!([rig.history(ids[0]).await, rig.history(ids[1]).await], before);
@@ -169,7 +170,7 @@ async fn a_row_that_comes_late_to_a_day_stays() {
     // Past the walk: no step has seen it.
     raw(&url)
         .await
-        .execute("UPDATE history_days SET walked = 1 << 40 WHERE leaving IS NOT NULL")
+        .execute("UPDATE history_days SET walked_slot = 1 WHERE leaving IS NOT NULL")
         .await
         .expect("it runs");
     assert!(rig.reader().expect("it can be read").tidy(rig.now.at, Some(DAY)).await.expect("it looks"));
@@ -262,7 +263,7 @@ async fn no_row_of_history_can_be_changed() {
     let Some(mut rig) = rig_of_today().await else { return };
     let url = url_of(&rig);
     complete(&mut rig, 1).await;
-    for text in ["UPDATE task_history SET fence = 7", "UPDATE task_history_20270115 SET fence = 7"] {
+    for text in ["UPDATE task_history SET entries = '[]'", "UPDATE task_history_20270115 SET at = at + 1"] {
         let error = raw(&url).await.execute(text).await.expect_err("append-only");
         assert!(error.to_string().contains("append-only"), "{error}");
     }
@@ -282,33 +283,98 @@ async fn what_is_exported_has_no_history_of_removed_tasks() {
     let url = crate::store::rig::database().await.expect("the server is there");
     import_postgres(&url, &file[..]).await.expect("it is imported");
     assert_eq!(number(&url, "SELECT COUNT(*) FROM history").await, 4);
-    let days = "SELECT COUNT(*) FROM history_days WHERE day < extract(epoch FROM now())::bigint / 86400";
-    assert_eq!(number(&url, days).await, 90, "days for what it brings along");
+    assert_eq!(number(&url, KEPT).await, 4, "what it brings along is kept until its task goes");
 }
 
 #[tokio::test]
-async fn a_look_up_touches_the_days_of_its_task_alone() {
+async fn an_entry_is_looked_up_in_its_day_alone() {
     let Some(rig) = rig_of_today().await else { return };
     let mut conn = raw(&url_of(&rig)).await;
-    let [from, to] = [3, 4].map(|days| rig.now.at.after(days * DAY).millis());
-    let plan = format!(
-        "EXPLAIN {}",
-        crate::store::postgres::read::HISTORY
-            .replace("$1", "5")
-            .replace("$2", &from.to_string())
-            .replace("$3", &to.to_string())
-    );
+    let prepare = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; \
+        PREPARE looked (smallint, bigint, bigint) AS SELECT * FROM packed_entry($1, $2, $3)";
+    conn.execute(prepare).await.expect("it is one");
+    let at = rig.now.at.after(3 * DAY).millis();
+    let plan = format!("EXPLAIN EXECUTE looked (0, 5, {at})");
     let rows = conn.fetch_all(sqlx::AssertSqlSafe(plan)).await.expect("it explains");
     let plan: String = rows.iter().map(|row| sqlx::Row::get::<String, _>(row, 0) + "\n").collect();
-    for (table, read) in [
-        ("task_history_20270117", false),
-        ("task_history_20270118", true),
-        ("task_history_20270119", true),
-        ("task_history_20270120", false),
-        // Every day asked for has a partition, so nothing of them can be there.
-        ("task_history_default", false),
-        ("task_history_kept", true),
-    ] {
-        assert_eq!(plan.contains(table), read, "{table} in\n{plan}");
+    let index = "Index Scan Backward using task_history_20270118_slot_seq_idx";
+    assert!(plan.contains(index), "{plan}");
+    assert_eq!(plan.matches("Scan").count(), 2, "and what is in the row:\n{plan}");
+}
+
+/// Whatever moved, and whoever wrote it.
+#[tokio::test]
+async fn a_history_is_whole_across_days_slots_and_rows() {
+    let Some(mut first) = Rig::postgres().await else { return };
+    let url = url_of(&first);
+    // In DEFAULT, for this day has no partition yet.
+    let id = first.enqueue(New::of("a")).await;
+    first.commit().await;
+    tidy(&first).await.expect("it can be tidied");
+    assert_eq!(number(&url, KEPT).await, 1);
+    let mut other = rig_on(&url).await;
+    for (day, more) in (1..=4).zip([20, 0, 40, 3]) {
+        first.wait(DAY);
+        // Beside others in rows that begin before it, at one daemon and at another.
+        for of_other in [false, true] {
+            first.wait(Duration::from_secs(3_600));
+            other.now = first.now;
+            let rig = if of_other { &mut other } else { &mut first };
+            rig.enqueue_all((0..more).map(|_| New::of("b"))).await;
+            let fence = rig.run(id).await;
+            let given_back = Outcome::Release { cause: ReleaseCause::Drain, delay: Duration::ZERO };
+            rig.end(id, fence, given_back).await;
+            rig.enqueue_all((0..more).map(|_| New::of("c"))).await;
+            rig.commit().await;
+        }
+        let told = told(&first, id).await.expect("it is stored");
+        let versions: Vec<u64> = told.iter().map(|record| record.version).collect();
+        assert_eq!(versions, (1..=versions.len() as u64).collect::<Vec<_>>(), "day {day}");
+        assert_eq!(versions.len(), 1 + 6 * day);
+        tidy(&first).await.expect("it can be tidied");
     }
+    assert_eq!(told(&other, id).await, told(&first, id).await);
+    assert_eq!(number(&url, "SELECT count(*) FROM history").await, 25 + 4 * 63, "and none is told twice");
+}
+
+/// A ledger whose history had a row for each entry.
+#[tokio::test]
+async fn history_of_before_rows_were_shared_is_kept_and_goes_on() {
+    let Some(url) = crate::store::rig::database().await else { return };
+    let before = crate::store::schema::migrations(&crate::store::postgres::open::MIGRATIONS[..4]);
+    let mut conn = raw(&url).await;
+    sqlx::migrate::Migrator::with_migrations(before)
+        .run_direct(None, &mut conn, false)
+        .await
+        .expect("it is new");
+    let rows = "INSERT INTO slots (slot, name, beat_at, last_seq, last_session) VALUES (0, '', 0, 4, 0); \
+        INSERT INTO agents (id, name, settings, created_at) VALUES (1, 'a', '{}', 1700000000000); \
+        INSERT INTO task_specs (id, agent, task_type, created_at, payload, digest, frees_key) \
+            SELECT n, 1, 't', 1700000000000, '', n, 0 FROM generate_series(1, 2) AS n; \
+        INSERT INTO tasks (id, run_at, queued_at, updated_at, version, fence, delivery, attempt, idle_deliveries, state, \
+                reason, priority, calendar) \
+            SELECT n, 1700000000000, 1700000000000, 1700000000000, n, 0, 0, 0, 0, 1, 1, 5, 0 FROM generate_series(1, 2) AS n; \
+        INSERT INTO ready (agent, task_type, gated, urgency, run_at, calendar, task_id) \
+            SELECT 1, 't', 0, 4, 1700000000000, 0, n FROM generate_series(1, 2) AS n; \
+        INSERT INTO counts (slot, agent, state, n) VALUES (0, 1, 1, 2); \
+        INSERT INTO live_blocks (block, slot, n) VALUES (0, 0, 2); \
+        SELECT setval('task_blocks', 1); \
+        INSERT INTO task_history (task_id, version, seq, at, fence, attempt, slot, kind, to_state, reason) \
+            VALUES (1, 1, 1, 1700000000000, 0, 0, 0, 1, 1, 1), (2, 1, 2, 1700000000000, 0, 0, 0, 1, 1, 1), \
+                (2, 2, 3, 1700000000000, 0, 0, 0, 1, 1, 1), (3, 1, 4, 1700000000000, 0, 0, 0, 1, 1, 1)";
+    conn.execute(rows).await.expect("they are as before");
+    let mut rig = rig_on(&url).await;
+    assert_eq!(number(&url, KEPT).await, 3, "the third task is gone");
+    for (id, entries) in [(TaskId(1), 1), (TaskId(2), 2)] {
+        let before = rig.history(id).await;
+        assert_eq!(before.len(), entries);
+        rig.complete(id).await;
+        rig.commit().await;
+        let after = rig.history(id).await;
+        assert_eq!((&after[..entries], after.len()), (&before[..], entries + 3));
+    }
+    let reader = rig.reader().expect("it can be read");
+    let cut = [(0, 1)].into_iter().collect();
+    let told = reader.after(&cut, 100).await.expect("it reads").expect("nothing was removed");
+    assert_eq!(told.rows.len(), 8);
 }
