@@ -2,12 +2,13 @@
 //!
 //! Batches are written one after the other, each in a transaction of its own, so that the next is guarded by what the one
 //! before has left. What is new of the next and looks at nothing that is stored goes ahead meanwhile: its history, and tasks that
-//! were made. Its commit is sent when the one before is known to be durable. Invariants: nothing is told before its commit is
+//! were made. The rest, and its commit, are sent when the one before is known to be durable, which that one tells it: the loop may be
+//! busy with the next decision. Invariants: nothing is told before its commit is
 //! known; a commit without an answer is asked for by the number of its transaction; what is written runs on a task of its own,
 //! which nobody drops.
 
 use super::hints::Hint;
-use super::shared::{Basis, Met, Written};
+use super::shared::{Basis, Met, Revisions, Written};
 use super::staged::Staged;
 use super::{Meta, failed, open, write};
 use ledger_core::Timestamp;
@@ -15,6 +16,7 @@ use ledger_core::store::StoreError;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 /// How long the fate of a commit is asked for.
@@ -44,22 +46,17 @@ pub(super) struct Handed {
     /// It has a transaction there.
     pub(super) begun: bool,
     pub(super) staged: Arc<Staged>,
+    /// What its rows are guarded by, but for what those before it will have written.
+    pub(super) basis: Basis,
     pub(super) met: Met,
     pub(super) meta: Meta,
     /// Forget answers as of then, so many at most.
     pub(super) purge: Option<(Timestamp, usize)>,
     pub(super) hint: Hint,
-    /// What writes its new rows already, and has the session.
-    pub(super) ahead: Option<JoinHandle<Ahead>>,
-    /// The lock of our slot is that session's.
-    pub(super) locks: bool,
 }
 
-/// What became of the new rows of a batch.
-pub(super) struct Ahead {
-    session: Option<Session>,
-    written: Result<(), StoreError>,
-}
+/// What the next is told when a batch is durable. Where it is not, nobody tells it anything.
+type Turn = oneshot::Receiver<Revisions>;
 
 /// One that is being written.
 pub(super) struct Flying {
@@ -67,6 +64,10 @@ pub(super) struct Flying {
     pub(super) staged: Arc<Staged>,
     pub(super) meta: Meta,
     pub(super) hint: Hint,
+    /// The lock of our slot is its session's.
+    pub(super) locks: bool,
+    /// For the batch that follows.
+    turn: Option<Turn>,
 }
 
 /// What became of it.
@@ -77,29 +78,26 @@ pub(super) struct Landed {
 }
 
 impl Handed {
-    /// Begins to write; `basis` is what its rows are guarded by.
-    pub(super) fn start(self, basis: Basis, options: PgConnectOptions) -> Flying {
+    /// Begins to write, behind the newest of those that are being written.
+    pub(super) fn start(self, before: Option<&mut Flying>, options: PgConnectOptions) -> Flying {
         let (staged, meta, hint) = (Arc::clone(&self.staged), self.meta, self.hint);
+        let locks = self.session.as_ref().is_some_and(|session| session.locks);
+        let (next, turn) = oneshot::channel();
         let pilot = Pilot { session: self.session, begun: self.begun, options };
-        let task = tokio::spawn(pilot.fly(self.staged, self.ahead, basis, self.met, meta, self.purge));
-        Flying { task, staged, meta, hint }
+        let before = before.and_then(|before| before.turn.take());
+        let load = Load { staged: self.staged, basis: self.basis, met: self.met, meta, purge: self.purge };
+        let task = tokio::spawn(pilot.fly(load, before, next));
+        Flying { task, staged, meta, hint, locks, turn: Some(turn) }
     }
+}
 
-    /// Begins to write what is new of it, under the slot that is ours, before it is its turn.
-    pub(super) fn go_ahead(&mut self, slot: u16, options: PgConnectOptions) {
-        if !self.staged.may_go_ahead() {
-            return;
-        }
-        let Some(session) = self.session.take() else { return };
-        self.locks = session.locks;
-        let pilot = Pilot { session: Some(session), begun: self.begun, options };
-        self.ahead = Some(tokio::spawn(pilot.go_ahead(Arc::clone(&self.staged), slot, self.meta)));
-    }
-
-    /// Whether the slot's lock is its session's.
-    pub(super) fn holds_lock(&self) -> bool {
-        self.session.as_ref().map_or(self.locks, |session| session.locks)
-    }
+/// What a batch writes.
+struct Load {
+    staged: Arc<Staged>,
+    basis: Basis,
+    met: Met,
+    meta: Meta,
+    purge: Option<(Timestamp, usize)>,
 }
 
 struct Pilot {
@@ -110,29 +108,14 @@ struct Pilot {
 }
 
 impl Pilot {
-    async fn go_ahead(mut self, staged: Arc<Staged>, slot: u16, meta: Meta) -> Ahead {
-        let written = match self.begin().await {
-            Ok(conn) => write::write_new(conn, &staged, slot, meta).await,
-            Err(error) => Err(error),
-        };
-        Ahead { session: self.session, written }
-    }
-
-    async fn fly(
-        mut self,
-        staged: Arc<Staged>,
-        ahead: Option<JoinHandle<Ahead>>,
-        basis: Basis,
-        met: Met,
-        meta: Meta,
-        purge: Option<(Timestamp, usize)>,
-    ) -> Landed {
-        let written = match self.catch_up(ahead).await {
-            Ok(went_ahead) => self.write(&staged, went_ahead, &basis, &met, meta, purge).await,
-            Err(error) => Err(error),
-        };
+    async fn fly(mut self, mut load: Load, before: Option<Turn>, next: oneshot::Sender<Revisions>) -> Landed {
+        let written = self.write_in_turn(&mut load, before).await;
         let lost = match (&written, &mut self.session) {
-            (Ok(Some(_)), _) => false,
+            (Ok(Some(written)), _) => {
+                // It may be that none follows.
+                let _ = next.send(load.basis.leave(written));
+                false
+            }
             // The slot is somebody else's: its lock is of no use to anybody. Or whatever its state, the next one is known.
             (Ok(None) | Err(StoreError::Unavailable(_)), _) | (_, None) => true,
             (Err(_), Some(session)) => sqlx::raw_sql("ROLLBACK").execute(&mut session.conn).await.is_err(),
@@ -143,14 +126,19 @@ impl Pilot {
         Landed { session: self.session, written }
     }
 
-    /// Waits for what went ahead. Whether something did.
-    async fn catch_up(&mut self, ahead: Option<JoinHandle<Ahead>>) -> Result<bool, StoreError> {
-        let Some(ahead) = ahead else { return Ok(false) };
-        let panicked = |_| StoreError::Unavailable("what wrote a batch has panicked".to_owned());
-        let Ahead { session, written } = ahead.await.map_err(panicked)?;
-        self.session = session;
-        self.begun = true;
-        written.map(|()| true)
+    /// None: the slot is somebody else's.
+    async fn write_in_turn(
+        &mut self,
+        load: &mut Load,
+        before: Option<Turn>,
+    ) -> Result<Option<Written>, StoreError> {
+        let new = self.write_new(load).await;
+        if let Some(before) = before {
+            let failed = |_| StoreError::Unavailable("the batch that it was decided on failed".to_owned());
+            load.basis.follow(before.await.map_err(failed)?);
+        }
+        new?;
+        self.write_rest(load).await
     }
 
     /// The connection, in the batch's transaction.
@@ -163,17 +151,17 @@ impl Pilot {
         self.connection()
     }
 
+    /// What is new of it, and looks at nothing that is stored.
+    async fn write_new(&mut self, load: &Load) -> Result<(), StoreError> {
+        if load.staged.history.is_empty() {
+            return Ok(());
+        }
+        write::write_new(self.begin().await?, &load.staged, load.basis.slot, load.meta).await
+    }
+
     /// None: the slot is somebody else's.
-    async fn write(
-        &mut self,
-        staged: &Staged,
-        went_ahead: bool,
-        basis: &Basis,
-        met: &Met,
-        meta: Meta,
-        purge: Option<(Timestamp, usize)>,
-    ) -> Result<Option<Written>, StoreError> {
-        if staged.is_empty() {
+    async fn write_rest(&mut self, load: &Load) -> Result<Option<Written>, StoreError> {
+        if load.staged.is_empty() {
             let begun = self.begun;
             let conn = self.connection()?;
             if begun {
@@ -182,13 +170,9 @@ impl Pilot {
             return Ok(Some(Written::default()));
         }
         let conn = self.begin().await?;
-        if !went_ahead {
-            write::write_new(conn, staged, basis.slot, meta).await?;
-        }
-        let Some(written) = write::write_staged(conn, staged, basis, met, meta).await? else {
-            return Ok(None);
-        };
-        if let Some((now, most)) = purge {
+        let written = write::write_staged(conn, &load.staged, &load.basis, &load.met, load.meta).await?;
+        let Some(written) = written else { return Ok(None) };
+        if let Some((now, most)) = load.purge {
             write::purge_requests(conn, now, most).await?;
         }
         self.commit_as(&written.transaction).await?;

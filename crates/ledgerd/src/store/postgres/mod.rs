@@ -68,10 +68,8 @@ pub struct PgStore {
     session: Option<Session>,
     /// Those that are free.
     spare: Vec<Session>,
-    /// The oldest batch before the open one, which is being written.
-    flying: Option<Flying>,
-    /// Those that were decided while that is written, the oldest first.
-    queued: VecDeque<Handed>,
+    /// Batches before the open one that are being written, the oldest first.
+    flying: VecDeque<Flying>,
     place: Place,
     hints: Hints,
     wake: Arc<Wake>,
@@ -130,8 +128,7 @@ impl PgStore {
             options,
             session: Some(Session::new(conn)),
             spare: Vec::new(),
-            flying: None,
-            queued: VecDeque::new(),
+            flying: VecDeque::new(),
             place: Place::named(name),
             beat_at: 0,
             meta: Meta::default(),
@@ -331,43 +328,34 @@ impl PgStore {
         let due = staged.tasks.values().filter(|image| image.task.is_claimable_state());
         let due = due.map(|image| image.task.due_at(now)).filter(|due| *due > now.at).min();
         self.due = self.due.into_iter().chain(due).min();
-        let mut handed = Handed {
+        if self.flying.len() >= SIDE_BY_SIDE {
+            return Err(StoreError::Statement("too many batches at one time".to_owned()));
+        }
+        let handed = Handed {
             session: self.session.take(),
             begun: std::mem::take(&mut self.begun),
             hint: Self::hint_of(&staged),
             met: Met { last: std::mem::take(&mut self.met.last), committed: self.met.committed },
             meta: self.meta,
+            basis: Basis::of(&staged, &self.place),
             staged,
             purge,
-            ahead: None,
-            locks: false,
         };
         self.met.committed = SessionId(self.meta.last_session);
         self.session = self.spare.pop();
-        match self.flying {
-            None => self.start(handed),
-            Some(_) if self.queued.len() + 1 < SIDE_BY_SIDE => {
-                handed.go_ahead(self.place.slot, self.options.clone());
-                self.queued.push_back(handed);
-            }
-            Some(_) => return Err(StoreError::Statement("too many batches at one time".to_owned())),
-        }
+        let flying = handed.start(self.flying.back_mut(), self.options.clone());
+        self.flying.push_back(flying);
         Ok(())
     }
 
-    fn start(&mut self, handed: Handed) {
-        let basis = Basis::of(&handed.staged, &self.place);
-        self.flying = Some(handed.start(basis, self.options.clone()));
-    }
-
-    /// Waits for the batch that is being written, and begins to write the next.
+    /// Waits for the oldest batch that is being written.
     async fn land(&mut self) -> Result<Committed, StoreError> {
-        let Some(flying) = &mut self.flying else {
+        let Some(flying) = self.flying.front_mut() else {
             return Err(StoreError::Statement("no batch was handed over".to_owned()));
         };
         let landed = (&mut flying.task).await;
         // Nothing is awaited from here on: whoever drops this future asks again before or after all of it.
-        let Some(flying) = self.flying.take() else {
+        let Some(flying) = self.flying.pop_front() else {
             return Err(StoreError::Statement("no batch was handed over".to_owned()));
         };
         let Ok(Landed { session, written }) = landed else {
@@ -383,15 +371,12 @@ impl PgStore {
         match written {
             Ok(Some(written)) => {
                 self.know(&flying, written);
-                if let Some(handed) = self.queued.pop_front() {
-                    self.start(handed);
-                }
                 Ok(Committed::up_to(flying.meta.last_seq))
             }
             failed => {
                 // The next was decided on it. What it was decided in ends with its connection.
                 self.broken = true;
-                self.queued.clear();
+                self.flying.clear();
                 self.place.locked &= self.holds_lock();
                 Err(match failed {
                     Ok(_) => self.lose_place(),
@@ -404,7 +389,7 @@ impl PgStore {
     /// Whether one of our connections holds the slot's lock, as far as is known here.
     fn holds_lock(&self) -> bool {
         self.session.iter().chain(&self.spare).any(|session| session.locks)
-            || self.queued.iter().any(Handed::holds_lock)
+            || self.flying.iter().any(|flying| flying.locks)
     }
 
     /// A batch is durable.
@@ -431,8 +416,8 @@ impl PgStore {
             } else {
                 self.kept.remove(&id);
             }
-            let queued = self.queued.iter().any(|handed| handed.staged.tasks.contains_key(&id));
-            if !queued && !self.staged.tasks.contains_key(&id) {
+            let changed = self.on_the_way().any(|staged| staged.tasks.contains_key(&id));
+            if !changed && !self.staged.tasks.contains_key(&id) {
                 self.ready.forget(id);
             }
         }
@@ -453,8 +438,7 @@ impl PgStore {
 
     /// What batches before the open one have changed and may not be durable, the oldest first.
     fn on_the_way(&self) -> impl Iterator<Item = &Staged> {
-        let flying = self.flying.iter().map(|flying| &*flying.staged);
-        flying.chain(self.queued.iter().map(|handed| &*handed.staged))
+        self.flying.iter().map(|flying| &*flying.staged)
     }
 
     /// What of a batch concerns other daemons.

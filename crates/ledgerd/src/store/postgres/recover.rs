@@ -225,10 +225,9 @@ impl PgStore {
 
     async fn forget_batch(&mut self, now: Now) {
         // Whoever recovers has heard of all that was on its way.
-        if let Some(flying) = self.flying.take() {
+        for flying in std::mem::take(&mut self.flying) {
             let _ = flying.task.await;
         }
-        self.queued.clear();
         self.kept.clear();
         self.roll_back().await;
         self.staged = Staged::default();

@@ -103,10 +103,18 @@ pub(super) const TABLES: [&Table; 7] =
 pub(super) struct Basis {
     pub(super) slot: u16,
     pub(super) owner: Option<i64>,
-    /// Revisions of its agents.
-    pub(super) agents: HashMap<AgentId, i64>,
-    /// Revisions and epochs of its breakers.
-    pub(super) breakers: HashMap<BreakerKey, (i64, u64)>,
+    /// When it was decided.
+    known: Revisions,
+    /// By the batches that were being written then.
+    before: Revisions,
+}
+
+/// The last that is known of rows which any daemon may write.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Revisions {
+    agents: HashMap<AgentId, i64>,
+    /// With epochs.
+    breakers: HashMap<BreakerKey, (i64, u64)>,
 }
 
 impl Basis {
@@ -114,7 +122,30 @@ impl Basis {
         let agents = staged.agents.keys().filter_map(|id| Some((*id, *place.agents.get(id)?)));
         let breakers = staged.breakers.keys();
         let breakers = breakers.filter_map(|key| Some((key.clone(), *place.breakers.get(key)?)));
-        Self { slot: place.slot, owner: place.owner, agents: agents.collect(), breakers: breakers.collect() }
+        let known = Revisions { agents: agents.collect(), breakers: breakers.collect() };
+        Self { slot: place.slot, owner: place.owner, known, before: Revisions::default() }
+    }
+
+    /// Those before it have left these.
+    pub(super) fn follow(&mut self, before: Revisions) {
+        self.before = before;
+    }
+
+    /// What it leaves to the next, together with what those before it left.
+    pub(super) fn leave(self, written: &Written) -> Revisions {
+        let mut left = self.before;
+        left.agents.extend(written.agents.iter().copied());
+        left.breakers.extend(written.breakers.iter().cloned());
+        left
+    }
+
+    /// Revisions rise: of two the higher is the later.
+    fn agent(&self, id: AgentId) -> Option<i64> {
+        self.known.agents.get(&id).max(self.before.agents.get(&id)).copied()
+    }
+
+    fn breaker(&self, key: &BreakerKey) -> Option<(i64, u64)> {
+        self.known.breakers.get(key).max(self.before.breakers.get(key)).copied()
     }
 }
 
@@ -234,7 +265,7 @@ async fn write_agents(
     basis: &Basis,
     written: &mut Written,
 ) -> Result<(), StoreError> {
-    let revision = |id: &AgentId| basis.agents.get(id).copied();
+    let revision = |id: &AgentId| basis.agent(*id);
     let (known, new): (Vec<_>, Vec<_>) = staged.agents.values().partition(|row| revision(&row.id).is_some());
     put(conn, rows(&NEW_AGENTS, new.iter().copied(), bind::agent)).await?;
     let columns = rows(&AGENTS, known.iter().copied(), |columns, row| {
@@ -256,7 +287,7 @@ async fn write_breakers(
     written: &mut Written,
 ) -> Result<(), StoreError> {
     let key = |row: &BreakerRow| (row.agent, Arc::clone(&row.task_type));
-    let is = |row: &BreakerRow| basis.breakers.get(&key(row)).copied();
+    let is = |row: &BreakerRow| basis.breaker(&key(row));
     let (known, new): (Vec<_>, Vec<_>) = staged.breakers.values().partition(|row| is(row).is_some());
     put(conn, rows(&NEW_BREAKERS, new.iter().copied(), bind::breaker)).await?;
     written.breakers.extend(new.iter().map(|row| (key(row), (1, row.snapshot.epoch))));

@@ -91,11 +91,6 @@ impl Staged {
         images
     }
 
-    /// Whether there is something new to write before it is its turn.
-    pub(super) fn may_go_ahead(&self) -> bool {
-        !self.history.is_empty()
-    }
-
     /// Whether a commit has nothing to write.
     pub(super) fn is_empty(&self) -> bool {
         self.tasks.is_empty()
