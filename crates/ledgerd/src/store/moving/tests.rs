@@ -397,6 +397,7 @@ async fn what_postgres_derives_is_made_anew_and_slots_become_one() {
          FROM ready ORDER BY task_id",
         "SELECT agent::text, state::text, n::text FROM counts WHERE n > 0 ORDER BY agent, state",
         "SELECT block::text, sum(n)::text FROM live_blocks GROUP BY block HAVING sum(n) > 0 ORDER BY block",
+        "SELECT agent::text, block::text FROM agent_blocks ORDER BY agent, block",
         "SELECT slot::text, last_seq::text, last_session::text FROM slots ORDER BY slot",
         "SELECT slot::text, seq::text, task_id::text FROM history ORDER BY seq",
         "SELECT retry_count::text IS NULL || '' || id FROM tasks ORDER BY id",
@@ -548,7 +549,9 @@ const OF_SQLITE: [&str; 23] = [
     "tasks.rare",
     "tasks.result",
 ];
-const OF_POSTGRES: [&str; 52] = [
+const OF_POSTGRES: [&str; 54] = [
+    "agent_blocks.agent",
+    "agent_blocks.block",
     "agents.changed",
     "agents.revision",
     "breakers.changed",

@@ -43,7 +43,7 @@ use packed::{Entered, EntryPlace, Found};
 use shared::{Basis, Met, Written};
 use slots::Place;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use staged::{Image, Staged};
+use staged::{Image, Staged, agent_block};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -211,6 +211,7 @@ impl PgStore {
     fn stage(&mut self, mut changes: Changes) -> Result<(), StoreError> {
         for (id, before, payload) in changes.respecified.drain(..) {
             self.staged.moved.insert(id);
+            self.staged.left.insert(agent_block(before, id));
             self.counted.insert(id, before);
             let Some(payload) = payload else { continue };
             match self.staged.payloads.iter_mut().find(|(known, _)| *known == payload) {
@@ -257,6 +258,7 @@ impl PgStore {
             };
             let (was, version) = ((task.spec.agent, task.state), task.version);
             self.staged.count(id, Some(was), None);
+            self.staged.left.insert(agent_block(was.0, id));
             self.staged.freed.insert(id);
             self.staged.removed.push((id, version));
         }

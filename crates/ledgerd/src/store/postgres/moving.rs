@@ -37,6 +37,8 @@ const READY: &str = "INSERT INTO ready (agent, task_type, gated, urgency, run_at
     WHERE t.state = 1 OR t.state = 3 AND t.reason <> $1 OR t.state = 4 AND t.reason = $2";
 const COUNTS: &str = "INSERT INTO counts (slot, agent, state, n) \
     SELECT 0, s.agent, t.state, count(*) FROM tasks AS t JOIN task_specs AS s ON s.id = t.id GROUP BY s.agent, t.state";
+const AGENT_BLOCKS: &str =
+    "INSERT INTO agent_blocks (agent, block) SELECT DISTINCT agent, id >> 4 FROM task_specs";
 const LIVE_BLOCKS: &str = "INSERT INTO live_blocks (block, slot, n) \
     SELECT id >> 12, 0, count(*) FROM tasks WHERE state <= 4 GROUP BY id >> 12";
 const NEWEST: &str = "UPDATE tasks AS t SET history_slot = h.slot, history_seq = h.seq, history_at = h.at \
@@ -215,6 +217,7 @@ async fn fill(conn: &mut PgConnection, mut file: Reader<impl BufRead>) -> Result
     run(conn, NEWEST).await?;
     run(conn, COUNTS).await?;
     run(conn, LIVE_BLOCKS).await?;
+    run(conn, AGENT_BLOCKS).await?;
     Ok(told)
 }
 

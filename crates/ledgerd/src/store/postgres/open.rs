@@ -14,12 +14,13 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(super) const MIGRATIONS: [(i64, &str, &str); 5] = [
+pub(super) const MIGRATIONS: [(i64, &str, &str); 6] = [
     (1, "ledger", include_str!("../../../migrations/postgres/0001_ledger.sql")),
     (2, "watch", include_str!("../../../migrations/postgres/0002_watch.sql")),
     (3, "rows", include_str!("../../../migrations/postgres/0003_rows.sql")),
     (4, "lean rows", include_str!("../../../migrations/postgres/0004_lean_rows.sql")),
     (5, "packed history", include_str!("../../../migrations/postgres/0005_packed_history.sql")),
+    (6, "agent blocks", include_str!("../../../migrations/postgres/0006_agent_blocks.sql")),
 ];
 
 /// Settings of each session. A statement that takes longer is ended by the server, and its batch with it.

@@ -30,8 +30,12 @@ const LOOK: usize = 2_000;
 const CONNECTIONS: u32 = 4;
 
 const NEWEST: &str = "SELECT id FROM tasks WHERE id < $1 ORDER BY id DESC LIMIT $2";
-const NEWEST_OF_AGENT: &str =
-    "SELECT id FROM task_specs WHERE agent = $3 AND id < $1 ORDER BY id DESC LIMIT $2";
+const NEWEST_OF_AGENT: &str = "SELECT t.id FROM ( \
+        SELECT block FROM agent_blocks WHERE agent = $3 AND block <= $1 >> 4 ORDER BY block DESC LIMIT $2 \
+    ) AS b CROSS JOIN LATERAL ( \
+        SELECT id FROM task_specs WHERE id BETWEEN b.block << 4 AND (b.block << 4) + 15 AND id < $1 AND agent = $3 \
+        ORDER BY id DESC LIMIT $2 \
+    ) AS t ORDER BY b.block DESC, t.id DESC LIMIT $2";
 /// Block by block, no more of them than it takes. The limit of a block keeps the planner from going through all tasks instead, in the
 /// order that is asked for, to see of each whether its block has live ones.
 const NEWEST_LIVE: &str = "SELECT t.id FROM ( \
@@ -43,10 +47,13 @@ const NEWEST_LIVE: &str = "SELECT t.id FROM ( \
 const NEWEST_LIVE_OF_AGENT: &str = "SELECT t.id FROM ( \
         SELECT block FROM live_blocks WHERE block <= $1 >> 12 GROUP BY block HAVING sum(n) > 0 ORDER BY block DESC LIMIT $2 \
     ) AS b CROSS JOIN LATERAL ( \
-        SELECT id FROM task_specs \
-        WHERE agent = $3 AND id BETWEEN b.block << 12 AND (b.block << 12) + 4095 AND id < $1 \
+        SELECT block FROM agent_blocks \
+        WHERE agent = $3 AND block BETWEEN b.block << 8 AND (b.block << 8) + 255 AND block <= $1 >> 4 \
+        ORDER BY block DESC LIMIT $2 \
+    ) AS a CROSS JOIN LATERAL ( \
+        SELECT id FROM task_specs WHERE id BETWEEN a.block << 4 AND (a.block << 4) + 15 AND id < $1 AND agent = $3 \
         ORDER BY id DESC LIMIT $2 \
-    ) AS t ORDER BY b.block DESC, t.id DESC LIMIT $2";
+    ) AS t ORDER BY b.block DESC, a.block DESC, t.id DESC LIMIT $2";
 const NEWEST_FAILED: &str =
     "SELECT task_id FROM dead_letter_queue WHERE task_id < $1 ORDER BY task_id DESC LIMIT $2";
 const NEWEST_FAILED_OF_AGENT: &str =

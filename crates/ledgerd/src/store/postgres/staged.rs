@@ -68,6 +68,8 @@ pub(super) struct Staged {
     pub(super) payloads: Vec<(Bytes, Vec<TaskId>)>,
     /// With the version that was judged.
     pub(super) removed: Vec<(TaskId, u64)>,
+    /// Agents that had tasks which left, and the blocks of these.
+    pub(super) left: BTreeSet<AgentBlock>,
     pub(super) gone_workers: Vec<Arc<str>>,
     pub(super) events_before: Option<Timestamp>,
     /// By how much there are more of each.
@@ -78,6 +80,14 @@ pub(super) struct Staged {
     pub(super) heeds: bool,
     /// What others are to be told.
     pub(super) hint: Hint,
+}
+
+/// An agent that has tasks among 16 numbers, and which 16.
+pub(super) type AgentBlock = (AgentId, u64);
+
+/// See [`AgentBlock`].
+pub(super) const fn agent_block(agent: AgentId, task: TaskId) -> AgentBlock {
+    (agent, task.0 >> 4)
 }
 
 /// Task numbers whose live ones are counted together: 2 to the power of this.

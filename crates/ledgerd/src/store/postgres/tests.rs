@@ -2,6 +2,7 @@
 //! the connection or somebody else comes between.
 
 mod history;
+mod lists;
 
 use super::{
     ConnectError, PgStore, flight, hints, history as days, living, news, open, options, read, recover, slots,
@@ -179,7 +180,8 @@ async fn look_ups(conn: &mut PgConnection, statements: impl Iterator<Item = Stri
 }
 
 /// Tables that grow with the number of tasks.
-const LARGE: [&str; 11] = [
+const LARGE: [&str; 12] = [
+    "agent_blocks",
     "tasks",
     "task_specs",
     "task_history",

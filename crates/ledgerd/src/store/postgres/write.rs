@@ -5,7 +5,7 @@
 
 use super::packed::packed;
 use super::shared::{self, Basis, Met, Written};
-use super::staged::{Image, Staged};
+use super::staged::{AgentBlock, Image, Staged, agent_block};
 use super::table::Kind::{self, Int, Int2, Int4, Real, Text};
 use super::table::{Rows, Table, Together, rows};
 use super::{Meta, failed};
@@ -17,6 +17,7 @@ use ledger_core::store::{KeyHolder, StoreError};
 use ledger_core::{AgentId, State, Task, TaskId, Timestamp};
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
+use std::collections::BTreeSet;
 
 /// The columns of a task's row that most need, as `bind` has them, where its newest entry stands, and more.
 macro_rules! lean_row {
@@ -209,6 +210,13 @@ static EVENTS: Table = Table::new(
     ],
     "",
 );
+/// One that is there is held until the commit, so that nobody takes it away meanwhile: see [`HOLD_BLOCKS`].
+static AGENT_BLOCKS: Table = Table::new(
+    "new_agent_blocks",
+    "INSERT INTO agent_blocks",
+    &[("agent", Int4), ("block", Int)],
+    "ON CONFLICT (agent, block) DO UPDATE SET block = excluded.block",
+);
 static COUNTS: Table = Table::new(
     "new_counts",
     "INSERT INTO counts AS c",
@@ -275,6 +283,15 @@ const PURGE_REQUESTS: &str = "DELETE FROM requests WHERE id = ANY(ARRAY( \
 const GONE_WORKERS: &str = "DELETE FROM sessions WHERE worker = ANY($1) AND open = 0";
 const OLD_EVENTS: &str = "DELETE FROM agent_events WHERE seq = ANY(ARRAY( \
     SELECT seq FROM (SELECT seq, at FROM agent_events ORDER BY seq LIMIT $1) AS oldest WHERE at < $2))";
+/// First, so that the statement after it sees tasks of whoever held them.
+const HOLD_BLOCKS: &str = "SELECT count(*) FROM unnest($1::integer[], $2::bigint[]) AS w (agent, block) CROSS JOIN LATERAL ( \
+    SELECT own.block FROM agent_blocks AS own WHERE own.agent = w.agent AND own.block = w.block FOR UPDATE) AS held";
+/// Those without a task of their agent.
+const LEFT_BLOCKS: &str = "DELETE FROM agent_blocks AS b USING unnest($1::integer[], $2::bigint[]) AS w (agent, block) \
+    CROSS JOIN LATERAL (SELECT own.ctid AS place FROM agent_blocks AS own \
+        WHERE own.agent = w.agent AND own.block = w.block OFFSET 0) AS found \
+    WHERE b.ctid = found.place AND (SELECT s.id FROM task_specs AS s \
+        WHERE s.id BETWEEN w.block << 4 AND (w.block << 4) + 15 AND s.agent = w.agent LIMIT 1) IS NULL";
 /// Before their rows go. In the order of slots, as another daemon that is at it.
 const REMOVED: &str = "INSERT INTO removed_history AS r (slot, seq) \
     SELECT newest.slot, max(newest.seq) FROM ( \
@@ -314,6 +331,7 @@ pub(super) fn tables() -> impl Iterator<Item = &'static Table> {
         &KEYS,
         &REQUESTS,
         &EVENTS,
+        &AGENT_BLOCKS,
         &COUNTS,
         &LIVE_BLOCKS,
         &EMPTY_BLOCKS,
@@ -337,6 +355,8 @@ pub(super) fn statements() -> Vec<String> {
         PURGE_REQUESTS,
         GONE_WORKERS,
         OLD_EVENTS,
+        HOLD_BLOCKS,
+        LEFT_BLOCKS,
     ];
     let alone = tables().map(|table| table.text(1));
     let together = [
@@ -352,6 +372,7 @@ pub(super) fn statements() -> Vec<String> {
             &SALVAGE,
             &REQUESTS,
             &EVENTS,
+            &AGENT_BLOCKS,
             &COUNTS,
             &LEAN_TASKS,
         ]),
@@ -525,6 +546,10 @@ fn changed(known: &[&Image], staged: &Staged, slot: i64) -> Together {
     }));
     changed.add(rows(&REQUESTS, staged.requests.values(), bind::request));
     changed.add(rows(&EVENTS, &staged.events, bind::event));
+    changed.add(rows(&AGENT_BLOCKS, agent_blocks(staged), |row, (agent, block)| {
+        row.add(agent.0);
+        row.add(block.cast_signed());
+    }));
     let counts = staged.counts.iter().filter(|(_, n)| **n != 0);
     changed.add(rows(&COUNTS, counts, |row, ((agent, state), n)| {
         row.add(slot);
@@ -540,6 +565,13 @@ fn changed(known: &[&Image], staged: &Staged, slot: i64) -> Together {
         row.add(known.held.map(|held| held.0.cast_signed()));
     }));
     changed
+}
+
+/// Those that new and moved tasks are in.
+fn agent_blocks(staged: &Staged) -> BTreeSet<AgentBlock> {
+    let comes = |image: &&Image| image.is_new() || staged.moved.contains(&image.task.id);
+    let block = |image: &Image| agent_block(image.task.spec.agent, image.task.id);
+    staged.tasks.values().filter(comes).map(block).collect()
 }
 
 async fn write_respecified(conn: &mut PgConnection, staged: &Staged) -> Result<(), StoreError> {
@@ -579,6 +611,14 @@ async fn clear_away(conn: &mut PgConnection, staged: &Staged) -> Result<(), Stor
         }
         for text in REMOVE {
             listed(conn, text, ids.clone()).await?;
+        }
+    }
+    if !staged.left.is_empty() {
+        let (agents, blocks): (Vec<i32>, Vec<i64>) =
+            staged.left.iter().map(|(agent, block)| (agent.0.cast_signed(), block.cast_signed())).unzip();
+        for text in [HOLD_BLOCKS, LEFT_BLOCKS] {
+            let query = sqlx::query(text).bind(agents.clone()).bind(blocks.clone());
+            query.execute(&mut *conn).await.map_err(|error| failed(&error))?;
         }
     }
     if !staged.gone_workers.is_empty() {
