@@ -132,13 +132,14 @@ impl Pilot {
         load: &mut Load,
         before: Option<Turn>,
     ) -> Result<Option<Written>, StoreError> {
-        let new = self.write_new(load).await;
+        let mut went_ahead = false;
         if let Some(before) = before {
+            let ahead = self.write_new(load).await;
             let failed = |_| StoreError::Unavailable("the batch that it was decided on failed".to_owned());
             load.basis.follow(before.await.map_err(failed)?);
+            went_ahead = ahead?;
         }
-        new?;
-        self.write_rest(load).await
+        self.write(load, went_ahead).await
     }
 
     /// The connection, in the batch's transaction.
@@ -151,17 +152,19 @@ impl Pilot {
         self.connection()
     }
 
-    /// What is new of it, and looks at nothing that is stored.
-    async fn write_new(&mut self, load: &Load) -> Result<(), StoreError> {
+    /// What is new of it, and looks at nothing that is stored. Whether there is something.
+    async fn write_new(&mut self, load: &Load) -> Result<bool, StoreError> {
         if load.staged.history.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
-        write::write_new(self.begin().await?, &load.staged, load.basis.slot, load.meta).await
+        write::write_new(self.begin().await?, &load.staged, load.basis.slot, load.meta).await?;
+        Ok(true)
     }
 
-    /// None: the slot is somebody else's.
-    async fn write_rest(&mut self, load: &Load) -> Result<Option<Written>, StoreError> {
-        if load.staged.is_empty() {
+    /// What is not written yet, and the commit. None: the slot is somebody else's.
+    async fn write(&mut self, load: &Load, went_ahead: bool) -> Result<Option<Written>, StoreError> {
+        let Load { staged, basis, met, meta, purge } = load;
+        if staged.is_empty() {
             let begun = self.begun;
             let conn = self.connection()?;
             if begun {
@@ -170,9 +173,11 @@ impl Pilot {
             return Ok(Some(Written::default()));
         }
         let conn = self.begin().await?;
-        let written = write::write_staged(conn, &load.staged, &load.basis, &load.met, load.meta).await?;
-        let Some(written) = written else { return Ok(None) };
-        if let Some((now, most)) = load.purge {
+        write::write_changed(conn, staged, (!went_ahead).then_some((basis.slot, *meta))).await?;
+        let Some(written) = write::write_rest(conn, staged, basis, met, *meta).await? else {
+            return Ok(None);
+        };
+        if let Some((now, most)) = *purge {
             write::purge_requests(conn, now, most).await?;
         }
         self.commit_as(&written.transaction).await?;

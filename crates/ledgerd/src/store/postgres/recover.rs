@@ -8,7 +8,7 @@ use super::{BLOCK, PATIENCE, PAUSE, PgStore, Staged, failed};
 use crate::store::ready::Ready;
 use crate::store::rows::{Cells, Shared, record_columns};
 use ledger_core::store::{
-    Ask, BudgetRow, Counts, KeyHolder, Known, News, Recovered, StoreError, TaskData, Totals, Want,
+    Ask, BudgetRow, Counts, KeyHolder, Known, News, Recovered, RequestRow, StoreError, TaskData, Totals, Want,
 };
 use ledger_core::{AgentId, ByKey, Now, Record, Task, TaskId, Timestamp};
 use sqlx::postgres::{PgArguments, PgConnection, PgRow};
@@ -44,10 +44,11 @@ macro_rules! of_found {
 }
 pub(super) const TASKS: &str =
     concat!("SELECT ", found_columns!(), " FROM unnest($1::bigint[]) AS found (task_id) ", of_found!());
-const KEYS: &str = "SELECT k.agent, k.key, k.task_id, k.digest \
+/// Who holds keys $2 of agents $1, and the answers to requests $3, which have no agent here.
+const NAMED: &str = "SELECT k.agent, k.key, k.task_id, k.digest, NULL::bytea, NULL::bigint \
     FROM unnest($1::bigint[], $2::text[]) AS asked (agent, key) CROSS JOIN LATERAL ( \
-        SELECT * FROM idempotency_keys AS own WHERE own.agent = asked.agent AND own.key = asked.key OFFSET 0) AS k";
-const REQUESTS: &str = "SELECT id, digest, answer, at FROM requests WHERE id = ANY($1)";
+        SELECT * FROM idempotency_keys AS own WHERE own.agent = asked.agent AND own.key = asked.key OFFSET 0) AS k \
+    UNION ALL SELECT NULL, id, NULL, digest, answer, at FROM requests WHERE id = ANY($3)";
 /// Leases of stored tasks $1 with fences $2.
 const SETTLED: &str = concat!(
     "SELECT asked.n, ",
@@ -128,10 +129,8 @@ pub(super) const NEXT_DUE: &str = "SELECT MIN(run_at) FILTER (WHERE calendar = 0
 
 /// Every statement here, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 14] = [
-    META, BUDGETS, SESSIONS, TOTALS, TASKS, KEYS, REQUESTS, SETTLED, NUMBERS, OFFER, OLDEST, GATED, AHEAD,
-    NEXT_DUE,
-];
+pub(super) const STATEMENTS: [&str; 13] =
+    [META, BUDGETS, SESSIONS, TOTALS, TASKS, NAMED, SETTLED, NUMBERS, OFFER, OLDEST, GATED, AHEAD, NEXT_DUE];
 
 /// A row of this database.
 pub(super) type Columns<'r> = crate::store::rows::Columns<'r, PgRow>;
@@ -414,44 +413,40 @@ impl PgStore {
                 self.read.insert(found.task.id, found);
             }
         }
-        self.read_keys(want, &mut known).await?;
-        if !want.requests.is_empty() {
-            self.begin_once().await?;
-            let query = sqlx::query(REQUESTS).bind(names(&want.requests));
-            let rows = all(self.connection()?, query, |row| {
-                Ok(ledger_core::store::RequestRow {
-                    id: row.text()?.into(),
-                    digest: row.bits()?,
-                    answer: row.bytes()?,
-                    at: row.time()?,
-                })
-            });
-            known.requests.extend(rows.await?.into_iter().map(|row| (Arc::clone(&row.id), row)));
-            let staged = self.on_the_way().chain([&self.staged]);
-            let staged =
-                staged.flat_map(|staged| want.requests.iter().filter_map(|id| staged.requests.get(id)));
-            known.requests.extend(staged.map(|row| (Arc::clone(&row.id), row.clone())));
-        }
+        self.read_named(want, &mut known).await?;
         Ok(known)
     }
 
-    async fn read_keys(&mut self, want: &Want, known: &mut Known) -> Result<(), StoreError> {
-        if want.keys.is_empty() {
+    /// What stands under keys and requests.
+    async fn read_named(&mut self, want: &Want, known: &mut Known) -> Result<(), StoreError> {
+        if want.keys.is_empty() && want.requests.is_empty() {
             return Ok(());
         }
         self.begin_once().await?;
         let agents: Vec<i64> = want.keys.iter().map(|(agent, _)| i64::from(agent.0)).collect();
         let keys: Vec<String> = want.keys.iter().map(|(_, key)| key.to_string()).collect();
-        let query = sqlx::query(KEYS).bind(agents).bind(keys);
-        let found = all(self.connection()?, query, |row| {
-            let key: (AgentId, Arc<str>) = (row.agent()?, row.text()?.into());
-            Ok((key, KeyHolder { task: row.task_id()?, digest: row.bits()? }))
-        });
-        let found = found.await?;
+        let query = sqlx::query(NAMED).bind(agents).bind(keys).bind(names(&want.requests));
+        let rows = query.fetch_all(self.connection()?).await.map_err(|error| failed(&error))?;
+        for row in &rows {
+            let mut row = Columns::of(row);
+            let (agent, name, task, digest) = (row.maybe()?, row.text()?.into(), row.maybe()?, row.bits()?);
+            if let (Some(agent), Some(task)) = (agent, task) {
+                let agent = u32::try_from(agent).map(AgentId);
+                let agent = agent.map_err(|_| StoreError::Corrupt("a key of no agent".to_owned()))?;
+                known.keys.insert((agent, name), KeyHolder { task: TaskId(task.cast_unsigned()), digest });
+            } else {
+                let answered = RequestRow { id: name, digest, answer: row.bytes()?, at: row.time()? };
+                known.requests.insert(Arc::clone(&answered.id), answered);
+            }
+        }
         let mut asked: ByKey<()> = ByKey::default();
         asked.extend(want.keys.iter().map(|key| (key.clone(), ())));
-        known.keys.extend(found);
         for staged in self.on_the_way().chain([&self.staged]) {
+            let answered = want.requests.iter().filter_map(|id| staged.requests.get(id));
+            known.requests.extend(answered.map(|row| (Arc::clone(&row.id), row.clone())));
+            if asked.is_empty() {
+                continue;
+            }
             known.keys.retain(|_, holder| !staged.freed.contains(&holder.task));
             let held = |(id, data): &&(TaskId, _)| -> bool {
                 let data: &Arc<TaskData> = data;

@@ -4,11 +4,10 @@
 //! Each of them is written only where it is as it was known; otherwise the batch is decided anew. Invariants: the slot's row
 //! comes last, so that it is locked no longer than the commit takes; breakers and agents come just before it.
 
-use super::Meta;
 use super::failed;
 use super::news::SEND_MAIL;
 use super::recover::Columns;
-use super::slots::{BreakerKey, Place, SLOT};
+use super::slots::{BreakerKey, Place};
 use super::staged::Staged;
 use super::table::Kind::{self, Bytes, Int, Text};
 use super::table::{Rows, Table, put, rows};
@@ -188,8 +187,7 @@ pub(super) async fn write(
     staged: &Staged,
     basis: &Basis,
     met: &Met,
-    meta: Meta,
-) -> Result<Option<Written>, StoreError> {
+) -> Result<Written, StoreError> {
     let mut written = Written::default();
     write_sessions(conn, staged, met).await?;
     written.mail = send_mail(conn, staged, basis.slot, met).await?;
@@ -201,16 +199,7 @@ pub(super) async fn write(
         row.add(slot);
     });
     put(conn, budgets).await?;
-    let query = sqlx::query(SLOT)
-        .bind(slot)
-        .bind(meta.last_seq.cast_signed())
-        .bind(meta.last_session.cast_signed())
-        .bind(basis.owner);
-    let Some(row) = query.fetch_optional(conn).await.map_err(|error| failed(&error))? else {
-        return Ok(None);
-    };
-    written.transaction = Columns::of(&row).text()?.to_owned();
-    Ok(Some(written))
+    Ok(written)
 }
 
 async fn write_sessions(conn: &mut PgConnection, staged: &Staged, met: &Met) -> Result<(), StoreError> {

@@ -61,13 +61,16 @@ const EMPTY_BUDGETS: &str = concat!(
     clock!(),
     " FROM (SELECT id FROM agents UNION ALL SELECT 0) AS of"
 );
-/// Proves that slot $1 is $4's; names the transaction, whose fate can be asked for by this name when its commit is not
-/// answered.
-pub(super) const SLOT: &str = concat!(
-    "UPDATE slots SET last_seq = $2, last_session = GREATEST(last_session, $3), beat_at = ",
-    clock!(),
-    " WHERE slot = $1 AND owner = $4 RETURNING pg_current_xact_id()::text"
-);
+/// Proves that a slot is its owner's; names the transaction, whose fate can be asked for by this name when its commit is not
+/// answered. Its parameters, from this number on: slot, last_seq, last_session, owner.
+pub(super) fn slot_text(first: usize) -> String {
+    let [slot, seq, session, owner] = [0, 1, 2, 3].map(|at| first + at);
+    format!(
+        "UPDATE slots SET last_seq = ${seq}, last_session = GREATEST(last_session, ${session}), beat_at = {} \
+         WHERE slot = ${slot} AND owner = ${owner} RETURNING pg_current_xact_id()::text",
+        clock!()
+    )
+}
 const SHOW_LIFE: &str = concat!(
     "UPDATE slots SET beat_at = ",
     clock!(),
@@ -77,8 +80,8 @@ const LEAVE: &str = "UPDATE slots SET beat_at = 0 WHERE slot = $1 AND owner = $2
 
 /// Every statement here, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 10] =
-    [EMPTY_BUDGETS, DRAW, SLOTS, TRY_LOCK, UNLOCK, TAKE_SLOT, NEW_SLOT, SLOT, SHOW_LIFE, LEAVE];
+pub(super) const STATEMENTS: [&str; 9] =
+    [EMPTY_BUDGETS, DRAW, SLOTS, TRY_LOCK, UNLOCK, TAKE_SLOT, NEW_SLOT, SHOW_LIFE, LEAVE];
 
 /// Our place among the daemons.
 #[derive(Debug, Default)]

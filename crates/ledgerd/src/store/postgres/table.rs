@@ -9,12 +9,14 @@
 use super::failed;
 use crate::store::bind::{Cell, Sink};
 use ledger_core::store::StoreError;
-use sqlx::AssertSqlSafe;
 use sqlx::encode::{Encode, IsNull};
 use sqlx::error::BoxDynError;
-use sqlx::postgres::{PgArgumentBuffer, PgBindIterExt as _, PgConnection, PgRow, PgTypeInfo, Postgres};
+use sqlx::postgres::{
+    PgArgumentBuffer, PgArguments, PgBindIterExt as _, PgConnection, PgRow, PgTypeInfo, Postgres,
+};
 use sqlx::query::Query;
 use sqlx::types::Type;
+use sqlx::{Arguments as _, AssertSqlSafe};
 
 /// What a column's values travel as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +92,9 @@ impl Table {
     }
 }
 
+/// The end of what says which rows of `tasks AS t` it wrote.
+pub(super) const NAMES_TASKS: &str = "RETURNING t.id";
+
 /// Rows on their way, in the binary form of a composite: the number of fields, and of each its type, its length and itself.
 pub(super) struct Rows {
     table: &'static Table,
@@ -100,8 +105,10 @@ pub(super) struct Rows {
     at: usize,
 }
 
-/// Bytes of a column's value with its type and its length, about.
-const TYPICAL: usize = 14;
+/// Bytes by which a row may be larger than the first.
+const ROOM: usize = 16;
+/// Bytes of an array before its elements: its own length, dimensions, flags, type, and those of the one dimension.
+const ARRAY_HEAD: usize = 24;
 /// Rows that room is made for at once.
 const MOST_AHEAD: usize = 4_096;
 
@@ -202,11 +209,13 @@ pub(super) fn rows<T>(
     rows: impl IntoIterator<Item = T>,
     mut bind: impl FnMut(&mut Rows, T),
 ) -> Option<Rows> {
-    let mut rows = rows.into_iter().peekable();
-    rows.peek()?;
+    let mut rows = rows.into_iter();
+    let first = rows.next()?;
     let mut written = Rows::of(table);
+    bind(&mut written, first);
+    // The others are about as large.
     let (least, most) = rows.size_hint();
-    written.bytes.reserve(table.columns.len() * TYPICAL * most.unwrap_or(least).min(MOST_AHEAD));
+    written.bytes.reserve((written.bytes.len() + ROOM) * most.unwrap_or(least).min(MOST_AHEAD));
     rows.for_each(|row| bind(&mut written, row));
     Some(written)
 }
@@ -223,16 +232,35 @@ impl Together {
         self.parts.extend(rows);
     }
 
-    /// Their statement: the last is the main one.
+    /// Their statement: the last is the main one. Where that names tasks, they come as one list: a row for each would cost the
+    /// server and us a message.
     pub(super) fn text(tables: &[&Table]) -> String {
         let Some((last, before)) = tables.split_last() else { return String::new() };
-        let before: Vec<_> = before
-            .iter()
-            .enumerate()
-            .map(|(at, table)| format!("part{at} AS ({})", table.text(at + 1)))
-            .collect();
-        let with = if before.is_empty() { String::new() } else { format!("WITH {} ", before.join(", ")) };
-        with + &last.text(tables.len())
+        if last.tail.ends_with(NAMES_TASKS) {
+            let mut parts = Self::parts(before);
+            parts.push(format!("written AS ({})", last.text(tables.len())));
+            return format!("WITH {} SELECT array_agg(id) FROM written", parts.join(", "));
+        }
+        Self::with(before) + &last.text(tables.len())
+    }
+
+    /// The same before a statement of its own: `last`, whose first parameter has the number that it is given.
+    pub(super) fn text_before(tables: &[&Table], last: fn(usize) -> String) -> String {
+        Self::with(tables) + &last(tables.len() + 1)
+    }
+
+    fn parts(tables: &[&Table]) -> Vec<String> {
+        let part = |(at, table): (usize, &&Table)| format!("part{at} AS ({})", table.text(at + 1));
+        tables.iter().enumerate().map(part).collect()
+    }
+
+    fn with(tables: &[&Table]) -> String {
+        let parts = Self::parts(tables);
+        if parts.is_empty() { String::new() } else { format!("WITH {} ", parts.join(", ")) }
+    }
+
+    fn tables(&self) -> Vec<&'static Table> {
+        self.parts.iter().map(|rows| rows.table).collect()
     }
 
     /// Writes them all; what the statement of the last returns.
@@ -240,11 +268,33 @@ impl Together {
         if self.parts.is_empty() {
             return Ok(Vec::new());
         }
-        let tables: Vec<_> = self.parts.iter().map(|rows| rows.table).collect();
         // Of texts that are here, and numbers.
-        let query = sqlx::query(AssertSqlSafe(Self::text(&tables)));
-        let query = self.parts.into_iter().fold(query, Query::bind);
+        let text = AssertSqlSafe(Self::text(&self.tables()));
+        let query = sqlx::query_with(text, self.arguments()?);
         query.fetch_all(conn).await.map_err(|error| failed(&error))
+    }
+
+    /// In one piece of memory, which does not have to grow.
+    fn arguments(self) -> Result<PgArguments, StoreError> {
+        let mut arguments = PgArguments::default();
+        let size = |rows: &Rows| rows.bytes.len() + 4 * rows.ends.len() + ARRAY_HEAD;
+        arguments.reserve(self.parts.len(), self.parts.iter().map(size).sum());
+        for rows in self.parts {
+            arguments.add(rows).map_err(|error| failed(&sqlx::Error::Encode(error)))?;
+        }
+        Ok(arguments)
+    }
+
+    /// Writes them all together with a statement of its own, whose parameters are numbers; what that returns.
+    pub(super) async fn write_before(
+        self,
+        conn: &mut PgConnection,
+        last: fn(usize) -> String,
+        numbers: [Option<i64>; 4],
+    ) -> Result<Option<PgRow>, StoreError> {
+        let text = AssertSqlSafe(Self::text_before(&self.tables(), last));
+        let query = numbers.into_iter().fold(sqlx::query_with(text, self.arguments()?), Query::bind);
+        query.fetch_optional(conn).await.map_err(|error| failed(&error))
     }
 }
 

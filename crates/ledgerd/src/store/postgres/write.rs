@@ -3,8 +3,10 @@
 //! Decides nothing. What is new of a batch is one statement, what it changes another, and only what is rare goes by itself.
 //! Invariant: rows are locked in the order of their numbers.
 
-use super::packed::packed;
+use super::packed::{Packed, packed};
+use super::recover::Columns;
 use super::shared::{self, Basis, Met, Written};
+use super::slots::slot_text;
 use super::staged::{AgentBlock, Image, Staged, agent_block};
 use super::table::Kind::{self, Int, Int2, Int4, Real, Text};
 use super::table::{Rows, Table, Together, rows};
@@ -16,7 +18,7 @@ use ledger_core::limits::{FORGOTTEN_AT_ONCE, REQUEST_MEMORY, SALVAGED};
 use ledger_core::store::{KeyHolder, StoreError};
 use ledger_core::{AgentId, State, Task, TaskId, Timestamp};
 use sqlx::Row;
-use sqlx::postgres::PgConnection;
+use sqlx::postgres::{PgConnection, PgRow};
 use std::collections::BTreeSet;
 
 /// The columns of a task's row that most need, as `bind` has them, where its newest entry stands, and more.
@@ -359,23 +361,15 @@ pub(super) fn statements() -> Vec<String> {
         LEFT_BLOCKS,
     ];
     let alone = tables().map(|table| table.text(1));
+    let new: [&Table; 3] = [&SPECS, &LEAN_NEW_TASKS, &HISTORY];
+    let changed: [&Table; 8] = [&KEYS, &READY, &RESULTS, &LETTERS, &NOTES, &REQUESTS, &EVENTS, &LEAN_TASKS];
+    let tallies: [&Table; 4] = [&EMPTY_BLOCKS, &LIVE_BLOCKS, &AGENT_BLOCKS, &COUNTS];
     let together = [
-        Together::text(&[&SPECS, &LEAN_NEW_TASKS, &HISTORY]),
-        Together::text(&[
-            &KEYS,
-            &READY,
-            &RESULTS,
-            &EMPTY_BLOCKS,
-            &LIVE_BLOCKS,
-            &LETTERS,
-            &NOTES,
-            &SALVAGE,
-            &REQUESTS,
-            &EVENTS,
-            &AGENT_BLOCKS,
-            &COUNTS,
-            &LEAN_TASKS,
-        ]),
+        Together::text(&new),
+        Together::text(&changed),
+        Together::text(&[&new[..], &changed[..]].concat()),
+        Together::text_before(&tallies, slot_text),
+        Together::text_before(&[], slot_text),
     ];
     alone.chain(together).chain(fixed.into_iter().chain(REMOVE).map(str::to_owned)).collect()
 }
@@ -418,18 +412,53 @@ fn stays_with(task: &Task, result: &Bytes) -> bool {
     task.state == State::Done && result.len() <= SMALL_RESULT
 }
 
-/// Runs the statements of a batch after that of [`write_new`], but for its commit.
-pub(super) async fn write_staged(
+/// What is new and looks at nothing that is stored, so that it may be written while the batch before is.
+pub(super) async fn write_new(
+    conn: &mut PgConnection,
+    staged: &Staged,
+    slot: u16,
+    meta: Meta,
+) -> Result<(), StoreError> {
+    let mut rows = Together::default();
+    add_new(&mut rows, staged, slot, meta);
+    rows.write(conn).await.map(drop)
+}
+
+/// What is changed of what is stored; with what is new, where that was not written already.
+pub(super) async fn write_changed(
+    conn: &mut PgConnection,
+    staged: &Staged,
+    with_new: Option<(u16, Meta)>,
+) -> Result<(), StoreError> {
+    make_way(conn, staged).await?;
+    let mut rows = Together::default();
+    if let Some((slot, meta)) = with_new {
+        add_new(&mut rows, staged, slot, meta);
+    }
+    let known: Vec<&Image> = staged.in_order().into_iter().filter(|image| !image.is_new()).collect();
+    add_changed(&mut rows, &known, staged);
+    let written = rows.write(conn).await?;
+    all_as_read(&known, &written)
+}
+
+/// The rest, in the order of batches: what goes because of it, rows that others write too, and what each batch adds to. None: the
+/// slot is somebody else's.
+pub(super) async fn write_rest(
     conn: &mut PgConnection,
     staged: &Staged,
     basis: &Basis,
     met: &Met,
     meta: Meta,
 ) -> Result<Option<Written>, StoreError> {
-    make_way(conn, staged).await?;
-    write_changed(conn, staged, i64::from(basis.slot)).await?;
     clear_away(conn, staged).await?;
-    shared::write(conn, staged, basis, met, meta).await
+    let mut written = shared::write(conn, staged, basis, met).await?;
+    let slot = i64::from(basis.slot);
+    let numbers =
+        [Some(slot), Some(meta.last_seq.cast_signed()), Some(meta.last_session.cast_signed()), basis.owner];
+    let proof = tallies(staged, slot).write_before(conn, slot_text, numbers).await?;
+    let Some(proof) = proof else { return Ok(None) };
+    written.transaction = Columns::of(&proof).text()?.to_owned();
+    Ok(Some(written))
 }
 
 /// Forgets answers that are old enough.
@@ -443,14 +472,8 @@ pub(super) async fn purge_requests(
     query.execute(conn).await.map(drop).map_err(|error| failed(&error))
 }
 
-/// What is new and looks at nothing that is stored, so that it may be written while the batch before is.
-pub(super) async fn write_new(
-    conn: &mut PgConnection,
-    staged: &Staged,
-    slot: u16,
-    meta: Meta,
-) -> Result<(), StoreError> {
-    let mut new = Together::default();
+/// Rows of new tasks, and history.
+fn add_new(new: &mut Together, staged: &Staged, slot: u16, meta: Meta) {
     new.add(rows(&SPECS, &staged.data, |row, (id, data)| {
         if let Some(image) = staged.tasks.get(id) {
             bind::spec(row, *id, &image.task.spec, data);
@@ -466,14 +489,14 @@ pub(super) async fn write_new(
         }
     }));
     let first = meta.last_seq + 1 - staged.history.len() as u64;
-    new.add(rows(&HISTORY, packed(&staged.history, first), |row, packed| {
+    let packed: Vec<Packed> = packed(&staged.history, first).collect();
+    new.add(rows(&HISTORY, packed, |row, packed| {
         row.add(i64::from(slot));
         row.add(packed.seq.cast_signed());
         row.add(packed.task.cast_signed());
         row.add(packed.at);
         row.add(&*packed.entries);
     }));
-    new.write(conn).await.map(drop)
 }
 
 /// What has to be done before rows of tasks and keys are written.
@@ -488,16 +511,17 @@ async fn make_way(conn: &mut PgConnection, staged: &Staged) -> Result<(), StoreE
     listed(conn, REDRIVEN, numbers(redriven)).await
 }
 
-/// Tasks that were read, all of them, or it names one that somebody else changed; and what is beside them.
-async fn write_changed(conn: &mut PgConnection, staged: &Staged, slot: i64) -> Result<(), StoreError> {
-    let known: Vec<&Image> = staged.in_order().into_iter().filter(|image| !image.is_new()).collect();
-    let changed = changed(&known, staged, slot);
-    let written = changed.write(conn).await?;
+/// Refuses where rows of tasks were not written, for somebody else changed them; names one.
+fn all_as_read(known: &[&Image], written: &[PgRow]) -> Result<(), StoreError> {
+    if known.is_empty() {
+        return Ok(());
+    }
+    let written = written.first().map(|row| row.try_get::<Option<Vec<i64>>, _>(0)).transpose();
+    let written = written.map_err(|error| failed(&error))?.flatten().unwrap_or_default();
     if written.len() == known.len() {
         return Ok(());
     }
-    let written: std::collections::HashSet<i64> =
-        written.iter().filter_map(|row| row.try_get::<i64, _>(0).ok()).collect();
+    let written: std::collections::HashSet<i64> = written.into_iter().collect();
     let overtaken = known.iter().find(|image| !written.contains(&image.task.id.0.cast_signed()));
     Err(overtaken.map_or_else(
         || StoreError::Statement("a task's row was written twice".to_owned()),
@@ -505,9 +529,8 @@ async fn write_changed(conn: &mut PgConnection, staged: &Staged, slot: i64) -> R
     ))
 }
 
-/// Those rows; of tasks last, for that statement says what it wrote.
-fn changed(known: &[&Image], staged: &Staged, slot: i64) -> Together {
-    let mut changed = Together::default();
+/// Rows of tasks that were read last, for that statement says what it wrote; and what is beside them.
+fn add_changed(changed: &mut Together, known: &[&Image], staged: &Staged) {
     let keyed = staged.data.iter().filter(|(id, data)| !data.key.is_empty() && !staged.freed.contains(id));
     changed.add(rows(&KEYS, keyed, |row, (id, data)| {
         let agent = staged.tasks.get(id).map_or(AgentId(0), |image| image.task.spec.agent);
@@ -529,14 +552,6 @@ fn changed(known: &[&Image], staged: &Staged, slot: i64) -> Together {
     };
     let apart = staged.results.iter().filter(apart);
     changed.add(rows(&RESULTS, apart, |row, (id, result)| bind::result(row, *id, result)));
-    let block = |row: &mut Rows, (block, n): (&u64, &i64)| {
-        row.add(block.cast_signed());
-        row.add(slot);
-        row.add(*n);
-    };
-    let live = staged.blocks.iter().filter(|(_, n)| **n != 0);
-    changed.add(rows(&EMPTY_BLOCKS, live.clone(), block));
-    changed.add(rows(&LIVE_BLOCKS, live, block));
     changed.add(rows(&LETTERS, staged.letters.values().flatten(), bind::letter));
     changed.add(rows(&NOTES, &staged.notes, |row, (id, notes)| bind::notes(row, *id, notes)));
     changed.add(rows(&SALVAGE, &staged.salvage, |row, ((id, fence), result)| {
@@ -546,17 +561,6 @@ fn changed(known: &[&Image], staged: &Staged, slot: i64) -> Together {
     }));
     changed.add(rows(&REQUESTS, staged.requests.values(), bind::request));
     changed.add(rows(&EVENTS, &staged.events, bind::event));
-    changed.add(rows(&AGENT_BLOCKS, agent_blocks(staged), |row, (agent, block)| {
-        row.add(agent.0);
-        row.add(block.cast_signed());
-    }));
-    let counts = staged.counts.iter().filter(|(_, n)| **n != 0);
-    changed.add(rows(&COUNTS, counts, |row, ((agent, state), n)| {
-        row.add(slot);
-        row.add(agent.0);
-        row.add(i64::from(*state));
-        row.add(*n);
-    }));
     let lean = are_lean(known.iter().copied());
     changed.add(rows(if lean { &LEAN_TASKS } else { &TASKS }, known, |row, known| {
         image(row, known, lean);
@@ -564,7 +568,31 @@ fn changed(known: &[&Image], staged: &Staged, slot: i64) -> Together {
         row.add(known.expected.cast_signed());
         row.add(known.held.map(|held| held.0.cast_signed()));
     }));
-    changed
+}
+
+/// Rows that nearly every batch adds to: whoever writes them keeps the next waiting.
+fn tallies(staged: &Staged, slot: i64) -> Together {
+    let mut tallies = Together::default();
+    let block = |row: &mut Rows, (block, n): (&u64, &i64)| {
+        row.add(block.cast_signed());
+        row.add(slot);
+        row.add(*n);
+    };
+    let live = staged.blocks.iter().filter(|(_, n)| **n != 0);
+    tallies.add(rows(&EMPTY_BLOCKS, live.clone(), block));
+    tallies.add(rows(&LIVE_BLOCKS, live, block));
+    tallies.add(rows(&AGENT_BLOCKS, agent_blocks(staged), |row, (agent, block)| {
+        row.add(agent.0);
+        row.add(block.cast_signed());
+    }));
+    let counts = staged.counts.iter().filter(|(_, n)| **n != 0);
+    tallies.add(rows(&COUNTS, counts, |row, ((agent, state), n)| {
+        row.add(slot);
+        row.add(agent.0);
+        row.add(i64::from(*state));
+        row.add(*n);
+    }));
+    tallies
 }
 
 /// Those that new and moved tasks are in.

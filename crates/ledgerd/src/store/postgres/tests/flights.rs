@@ -1,0 +1,68 @@
+//! Batches that are written side by side.
+
+use super::{eventually, number, url_of};
+use crate::store::rig::{AGENT, New, Rig};
+use ledger_core::store::{AgentRow, Changes, StoreError};
+
+const TASKS: &str = "SELECT count(*) FROM tasks";
+
+fn agent(name: &str) -> Changes {
+    let row = AgentRow {
+        id: AGENT,
+        name: name.into(),
+        given: ledger_core::AgentOverrides::default(),
+        created_at: ledger_core::Timestamp::EPOCH,
+        pause: None,
+    };
+    Changes { agents: vec![row], ..Changes::default() }
+}
+
+/// The loop may be busy with a decision when a batch becomes durable.
+#[tokio::test]
+async fn a_batch_follows_the_one_before_it_though_nobody_asks() {
+    let Some(mut rig) = Rig::postgres().await else { return };
+    let url = url_of(&rig);
+    for _ in 0..3 {
+        let id = rig.enqueue(New::of("a")).await;
+        assert!(rig.get(id).await.is_some());
+        // Each is guarded by what the one before it will have left.
+        rig.write(agent("one")).await;
+        rig.store().submit().await.expect("it is handed over");
+    }
+    eventually(async || (number(&url, TASKS).await == 3).then_some(())).await;
+    for seq in 1..=3 {
+        assert_eq!(rig.store().durable().await.expect("it is committed").seq(), seq);
+    }
+    assert_eq!(number(&url, "SELECT revision FROM agents").await, 3);
+    // What was left by those that are known is known when the next is decided.
+    rig.write(agent("one")).await;
+    rig.commit().await;
+    assert_eq!(number(&url, "SELECT revision FROM agents").await, 4);
+}
+
+#[tokio::test]
+async fn none_follows_one_that_failed() {
+    let Some(mut rig) = Rig::postgres().await else { return };
+    let url = url_of(&rig);
+    rig.write(agent("one")).await;
+    rig.commit().await;
+    // Another daemon was faster.
+    let mut other = super::raw(&url).await;
+    sqlx::query("UPDATE agents SET revision = revision + 1").execute(&mut other).await.expect("it can");
+    for _ in 0..3 {
+        let id = rig.enqueue(New::of("a")).await;
+        assert!(rig.get(id).await.is_some());
+        rig.write(agent("one")).await;
+        rig.store().submit().await.expect("it is handed over");
+    }
+    let error = rig.store().durable().await.expect_err("it was decided on something else");
+    assert!(matches!(error, StoreError::Outdated(_)), "{error}");
+    let ended =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'";
+    eventually(async || (number(&url, ended).await == 0).then_some(())).await;
+    assert_eq!((number(&url, TASKS).await, number(&url, "SELECT revision FROM agents").await), (0, 2));
+    rig.recover().await;
+    rig.enqueue(New::of("a")).await;
+    rig.commit().await;
+    assert_eq!(number(&url, "SELECT max(seq) FROM history").await, 1, "and no number is left out");
+}
