@@ -1,6 +1,18 @@
 -- History entries share rows, sixteen at most, as on SQLite: a row costs the server time whatever it holds, and so does each
 -- entry of an index. Each entry names the one of its task before it, and a task's row its newest, so that no index on tasks has
--- to grow with history. Daemons of before cannot write past this: what they send rows as is no more.
+-- to grow with history. Daemons of before cannot write past this, for what they send rows as is no more: where one was heard of in the
+-- last 10 s, everything stays as it is.
+
+DO $$
+BEGIN
+    IF EXISTS (
+        SELECT 1 FROM slots
+        WHERE owner IS NOT NULL AND beat_at > (extract(epoch FROM clock_timestamp()) * 1000)::bigint - 10000
+    ) THEN
+        RAISE EXCEPTION 'a daemon of a release before serves this ledger, or was killed within the last 10 s: stop all of them first';
+    END IF;
+END;
+$$;
 
 DROP TYPE new_task_history;
 DROP TYPE lean_task_history;

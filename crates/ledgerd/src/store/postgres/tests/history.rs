@@ -6,6 +6,7 @@ use crate::store::postgres::history::WAIT;
 use crate::store::rig::{New, Rig};
 use ledger_core::store::{Changes, StoreError};
 use ledger_core::{Event, Outcome, Record, ReleaseCause, TaskId};
+use sqlx::migrate::Migrator;
 use sqlx::{Connection, Executor};
 use std::time::Duration;
 
@@ -337,16 +338,32 @@ async fn a_history_is_whole_across_days_slots_and_rows() {
     assert_eq!(number(&url, "SELECT count(*) FROM history").await, 25 + 4 * 63, "and none is told twice");
 }
 
+/// One that serves could not go on after it.
+#[tokio::test]
+async fn a_ledger_that_a_daemon_of_before_serves_stays_as_it_is() {
+    let Some(url) = crate::store::rig::database().await else { return };
+    let before = crate::store::schema::migrations(&crate::store::postgres::open::MIGRATIONS[..4]);
+    let mut conn = raw(&url).await;
+    Migrator::with_migrations(before).run_direct(None, &mut conn, false).await.expect("it is new");
+    let serves = "INSERT INTO slots (slot, name, owner, beat_at, last_seq, last_session) \
+        VALUES (0, 'before', 7, (extract(epoch FROM clock_timestamp()) * 1000)::bigint, 0, 0)";
+    conn.execute(serves).await.expect("it is as before");
+    let error = crate::store::postgres::open(&url, "after").await.expect_err("it is served");
+    assert!(error.to_string().contains("stop all of them first"), "{error}");
+    let types = "SELECT count(*) FROM pg_type WHERE typname IN ('lean_task_history', 'packed_history')";
+    assert_eq!(number(&url, types).await, 1, "undone");
+    // It leaves, as at its end.
+    conn.execute("UPDATE slots SET beat_at = 0").await.expect("it runs");
+    rig_on(&url).await;
+}
+
 /// A ledger whose history had a row for each entry.
 #[tokio::test]
 async fn history_of_before_rows_were_shared_is_kept_and_goes_on() {
     let Some(url) = crate::store::rig::database().await else { return };
     let before = crate::store::schema::migrations(&crate::store::postgres::open::MIGRATIONS[..4]);
     let mut conn = raw(&url).await;
-    sqlx::migrate::Migrator::with_migrations(before)
-        .run_direct(None, &mut conn, false)
-        .await
-        .expect("it is new");
+    Migrator::with_migrations(before).run_direct(None, &mut conn, false).await.expect("it is new");
     let rows = "INSERT INTO slots (slot, name, beat_at, last_seq, last_session) VALUES (0, '', 0, 4, 0); \
         INSERT INTO agents (id, name, settings, created_at) VALUES (1, 'a', '{}', 1700000000000); \
         INSERT INTO task_specs (id, agent, task_type, created_at, payload, digest, frees_key) \
