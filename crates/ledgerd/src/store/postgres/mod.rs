@@ -283,8 +283,16 @@ impl PgStore {
             }
             None => {
                 let may_have_waited = was.is_some_and(|was| !was.is_terminal() && was != State::Running);
-                let found = self.read.get(&id);
-                let held = found.and_then(|found| Some(found.task.holder.as_ref()?.session));
+                let found = match expected {
+                    0 => None,
+                    // One that is offered while the batch that changed it is written was not read in this one.
+                    _ => {
+                        Some(self.read.get(&id).cloned().or_else(|| self.underway(id).flatten()).ok_or_else(
+                            || StoreError::Statement(format!("task {id} was decided without being read")),
+                        )?)
+                    }
+                };
+                let held = found.as_ref().and_then(|found| Some(found.task.holder.as_ref()?.session));
                 let newest = found.and_then(|found| found.newest);
                 let ran = was == Some(State::Running);
                 let image = Image { task: Arc::clone(&task), expected, may_have_waited, held, ran, newest };

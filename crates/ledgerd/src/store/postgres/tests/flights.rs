@@ -1,8 +1,10 @@
 //! Batches that are written side by side.
 
 use super::{eventually, number, url_of};
-use crate::store::rig::{AGENT, New, Rig};
-use ledger_core::store::{AgentRow, Changes, StoreError};
+use crate::store::rig::{AGENT, New, Rig, everything};
+use ledger_core::store::{AgentRow, Changed, Changes, StoreError};
+use ledger_core::{Context, Event, Holder, SessionId, Settings, State};
+use std::sync::Arc;
 
 const TASKS: &str = "SELECT count(*) FROM tasks";
 
@@ -38,6 +40,36 @@ async fn a_batch_follows_the_one_before_it_though_nobody_asks() {
     rig.write(agent("one")).await;
     rig.commit().await;
     assert_eq!(number(&url, "SELECT revision FROM agents").await, 4);
+}
+
+/// Its entry is known, though no row of it was read.
+#[tokio::test]
+async fn what_is_offered_while_its_batch_is_written_has_its_history_to_the_first_entry() {
+    let Some(mut rig) = Rig::postgres().await else { return };
+    let id = rig.enqueue(New::of("a")).await;
+    rig.store().submit().await.expect("it is handed over");
+    let now = rig.now;
+    let offered = rig.store().offer(&[everything()], now).await.expect("it offers").remove(0);
+    let mut task = (*offered[0]).clone();
+    let holder = Holder { worker: "w".into(), incarnation: 1, session: SessionId(3) };
+    let permit = Some(breaker_core::Permit { epoch: 2, probe: false, slot: 0 });
+    let cx = Context {
+        now,
+        settings: &Settings::default(),
+        draw: 0,
+        affords: &|_| true,
+        digest: 0,
+        lost_with: ledger_core::LostWith::ALONE,
+    };
+    let applied = task.apply(&Event::Claim { holder, permit }, &cx).expect("it is due");
+    let changed = Changed { expected: 1, was: Some(State::Queued), task: Arc::new(task) };
+    let history = applied.record.into_iter().collect();
+    rig.write(Changes { tasks: vec![changed], history, ..Changes::default() }).await;
+    rig.store().submit().await.expect("it is handed over");
+    for seq in 1..=2 {
+        assert_eq!(rig.store().durable().await.expect("it is committed").seq(), seq);
+    }
+    assert_eq!(rig.history(id).await.len(), 2);
 }
 
 #[tokio::test]
