@@ -3,9 +3,8 @@
 //! Batches are written one after the other, each in a transaction of its own, so that the next is guarded by what the one
 //! before has left. What is new of the next and looks at nothing that is stored goes ahead meanwhile: its history, and tasks that
 //! were made. The rest, and its commit, are sent when the one before is known to be durable, which that one tells it: the loop may be
-//! busy with the next decision. Invariants: nothing is told before its commit is
-//! known; a commit without an answer is asked for by the number of its transaction; what is written runs on a task of its own,
-//! which nobody drops.
+//! busy with the next decision. Invariants: nothing is told before its commit is known; a commit without an answer is asked for by
+//! the number of its transaction; what is written runs on a task of its own, which nobody drops.
 
 use super::hints::Hint;
 use super::shared::{Basis, Met, Revisions, Written};

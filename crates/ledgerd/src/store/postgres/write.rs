@@ -362,7 +362,8 @@ pub(super) fn statements() -> Vec<String> {
     ];
     let alone = tables().map(|table| table.text(1));
     let new: [&Table; 3] = [&SPECS, &LEAN_NEW_TASKS, &HISTORY];
-    let changed: [&Table; 8] = [&KEYS, &READY, &RESULTS, &LETTERS, &NOTES, &REQUESTS, &EVENTS, &LEAN_TASKS];
+    let changed: [&Table; 9] =
+        [&KEYS, &READY, &RESULTS, &LETTERS, &NOTES, &SALVAGE, &REQUESTS, &EVENTS, &LEAN_TASKS];
     let tallies: [&Table; 4] = [&EMPTY_BLOCKS, &LIVE_BLOCKS, &AGENT_BLOCKS, &COUNTS];
     let together = [
         Together::text(&new),
