@@ -109,7 +109,7 @@ pub(super) struct Basis {
 }
 
 /// The last that is known of rows which any daemon may write.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Revisions {
     agents: HashMap<AgentId, i64>,
     /// With epochs.
