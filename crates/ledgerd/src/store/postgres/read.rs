@@ -167,10 +167,13 @@ pub(super) const STATEMENTS: [&str; 18] = [
     EVENTS_OF_AGENT,
 ];
 
+/// Ends a transaction that was left open, as none is; alone, a ROLLBACK of nothing is a warning in the server's log.
+const LEAVE_NOTHING_OPEN: &str = "BEGIN; ROLLBACK";
+
 /// The reading half.
 #[derive(Clone, Debug)]
 pub struct PgReader {
-    pool: PgPool,
+    pub(super) pool: PgPool,
     fresh: Arc<Fresh>,
 }
 
@@ -182,8 +185,7 @@ impl PgReader {
             .acquire_timeout(wait)
             .after_release(|conn, _| {
                 Box::pin(async move {
-                    // Of no effect but a notice where no transaction was left open, as none is.
-                    sqlx::raw_sql("ROLLBACK").execute(conn).await?;
+                    sqlx::raw_sql(LEAVE_NOTHING_OPEN).execute(conn).await?;
                     Ok(true)
                 })
             })

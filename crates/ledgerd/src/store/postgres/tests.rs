@@ -4,6 +4,7 @@
 mod flights;
 mod history;
 mod lists;
+mod readers;
 
 use super::{
     ConnectError, PgStore, flight, hints, history as days, living, news, open, options, read, recover, slots,
