@@ -426,7 +426,6 @@ impl Loop {
             match self.durably(&mut orders).await {
                 Ok(()) => return Ok(()),
                 Err(error) if error.is_conflict() => {
-                    tracing::debug!(%error, commands = orders.len(), "decided anew");
                     self.begin_anew(&error).await?;
                 }
                 Err(error) => return Box::pin(self.refuse(&error, orders, Vec::new())).await,
@@ -498,6 +497,7 @@ impl Loop {
         let now = self.shared.clock.now();
         let undo = std::mem::take(&mut self.undo);
         if error.is_conflict() {
+            tracing::debug!(%error, "somebody else was faster; decided anew");
             if let Some(found) = self.store.anew(&undo.touched(), now).await.map_err(Fatal::Store)? {
                 let heard = self.memory.put_back(undo, found, now);
                 // An agent that both had made was never told as new.

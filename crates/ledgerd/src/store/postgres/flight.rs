@@ -49,6 +49,10 @@ pub(super) struct Handed {
     pub(super) basis: Basis,
     pub(super) met: Met,
     pub(super) meta: Meta,
+    /// It waits for tasks that another daemon was offered. Where a batch may follow it must not: that one may have been offered
+    /// tasks, too, which it holds until this one is durable, and a batch of the other daemon, before the one that holds ours, may
+    /// wait for them. The server would see no circle.
+    pub(super) patient: bool,
     /// Forget answers as of then, so many at most.
     pub(super) purge: Option<(Timestamp, usize)>,
     pub(super) hint: Hint,
@@ -84,7 +88,8 @@ impl Handed {
         let (next, turn) = oneshot::channel();
         let pilot = Pilot { session: self.session, begun: self.begun, options };
         let before = before.and_then(|before| before.turn.take());
-        let load = Load { staged: self.staged, basis: self.basis, met: self.met, meta, purge: self.purge };
+        let Self { basis, met, patient, purge, .. } = self;
+        let load = Load { staged: self.staged, basis, met, meta, patient, purge };
         let task = tokio::spawn(pilot.fly(load, before, next));
         Flying { task, staged, meta, hint, locks, turn: Some(turn) }
     }
@@ -96,6 +101,7 @@ struct Load {
     basis: Basis,
     met: Met,
     meta: Meta,
+    patient: bool,
     purge: Option<(Timestamp, usize)>,
 }
 
@@ -162,7 +168,7 @@ impl Pilot {
 
     /// What is not written yet, and the commit. None: the slot is somebody else's.
     async fn write(&mut self, load: &Load, went_ahead: bool) -> Result<Option<Written>, StoreError> {
-        let Load { staged, basis, met, meta, purge } = load;
+        let Load { staged, basis, met, meta, patient, purge } = load;
         if staged.is_empty() {
             let begun = self.begun;
             let conn = self.connection()?;
@@ -172,7 +178,7 @@ impl Pilot {
             return Ok(Some(Written::default()));
         }
         let conn = self.begin().await?;
-        write::write_changed(conn, staged, (!went_ahead).then_some((basis.slot, *meta))).await?;
+        write::write_changed(conn, staged, *patient, (!went_ahead).then_some((basis.slot, *meta))).await?;
         let Some(written) = write::write_rest(conn, staged, basis, met, *meta).await? else {
             return Ok(None);
         };

@@ -101,6 +101,8 @@ pub struct PgStore {
     watches_own: bool,
     /// A batch failed: memory may say what the database does not.
     broken: bool,
+    /// One was overtaken: the next is written while nothing else is decided.
+    alone: bool,
 }
 
 /// What `slots` has of ours.
@@ -145,6 +147,7 @@ impl PgStore {
             answered: PURGE_EVERY,
             watches_own: false,
             broken: true,
+            alone: false,
         }
     }
 
@@ -349,6 +352,8 @@ impl PgStore {
             meta: self.meta,
             basis: Basis::of(&staged, &self.place),
             staged,
+            // Without other daemons nobody holds anything.
+            patient: std::mem::take(&mut self.alone) || self.place.others.is_empty(),
             purge,
         };
         self.met.committed = SessionId(self.meta.last_session);

@@ -244,6 +244,7 @@ impl PgStore {
     ) -> Result<Option<(News, Vec<Task>)>, StoreError> {
         self.forget_batch(now).await;
         self.broken = false;
+        self.alone = true;
         // Mail was put back, and is to be read again.
         self.wake.news();
         match self.read_changes_anew(tasks, now).await {

@@ -243,6 +243,11 @@ static EMPTY_BLOCKS: Table = Table::new(
 );
 
 const LEAVE_READY: &str = "DELETE FROM ready WHERE task_id = ANY($1)";
+/// The same, but for those that another daemon holds; names one of these.
+const LEAVE_READY_AT_ONCE: &str = "WITH gone AS ( \
+    DELETE FROM ready AS r USING (SELECT ctid AS place FROM ready WHERE task_id = ANY($1) FOR UPDATE SKIP LOCKED) AS free \
+    WHERE r.ctid = free.place RETURNING r.task_id) \
+    SELECT r.task_id FROM ready AS r WHERE r.task_id = ANY($1) AND r.task_id NOT IN (SELECT task_id FROM gone) LIMIT 1";
 /// Where the key of the task `s` is, if it holds it.
 macro_rules! held_key {
     () => {
@@ -348,6 +353,7 @@ pub(super) fn statements() -> Vec<String> {
         REMOVED,
         REMOVE_TASKS,
         LEAVE_READY,
+        LEAVE_READY_AT_ONCE,
         FREE_KEYS,
         MOVE_KEYS,
         MOVE_SPECS,
@@ -429,9 +435,10 @@ pub(super) async fn write_new(
 pub(super) async fn write_changed(
     conn: &mut PgConnection,
     staged: &Staged,
+    patient: bool,
     with_new: Option<(u16, Meta)>,
 ) -> Result<(), StoreError> {
-    make_way(conn, staged).await?;
+    make_way(conn, staged, patient).await?;
     let mut rows = Together::default();
     if let Some((slot, meta)) = with_new {
         add_new(&mut rows, staged, slot, meta);
@@ -501,15 +508,25 @@ fn add_new(new: &mut Together, staged: &Staged, slot: u16, meta: Meta) {
 }
 
 /// What has to be done before rows of tasks and keys are written.
-async fn make_way(conn: &mut PgConnection, staged: &Staged) -> Result<(), StoreError> {
+async fn make_way(conn: &mut PgConnection, staged: &Staged, patient: bool) -> Result<(), StoreError> {
+    let waited = staged.in_order().into_iter().filter(|image| !image.is_new() && image.may_have_waited);
+    leave_ready(conn, waited.map(|image| image.task.id.0.cast_signed()).collect(), patient).await?;
     // What frees keys, and what moves them, comes before what takes them.
     listed(conn, FREE_KEYS, numbers(&staged.freed)).await?;
     write_respecified(conn, staged).await?;
-    // Another daemon holds these while it decides a claim, and takes the rows of tasks at its end.
-    let waited = staged.in_order().into_iter().filter(|image| !image.is_new() && image.may_have_waited);
-    listed(conn, LEAVE_READY, waited.map(|image| image.task.id.0.cast_signed()).collect()).await?;
     let redriven = staged.letters.iter().filter(|(_, letter)| letter.is_none()).map(|(id, _)| id);
     listed(conn, REDRIVEN, numbers(redriven)).await
+}
+
+/// Takes tasks from those that wait. Another daemon holds some while it decides a claim of them, and may itself wait for a batch
+/// that was written before: see [`Handed::patient`](super::flight::Handed::patient).
+async fn leave_ready(conn: &mut PgConnection, waited: Vec<i64>, patient: bool) -> Result<(), StoreError> {
+    if patient || waited.is_empty() {
+        return listed(conn, LEAVE_READY, waited).await;
+    }
+    let query = sqlx::query_scalar::<_, i64>(LEAVE_READY_AT_ONCE).bind(waited);
+    let held = query.fetch_optional(conn).await.map_err(|error| failed(&error))?;
+    held.map_or(Ok(()), |id| Err(StoreError::Overtaken(TaskId(id.cast_unsigned()))))
 }
 
 /// Refuses where rows of tasks were not written, for somebody else changed them; names one.

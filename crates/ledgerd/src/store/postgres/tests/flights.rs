@@ -1,6 +1,6 @@
 //! Batches that are written side by side.
 
-use super::{eventually, number, url_of};
+use super::{eventually, number, rig_on, url_of};
 use crate::store::rig::{AGENT, New, Rig, everything};
 use ledger_core::store::{AgentRow, Changed, Changes, StoreError};
 use ledger_core::{Context, Event, Holder, SessionId, Settings, State};
@@ -97,4 +97,41 @@ async fn none_follows_one_that_failed() {
     rig.enqueue(New::of("a")).await;
     rig.commit().await;
     assert_eq!(number(&url, "SELECT max(seq) FROM history").await, 1, "and no number is left out");
+}
+
+/// Another daemon that was offered a task holds it, and may itself wait for one of ours: the server would see no circle.
+#[tokio::test]
+async fn beside_others_only_a_batch_that_is_alone_waits_for_what_they_were_offered() {
+    let Some(mut first) = Rig::postgres().await else { return };
+    let url = url_of(&first);
+    let mut second = rig_on(&url).await;
+    let ids = first.enqueue_all((0..3).map(|_| New::of("a"))).await;
+    first.commit().await;
+    let cancel = || Event::Cancel { note: "no".into() };
+    // What nobody holds, and what does not wait at all.
+    let fence = second.run(ids[0]).await;
+    second.commit().await;
+    second.end(ids[0], fence, ledger_core::Outcome::Complete).await;
+    second.apply(ids[1], cancel()).await;
+    second.commit().await;
+    for _ in 0..2 {
+        let id = ids[2];
+        assert_eq!(first.offer(everything()).await, [id]);
+        second.apply(id, cancel()).await;
+        let error = second.store().commit().await.expect_err("it is held");
+        assert!(matches!(error, StoreError::Overtaken(held) if held == id), "{error}");
+        // Decided anew, it waits for the end of the other's batch. That one has not claimed it.
+        let now = second.now;
+        second.store().anew(&[id], now).await.expect("it reads").expect("the server is there");
+        second.apply(id, Event::Gate).await;
+        second.store().submit().await.expect("it is handed over");
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+            AND wait_event_type = 'Lock' AND query LIKE 'DELETE FROM ready%'";
+        eventually(async || (number(&url, waits).await == 1).then_some(())).await;
+        first.commit().await;
+        second.store().durable().await.expect("nobody claimed it");
+        second.apply(id, Event::Ungate).await;
+        second.commit().await;
+    }
+    assert_eq!(number(&url, "SELECT count(*) FROM ready").await, 1);
 }
