@@ -150,6 +150,8 @@ impl<'a> Batch<'a> {
         // What time has brought is for those that wait already, before anybody else fails.
         self.grant().await?;
         let mut answers = Vec::with_capacity(orders.len());
+        let all: usize = orders.iter().map(|order| weight(&order.command).0).sum();
+        self.changes.history.reserve(all.min(PIECE));
         let mut decided = 0;
         for order in orders {
             // In pieces, so that a store can write the one while the next is decided.

@@ -54,6 +54,8 @@ macro_rules! table {
 /// `PARTITION OF` does not; a new table has nothing to be looked through.
 const MISSING: &str = concat!(
     "SELECT format('CREATE TABLE %1$I (LIKE task_history INCLUDING ALL); \
+        ALTER TABLE %1$I ALTER COLUMN slot SET STATISTICS 0, ALTER COLUMN seq SET STATISTICS 0, \
+            ALTER COLUMN task SET STATISTICS 0, ALTER COLUMN at SET STATISTICS 0, ALTER COLUMN entries SET STATISTICS 0; \
         ALTER TABLE task_history ATTACH PARTITION %1$I FOR VALUES FROM (%2$s) TO (%3$s); \
         INSERT INTO history_days (day) VALUES (%4$s)', ",
     table!("d.day"),

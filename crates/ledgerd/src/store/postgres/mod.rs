@@ -36,7 +36,7 @@ use crate::store::{Committed, Wake};
 use flight::{Flying, Handed, Landed, Session};
 use hints::{Hint, Hints};
 use ledger_core::store::{
-    Ask, Changed, Changes, Fut, Known, News, Piece, Recovered, Store, StoreError, Want,
+    Ask, Changed, Changes, Fut, KeyHolder, Known, News, Piece, Recovered, Store, StoreError, Want,
 };
 use ledger_core::{AgentId, ByTask, Now, Record, SessionId, State, Task, TaskId, Timestamp};
 use packed::{Entered, EntryPlace, Found};
@@ -222,6 +222,8 @@ impl PgStore {
                 None => self.staged.payloads.push((payload, vec![id])),
             }
         }
+        self.staged.tasks.reserve(changes.tasks.len());
+        self.staged.history.reserve(changes.history.len());
         for changed in changes.tasks.drain(..) {
             self.stage_task(changed)?;
         }
@@ -229,6 +231,11 @@ impl PgStore {
             self.stage_entry(record)?;
         }
         let staged = &mut self.staged;
+        for (id, data) in changes.data.iter().filter(|(_, data)| !data.key.is_empty()) {
+            let Some(image) = staged.tasks.get(id) else { continue };
+            let holder = KeyHolder { task: *id, digest: data.digest };
+            staged.keys.insert((image.task.spec.agent, Arc::clone(&data.key)), holder);
+        }
         staged.data.append(&mut changes.data);
         staged.results.extend(changes.results);
         staged.salvage.extend(changes.salvage.into_iter().map(|(id, fence, result)| ((id, fence), result)));
@@ -295,10 +302,10 @@ impl PgStore {
                         )?)
                     }
                 };
-                let held = found.as_ref().and_then(|found| Some(found.task.holder.as_ref()?.session));
-                let newest = found.and_then(|found| found.newest);
+                let (before, newest) = found.map(|found| (found.task, found.newest)).unzip();
                 let ran = was == Some(State::Running);
-                let image = Image { task: Arc::clone(&task), expected, may_have_waited, held, ran, newest };
+                let newest = newest.flatten();
+                let image = Image { task: Arc::clone(&task), expected, may_have_waited, before, ran, newest };
                 self.staged.tasks.insert(id, image);
                 was.map(|was| (is.0, was))
             }

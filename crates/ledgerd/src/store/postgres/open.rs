@@ -14,13 +14,14 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(super) const MIGRATIONS: [(i64, &str, &str); 6] = [
+pub(super) const MIGRATIONS: [(i64, &str, &str); 7] = [
     (1, "ledger", include_str!("../../../migrations/postgres/0001_ledger.sql")),
     (2, "watch", include_str!("../../../migrations/postgres/0002_watch.sql")),
     (3, "rows", include_str!("../../../migrations/postgres/0003_rows.sql")),
     (4, "lean rows", include_str!("../../../migrations/postgres/0004_lean_rows.sql")),
     (5, "packed history", include_str!("../../../migrations/postgres/0005_packed_history.sql")),
     (6, "agent blocks", include_str!("../../../migrations/postgres/0006_agent_blocks.sql")),
+    (7, "ends", include_str!("../../../migrations/postgres/0007_ends.sql")),
 ];
 
 /// Settings of each session. A statement that takes longer is ended by the server, and its batch with it.
@@ -33,7 +34,7 @@ const SESSION: [(&str, &str); 8] = [
     // Plans are made once and are small.
     ("jit", "off"),
     ("timezone", "UTC"),
-    // A rollback where there is nothing to roll back is no news.
+    // What the server notes is for its own log.
     ("client_min_messages", "error"),
 ];
 /// Of sessions that serve: all that they read is looked up by indexes, row by row. Otherwise a plan that was made while a table was

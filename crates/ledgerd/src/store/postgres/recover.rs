@@ -8,9 +8,9 @@ use super::{BLOCK, PATIENCE, PAUSE, PgStore, Staged, failed};
 use crate::store::ready::Ready;
 use crate::store::rows::{Cells, Shared, record_columns};
 use ledger_core::store::{
-    Ask, BudgetRow, Counts, KeyHolder, Known, News, Recovered, RequestRow, StoreError, TaskData, Totals, Want,
+    Ask, BudgetRow, Counts, KeyHolder, Known, News, Recovered, RequestRow, StoreError, Totals, Want,
 };
-use ledger_core::{AgentId, ByKey, Now, Record, Task, TaskId, Timestamp};
+use ledger_core::{AgentId, Now, Record, Task, TaskId, Timestamp};
 use sqlx::postgres::{PgArguments, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{Postgres, Row, ValueRef};
@@ -197,8 +197,8 @@ pub(super) fn numbers<'a>(ids: impl IntoIterator<Item = &'a TaskId>) -> Vec<i64>
     ids.into_iter().map(|id| id.0.cast_signed()).collect()
 }
 
-fn names(names: &[Arc<str>]) -> Vec<String> {
-    names.iter().map(|name| name.to_string()).collect()
+fn names(names: &[Arc<str>]) -> Vec<&str> {
+    names.iter().map(|name| &**name).collect()
 }
 
 impl PgStore {
@@ -425,7 +425,7 @@ impl PgStore {
         }
         self.begin_once().await?;
         let agents: Vec<i64> = want.keys.iter().map(|(agent, _)| i64::from(agent.0)).collect();
-        let keys: Vec<String> = want.keys.iter().map(|(_, key)| key.to_string()).collect();
+        let keys: Vec<&str> = want.keys.iter().map(|(_, key)| &**key).collect();
         let query = sqlx::query(NAMED).bind(agents).bind(keys).bind(names(&want.requests));
         let rows = query.fetch_all(self.connection()?).await.map_err(|error| failed(&error))?;
         for row in &rows {
@@ -440,26 +440,18 @@ impl PgStore {
                 known.requests.insert(Arc::clone(&answered.id), answered);
             }
         }
-        let mut asked: ByKey<()> = ByKey::default();
-        asked.extend(want.keys.iter().map(|key| (key.clone(), ())));
         for staged in self.on_the_way().chain([&self.staged]) {
             let answered = want.requests.iter().filter_map(|id| staged.requests.get(id));
             known.requests.extend(answered.map(|row| (Arc::clone(&row.id), row.clone())));
-            if asked.is_empty() {
+            if !staged.freed.is_empty() {
+                known.keys.retain(|_, holder| !staged.freed.contains(&holder.task));
+            }
+            if staged.keys.is_empty() {
                 continue;
             }
-            known.keys.retain(|_, holder| !staged.freed.contains(&holder.task));
-            let held = |(id, data): &&(TaskId, _)| -> bool {
-                let data: &Arc<TaskData> = data;
-                !data.key.is_empty() && !staged.freed.contains(id)
-            };
-            for (id, data) in staged.data.iter().filter(held) {
-                let Some(image) = staged.tasks.get(id) else { continue };
-                let key = (image.task.spec.agent, Arc::clone(&data.key));
-                if asked.contains_key(&key) {
-                    known.keys.insert(key, KeyHolder { task: *id, digest: data.digest });
-                }
-            }
+            let held = want.keys.iter().filter_map(|key| Some((key, *staged.keys.get(key)?)));
+            let held = held.filter(|(_, holder)| !staged.freed.contains(&holder.task));
+            known.keys.extend(held.map(|(key, holder)| (key.clone(), holder)));
         }
         Ok(())
     }

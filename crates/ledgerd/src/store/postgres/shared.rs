@@ -227,7 +227,7 @@ async fn send_mail(
 ) -> Result<bool, StoreError> {
     let (mut slots, mut tasks, mut workers) = (Vec::new(), Vec::new(), Vec::new());
     for image in staged.tasks.values() {
-        if let Some(held) = image.held.filter(|held| image.ran && held.slot() != slot) {
+        if let Some(held) = image.held().filter(|held| image.ran && held.slot() != slot) {
             slots.push(i64::from(held.slot()));
             tasks.push(Some(image.task.id.0.cast_signed()));
             workers.push(None);

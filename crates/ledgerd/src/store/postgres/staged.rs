@@ -7,9 +7,10 @@ use super::hints::Hint;
 use super::packed::{Entered, EntryPlace, Found};
 use bytes::Bytes;
 use ledger_core::store::{
-    AgentEvent, AgentRow, BreakerRow, BudgetRow, DeadLetter, Notes, RequestRow, SessionRow, TaskData,
+    AgentEvent, AgentRow, BreakerRow, BudgetRow, DeadLetter, KeyHolder, Notes, RequestRow, SessionRow,
+    TaskData,
 };
-use ledger_core::{AgentId, ByName, ByTask, SessionId, State, Task, TaskId, Timestamp};
+use ledger_core::{AgentId, ByKey, ByName, ByTask, SessionId, State, Task, TaskId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -20,8 +21,8 @@ pub(super) struct Image {
     pub(super) expected: u64,
     /// Its row in the database may stand among those that wait.
     pub(super) may_have_waited: bool,
-    /// The session that its row in the database names.
-    pub(super) held: Option<SessionId>,
+    /// As its row in the database is; none of a new one.
+    pub(super) before: Option<Arc<Task>>,
     /// It was RUNNING.
     pub(super) ran: bool,
     /// Its newest entry of the history.
@@ -32,6 +33,24 @@ impl Image {
     /// The task as its row will be.
     pub(super) fn found(&self) -> Found {
         Found { task: Arc::clone(&self.task), newest: self.newest }
+    }
+
+    /// The session that its row in the database names.
+    pub(super) fn held(&self) -> Option<SessionId> {
+        Some(self.before.as_ref()?.holder.as_ref()?.session)
+    }
+
+    /// Whether nothing of its row changes but what an end changes.
+    pub(super) fn is_end(&self) -> bool {
+        let waited_by = |task: &Task| {
+            let Task { priority, run_at, calendar, deadline, queued_at, fence, delivery, .. } = *task;
+            (priority, run_at, calendar, deadline, queued_at, fence, delivery)
+        };
+        let task = &*self.task;
+        task.holder.is_none()
+            && task.lease.is_none()
+            && task.sample.is_none()
+            && self.before.as_ref().is_some_and(|before| waited_by(before) == waited_by(task))
     }
 
     /// Whether it has no row in the database.
@@ -50,6 +69,8 @@ impl Image {
 pub(super) struct Staged {
     pub(super) tasks: ByTask<Image>,
     pub(super) data: Vec<(TaskId, Arc<TaskData>)>,
+    /// Keys that new tasks have.
+    pub(super) keys: ByKey<KeyHolder>,
     pub(super) history: Vec<Entered>,
     pub(super) results: BTreeMap<TaskId, Bytes>,
     pub(super) salvage: BTreeMap<(TaskId, u64), Bytes>,

@@ -1,6 +1,7 @@
 //! What only PostgreSQL has to keep: the statements, who may serve a database, and what becomes of a commit when the server,
 //! the connection or somebody else comes between.
 
+mod ends;
 mod flights;
 mod history;
 mod lists;

@@ -69,7 +69,7 @@ static SPECS: Table = Table::new(
 static NEW_TASKS: Table = Table::new("new_tasks", "INSERT INTO tasks", task_row!(), "");
 static LEAN_NEW_TASKS: Table = Table::new("lean_tasks", "INSERT INTO tasks", lean_row!(), "");
 macro_rules! update_tasks {
-    ($rare:literal) => {
+    ($rare:expr) => {
         concat!(
             "UPDATE tasks AS t SET state = new.state, reason = new.reason, priority = new.priority, run_at = new.run_at, \
              calendar = new.calendar, deadline = new.deadline, queued_at = new.queued_at, updated_at = new.updated_at, \
@@ -83,9 +83,10 @@ macro_rules! update_tasks {
         )
     };
 }
-/// Only those that are as they were read; names them. Each is looked up for itself, and updated where it was found.
-const AS_READ: &str = "CROSS JOIN LATERAL (SELECT own.ctid AS place FROM tasks AS own WHERE own.id = new.id OFFSET 0) AS found \
-    WHERE t.ctid = found.place AND t.version = new.expected AND t.session IS NOT DISTINCT FROM new.held RETURNING t.id";
+/// Only those that are as they were read; names them. A comparison with an array of one number is looked up by the index as one with
+/// the number is, but has no join in the order of that index, which may be planned to walk through all of it.
+const AS_READ: &str = "WHERE t.id = ANY (ARRAY[new.id]) AND t.version = new.expected AND t.session IS NOT DISTINCT FROM new.held \
+    RETURNING t.id";
 static TASKS: Table = Table::new(
     "changed_tasks",
     update_tasks!(
@@ -97,14 +98,44 @@ static TASKS: Table = Table::new(
     task_row!(("expected", Int), ("held", Int)),
     AS_READ,
 );
-static LEAN_TASKS: Table = Table::new(
-    "lean_changed_tasks",
-    update_tasks!(
+macro_rules! nothing_rare {
+    () => {
         "retry_count = NULL, losses = NULL, preemptions = NULL, redrives = NULL, probe_failures = NULL, tokens = NULL, \
          previous_delay = NULL, stop_cause = NULL, stop_until = NULL, discarded = NULL, loss_weight = NULL, \
          lost_at = NULL, free_releases = NULL, blocks = NULL"
-    ),
+    };
+}
+static LEAN_TASKS: Table = Table::new(
+    "lean_changed_tasks",
+    update_tasks!(nothing_rare!()),
     lean_row!(("result", Kind::Bytes), ("expected", Int), ("held", Int)),
+    AS_READ,
+);
+static ENDED_TASKS: Table = Table::new(
+    "lean_ended_tasks",
+    concat!(
+        "UPDATE tasks AS t SET state = new.state, reason = new.reason, updated_at = new.updated_at, version = new.version, \
+         attempt = new.attempt, idle_deliveries = new.idle_deliveries, worker = NULL, incarnation = NULL, session = NULL, \
+         lease_until = NULL, acked_at = NULL, progress_at = NULL, sample_epoch = NULL, sample_probe = NULL, \
+         sample_told = NULL, history_slot = new.history_slot, history_seq = new.history_seq, \
+         history_at = new.history_at, result = COALESCE(new.result, t.result), ",
+        nothing_rare!()
+    ),
+    &[
+        ("id", Int),
+        ("state", Int2),
+        ("reason", Int2),
+        ("updated_at", Int),
+        ("version", Int),
+        ("attempt", Int4),
+        ("idle_deliveries", Int4),
+        ("history_slot", Int2),
+        ("history_seq", Int),
+        ("history_at", Int),
+        ("result", Kind::Bytes),
+        ("expected", Int),
+        ("held", Int),
+    ],
     AS_READ,
 );
 static HISTORY: Table = Table::new(
@@ -248,36 +279,34 @@ const LEAVE_READY_AT_ONCE: &str = "WITH gone AS ( \
     DELETE FROM ready AS r USING (SELECT ctid AS place FROM ready WHERE task_id = ANY($1) FOR UPDATE SKIP LOCKED) AS free \
     WHERE r.ctid = free.place RETURNING r.task_id) \
     SELECT r.task_id FROM ready AS r WHERE r.task_id = ANY($1) AND r.task_id NOT IN (SELECT task_id FROM gone) LIMIT 1";
-/// Where the key of the task `s` is, if it holds it.
+/// The key `k` of the task `s`, if it holds it.
 macro_rules! held_key {
     () => {
         "CROSS JOIN LATERAL (SELECT own.ctid AS place FROM idempotency_keys AS own \
-            WHERE own.agent = s.agent AND own.key = s.key OFFSET 0) AS held"
+            WHERE own.agent = s.agent AND own.key = s.key OFFSET 0) AS held \
+         WHERE k.ctid = held.place AND k.task_id = s.id"
     };
 }
 const FREE_KEYS: &str = concat!(
     "DELETE FROM idempotency_keys AS k USING (SELECT * FROM task_specs WHERE id = ANY($1) OFFSET 0) AS s ",
-    held_key!(),
-    " WHERE k.ctid = held.place AND k.task_id = s.id"
+    held_key!()
 );
 /// Tasks and the agents they go to.
-macro_rules! moved_specs {
+macro_rules! moved {
     () => {
-        "unnest($1::bigint[], $2::bigint[]) AS moved (id, agent) CROSS JOIN LATERAL \
-            (SELECT own.ctid AS place, own.* FROM task_specs AS own WHERE own.id = moved.id OFFSET 0) AS s"
+        "unnest($1::bigint[], $2::bigint[]) AS moved (id, agent)"
     };
 }
 const MOVE_KEYS: &str = concat!(
     "UPDATE idempotency_keys AS k SET agent = moved.agent FROM ",
-    moved_specs!(),
-    " ",
-    held_key!(),
-    " WHERE k.ctid = held.place AND k.task_id = s.id"
+    moved!(),
+    " CROSS JOIN LATERAL (SELECT * FROM task_specs AS own WHERE own.id = moved.id OFFSET 0) AS s ",
+    held_key!()
 );
 const MOVE_SPECS: &str = concat!(
     "UPDATE task_specs AS t SET agent = moved.agent FROM ",
-    moved_specs!(),
-    " WHERE t.ctid = s.place"
+    moved!(),
+    " WHERE t.id = ANY (ARRAY[moved.id])"
 );
 const NEW_PAYLOAD: &str = "UPDATE task_specs SET payload = $1 WHERE id = ANY($2)";
 const REDRIVEN: &str = "DELETE FROM dead_letter_queue WHERE task_id = ANY($1)";
@@ -308,8 +337,7 @@ const REMOVED: &str = "INSERT INTO removed_history AS r (slot, seq) \
     ON CONFLICT (slot) DO UPDATE SET seq = excluded.seq WHERE r.seq < excluded.seq";
 /// Those that are as they were judged; names them.
 const REMOVE_TASKS: &str = "DELETE FROM tasks AS t USING unnest($1::bigint[], $2::bigint[]) AS judged (id, version) \
-    CROSS JOIN LATERAL (SELECT own.ctid AS place FROM tasks AS own WHERE own.id = judged.id OFFSET 0) AS found \
-    WHERE t.ctid = found.place AND t.version = judged.version RETURNING t.id";
+    WHERE t.id = ANY (ARRAY[judged.id]) AND t.version = judged.version RETURNING t.id";
 /// All that belongs to tasks, but their keys, and history that goes with its day.
 const REMOVE: [&str; 6] = [
     "DELETE FROM task_history_kept WHERE task_id = ANY($1)",
@@ -329,6 +357,7 @@ pub(super) fn tables() -> impl Iterator<Item = &'static Table> {
         &LEAN_NEW_TASKS,
         &TASKS,
         &LEAN_TASKS,
+        &ENDED_TASKS,
         &HISTORY,
         &READY,
         &RESULTS,
@@ -396,12 +425,30 @@ fn numbers<'a>(ids: impl IntoIterator<Item = &'a TaskId>) -> Vec<i64> {
 fn image(row: &mut Rows, image: &Image, lean: bool) {
     bind::task(row, &image.task);
     bind::held(row, &image.task);
-    row.add(image.newest.map(|place| i64::from(place.slot)));
-    row.add(image.newest.map(|place| place.seq.cast_signed()));
-    row.add(image.newest.map(|place| place.at.millis()));
+    newest(row, image);
     if !lean {
         bind::rare(&image.task).into_iter().for_each(|number| row.add(number));
     }
+}
+
+/// Where its newest entry stands.
+fn newest(row: &mut Rows, image: &Image) {
+    row.add(image.newest.map(|place| i64::from(place.slot)));
+    row.add(image.newest.map(|place| place.seq.cast_signed()));
+    row.add(image.newest.map(|place| place.at.millis()));
+}
+
+/// The same of one that ends.
+fn end(row: &mut Rows, image: &Image) {
+    let task = &image.task;
+    row.add(task.id.0.cast_signed());
+    row.add(i64::from(task.state.code()));
+    row.add(i64::from(task.reason.code()));
+    row.add(task.updated_at.millis());
+    row.add(task.version.cast_signed());
+    row.add(i64::from(task.attempt));
+    row.add(i64::from(task.idle_deliveries));
+    newest(row, image);
 }
 
 /// Whether none of these has what few have. All rows of a batch go in one statement, in the order of their numbers.
@@ -580,11 +627,23 @@ fn add_changed(changed: &mut Together, known: &[&Image], staged: &Staged) {
     changed.add(rows(&REQUESTS, staged.requests.values(), bind::request));
     changed.add(rows(&EVENTS, &staged.events, bind::event));
     let lean = are_lean(known.iter().copied());
-    changed.add(rows(if lean { &LEAN_TASKS } else { &TASKS }, known, |row, known| {
-        image(row, known, lean);
+    let ends = lean && known.iter().all(|image| image.is_end());
+    let table = if ends {
+        &ENDED_TASKS
+    } else if lean {
+        &LEAN_TASKS
+    } else {
+        &TASKS
+    };
+    changed.add(rows(table, known, |row, known| {
+        if ends {
+            end(row, known);
+        } else {
+            image(row, known, lean);
+        }
         row.add(own_result(&known.task, staged));
         row.add(known.expected.cast_signed());
-        row.add(known.held.map(|held| held.0.cast_signed()));
+        row.add(known.held().map(|held| held.0.cast_signed()));
     }));
 }
 
