@@ -1,3 +1,25 @@
+-- What is known of the columns of `tasks` as one check: each of the nine had an evaluation of its own for every row that was written,
+-- a twentieth of the server's work. First, while nothing else is locked. What is stored was checked when it was written.
+DO $$
+DECLARE
+    known NAME;
+BEGIN
+    FOR known IN SELECT conname FROM pg_constraint WHERE conrelid = 'tasks'::regclass AND contype = 'c' LOOP
+        EXECUTE format('ALTER TABLE tasks DROP CONSTRAINT %I', known);
+    END LOOP;
+END $$;
+ALTER TABLE tasks ADD CONSTRAINT tasks_check CHECK (
+    state BETWEEN 1 AND 7
+    AND reason BETWEEN 0 AND 255
+    AND priority BETWEEN 0 AND 9
+    AND calendar BETWEEN 0 AND 1
+    AND version > 0
+    AND fence >= 0
+    AND (worker IS NULL) = (lease_until IS NULL)
+    AND (stop_cause IS NULL) = (stop_until IS NULL)
+    AND (discarded IS NULL OR discarded BETWEEN 0 AND 1)
+) NOT VALID;
+
 -- Tasks that end, with what an end changes: it takes holder, lease and sample, and leaves what the task waited by as it was.
 CREATE TYPE lean_ended_tasks AS (
     id BIGINT, state SMALLINT, reason SMALLINT, updated_at BIGINT, version BIGINT, attempt INTEGER, idle_deliveries INTEGER,

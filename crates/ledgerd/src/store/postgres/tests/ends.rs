@@ -1,8 +1,9 @@
 //! Tasks that end: what an end does not change does not travel.
 
-use super::{number, url_of};
+use super::{number, raw, url_of};
 use crate::store::rig::{New, Rig, failure};
 use ledger_core::{Class, Event, Outcome, State, TaskId};
+use sqlx::{AssertSqlSafe, Executor, SqlSafeStr};
 use std::time::Duration;
 
 /// Tasks of each kind that ends: DONE, DONE beside its stop, FAILED, CANCELLED while it waited.
@@ -85,4 +86,34 @@ async fn no_statistics_are_taken_of_what_grows_with_tasks() {
     let url = url_of(&rig);
     assert!(number(&url, days).await > 2, "days are made at the start");
     assert_eq!(number(&url, taken).await, 0);
+}
+
+/// Each of them alone, for they are one check.
+#[tokio::test]
+async fn a_row_of_a_task_that_cannot_be_is_refused() {
+    let Some(mut rig) = Rig::postgres().await else { return };
+    rig.enqueue(New::of("a")).await;
+    rig.commit().await;
+    let mut conn = raw(&url_of(&rig)).await;
+    for wrong in [
+        "state = 0",
+        "state = 8",
+        "reason = -1",
+        "reason = 256",
+        "priority = 10",
+        "calendar = 2",
+        "version = 0",
+        "fence = -1",
+        "worker = 'w'",
+        "lease_until = 1",
+        "stop_cause = 1",
+        "stop_until = 1",
+        "discarded = 2",
+    ] {
+        let update = AssertSqlSafe(format!("UPDATE tasks SET {wrong}")).into_sql_str();
+        let error = conn.execute(update).await.expect_err(wrong);
+        let constraint = error.as_database_error().and_then(|error| error.constraint());
+        assert_eq!(constraint, Some("tasks_check"), "{wrong}");
+    }
+    conn.execute("UPDATE tasks SET worker = 'w', lease_until = 1, discarded = 1").await.expect("that can be");
 }
