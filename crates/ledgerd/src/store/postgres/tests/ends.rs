@@ -6,7 +6,7 @@ use ledger_core::{Class, Event, Outcome, State, TaskId};
 use sqlx::{AssertSqlSafe, Executor, SqlSafeStr};
 use std::time::Duration;
 
-/// Tasks of each kind that ends: DONE, DONE beside its stop, FAILED, CANCELLED while it waited.
+/// Tasks that end in one batch: DONE, DONE though it was to stop, FAILED, and CANCELLED while it waited.
 async fn end_all(rig: &mut Rig) -> Vec<TaskId> {
     let ids = rig.enqueue_all((0..4).map(|n| New { priority: n, ..New::of("a") })).await;
     rig.wait(Duration::from_millis(5));
@@ -14,6 +14,7 @@ async fn end_all(rig: &mut Rig) -> Vec<TaskId> {
     for id in &ids[..3] {
         fences.push(rig.run(*id).await);
     }
+    rig.apply(ids[1], Event::Cancel { note: "stop".into() }).await;
     rig.commit().await;
     rig.wait(Duration::from_millis(5));
     rig.end(ids[0], fences[0], Outcome::Complete).await;
