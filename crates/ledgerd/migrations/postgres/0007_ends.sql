@@ -1,5 +1,5 @@
--- What is known of the columns of `tasks` as one check: each of the nine had an evaluation of its own for every row that was written,
--- a twentieth of the server's work. First, while nothing else is locked. What is stored was checked when it was written.
+-- What is known of the columns of `tasks` as one check: each of the nine had an evaluation of its own for every row that was written, some
+-- 0.5 µs more for an insert and an update. First, while nothing else is locked. What is stored was checked when it was written.
 DO $$
 DECLARE
     known NAME;

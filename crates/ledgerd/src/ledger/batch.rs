@@ -150,6 +150,7 @@ impl<'a> Batch<'a> {
         // What time has brought is for those that wait already, before anybody else fails.
         self.grant().await?;
         let mut answers = Vec::with_capacity(orders.len());
+        // Entries are large: to make room as they come would copy each of them again.
         let all: usize = orders.iter().map(|order| weight(&order.command).0).sum();
         self.changes.history.reserve(all.min(PIECE));
         let mut decided = 0;

@@ -98,6 +98,7 @@ static TASKS: Table = Table::new(
     task_row!(("expected", Int), ("held", Int)),
     AS_READ,
 );
+/// For a task without what few have: whatever its row had of it goes.
 macro_rules! nothing_rare {
     () => {
         "retry_count = NULL, losses = NULL, preemptions = NULL, redrives = NULL, probe_failures = NULL, tokens = NULL, \
@@ -111,6 +112,7 @@ static LEAN_TASKS: Table = Table::new(
     lean_row!(("result", Kind::Bytes), ("expected", Int), ("held", Int)),
     AS_READ,
 );
+/// Where all of them end: what an end takes from a row is said by the statement, and what it leaves is not sent.
 static ENDED_TASKS: Table = Table::new(
     "lean_ended_tasks",
     concat!(
@@ -431,14 +433,14 @@ fn image(row: &mut Rows, image: &Image, lean: bool) {
     }
 }
 
-/// Where its newest entry stands.
+/// Where the newest entry of a task stands.
 fn newest(row: &mut Rows, image: &Image) {
     row.add(image.newest.map(|place| i64::from(place.slot)));
     row.add(image.newest.map(|place| place.seq.cast_signed()));
     row.add(image.newest.map(|place| place.at.millis()));
 }
 
-/// The same of one that ends.
+/// A row of `tasks` with what an end changes; its result and what guards it follow.
 fn end(row: &mut Rows, image: &Image) {
     let task = &image.task;
     row.add(task.id.0.cast_signed());
