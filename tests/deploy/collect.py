@@ -14,7 +14,8 @@ import tempfile
 import time
 import urllib.request
 
-from scrape import BINARY, ROOT, eventually, free_port
+from ports import held_ports
+from scrape import BINARY, ROOT, eventually
 
 COLLECTOR = ROOT / "target/deploy/bin/collector"
 # What a task carries must not be among what arrives.
@@ -92,7 +93,8 @@ def is_counted(points, service):
 
 def told(folder, endpoint, protocol, out, log):
     """A daemon that exports to the collector while a task fails and is done."""
-    service, address = f"ledgerd-{protocol}", f"127.0.0.1:{free_port()}"
+    [port] = held_ports(1)
+    service, address = f"ledgerd-{protocol}", f"127.0.0.1:{port}"
     environment = {
         "PATH": "/usr/bin:/bin", "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
         "OTEL_SERVICE_NAME": service, "OTEL_METRIC_EXPORT_INTERVAL": "500", "OTEL_BSP_SCHEDULE_DELAY": "100"}
@@ -122,7 +124,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         out = folder / "arrived.json"
-        grpc, http, health = (f"127.0.0.1:{free_port()}" for _ in range(3))
+        grpc, http, health = (f"127.0.0.1:{port}" for port in held_ports(3))
         (folder / "moved.yaml").write_text(MOVED.format(grpc=grpc, http=http, health=health, out=out))
         with open(folder / "log", "w") as log:
             collector = subprocess.Popen(

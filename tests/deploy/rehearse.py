@@ -18,7 +18,6 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ import time
 import grpc
 from credentials import Credentials
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from ports import held_ports
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/python"))
@@ -52,14 +52,6 @@ def manifest(overlay):
     return json.loads(told.stdout)
 
 
-def free_ports(count):
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
-
-
 class Pod:
     """A daemon, one process after the other with the same volume and ports."""
 
@@ -68,7 +60,7 @@ class Pod:
         [self.spec] = pod["containers"]
         self.user, self.group = pod["securityContext"]["runAsUser"], pod["securityContext"]["runAsGroup"]
         self.grace = pod["terminationGracePeriodSeconds"]
-        grpc_port, http_port = free_ports(2)
+        grpc_port, http_port = held_ports(2)
         self.address, self.http = f"127.0.0.1:{grpc_port}", f"127.0.0.1:{http_port}"
         self.ports = {"LEDGERD_LISTEN": grpc_port, "LEDGERD_HTTP_LISTEN": http_port}
         self.mounts = {"data": folder / "volume", "tls": folder / "tls", "callers": folder / "callers"}

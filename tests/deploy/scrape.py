@@ -8,13 +8,14 @@ import json
 import os
 import pathlib
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.parse
 import urllib.request
+
+from ports import held_ports
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BINARY = os.environ.get("LEDGERD_BIN", ROOT / "target/debug/ledgerd")
@@ -24,11 +25,6 @@ global: {{scrape_interval: 1s, evaluation_interval: 1s}}
 rule_files: ["{rules}"]
 scrape_configs: [{{job_name: ledgerd, static_configs: [{{targets: ["{target}"]}}]}}]
 """
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        return held.getsockname()[1]
 
 
 def asked(base, path):
@@ -56,7 +52,7 @@ def main():
         return 1 if os.environ.get("LEDGERD_CHECK_ALL") else 0
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        target, own, grpc = (f"127.0.0.1:{free_port()}" for _ in range(3))
+        target, own, grpc = (f"127.0.0.1:{port}" for port in held_ports(3))
         config = CONFIG.format(rules=ROOT / "deploy/prometheus/rules.yaml", target=target)
         (folder / "prometheus.yaml").write_text(config)
         with open(folder / "log", "w") as log:

@@ -17,37 +17,48 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::net::TcpSocket;
 
 /// Longer than anything that is not stuck takes on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A folder that goes away with the test.
+/// A folder that goes away with the test, and the port of its daemon.
 #[derive(Debug)]
-pub(crate) struct Folder(PathBuf);
+pub(crate) struct Folder {
+    path: PathBuf,
+    port: TcpSocket,
+}
 
 impl Folder {
     pub(crate) fn new() -> Arc<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("ledgerd-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&path).expect("the temporary folder is writable");
-        Arc::new(Self(path))
+        Self::at(path)
     }
 
     /// This one, which goes away as well.
     pub(crate) fn at(path: PathBuf) -> Arc<Self> {
         std::fs::create_dir_all(&path).expect("the folder is writable");
-        Arc::new(Self(path))
+        // Bound, and never listening: nobody else is given it, also while no daemon runs that is to come back to it.
+        let port = TcpSocket::new_v4().expect("a socket");
+        port.set_reuseaddr(true).expect("an option");
+        port.bind(([127, 0, 0, 1], 0).into()).expect("a port");
+        Arc::new(Self { path, port })
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.0
+        &self.path
+    }
+
+    fn address(&self) -> String {
+        self.port.local_addr().expect("it is bound").to_string()
     }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        let _ = std::fs::remove_dir_all(&self.path);
     }
 }
 
@@ -91,6 +102,8 @@ impl Daemon {
         environment: &[(&str, OsString)],
     ) -> Result<Self, String> {
         let has_http = flags.contains(&"--http-listen");
+        let held = folder.address();
+        let listen = if listen == "127.0.0.1:0" { &held } else { listen };
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
