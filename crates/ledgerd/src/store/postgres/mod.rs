@@ -20,6 +20,7 @@ mod recover;
 mod shared;
 mod slots;
 mod staged;
+mod statements;
 mod table;
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ mod readers;
 
 use super::{
     ConnectError, PgStore, flight, hints, history as days, living, news, open, options, read, recover, slots,
-    watch, write,
+    statements, watch,
 };
 use crate::store::rig::{AGENT, Kind, New, Rig, database, everything};
 use crate::store::schema;
@@ -90,7 +90,7 @@ fn of_batches() -> impl Iterator<Item = String> {
         .chain(slots::STATEMENTS)
         .chain(news::STATEMENTS)
         .chain([flight::FATE]);
-    write::statements().into_iter().chain(fixed.map(str::to_owned))
+    statements::statements().into_iter().chain(fixed.map(str::to_owned))
 }
 
 #[tokio::test]
@@ -273,7 +273,7 @@ async fn types_of_rows_have_the_columns_of_their_statements() {
     let mut conn = raw(&url_of(&rig)).await;
     let columns = "SELECT a.attname::text, format_type(a.atttypid, NULL) FROM pg_attribute AS a \
         WHERE a.attrelid = (SELECT typrelid FROM pg_type WHERE oid = to_regtype($1)) ORDER BY a.attnum";
-    for table in write::tables() {
+    for table in statements::tables() {
         let found = sqlx::query(columns).bind(table.row).fetch_all(&mut conn).await.expect("the query runs");
         let found: Vec<(String, String)> = found.iter().map(|row| (row.get(0), row.get(1))).collect();
         let here = table.columns.iter().map(|(name, kind)| ((*name).to_owned(), kind.name().to_owned()));
