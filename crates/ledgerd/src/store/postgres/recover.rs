@@ -4,6 +4,7 @@
 //! for each type and priority.
 
 use super::packed::{EntryPlace, Found};
+use super::staged::AGENT_BLOCK;
 use super::{BLOCK, PATIENCE, PAUSE, PgStore, Staged, failed};
 use crate::store::ready::Ready;
 use crate::store::rows::{Cells, Shared, record_columns};
@@ -15,6 +16,7 @@ use sqlx::postgres::{PgArguments, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{Postgres, Row, ValueRef};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 const META: &str = "SELECT m.seed, s.last_seq, s.last_session, \
@@ -350,9 +352,13 @@ impl PgStore {
         let conn = self.connection()?;
         let block =
             sqlx::query_scalar::<_, i64>(NUMBERS).fetch_one(conn).await.map_err(|error| failed(&error))?;
+        let block = block.cast_unsigned() * BLOCK..(block.cast_unsigned() + 1) * BLOCK;
+        // Who has the next block may write at the same time: where both had numbers of one entry in `agent_blocks`, one would wait
+        // for the other. Only a run that needs all of a block has what it shares with its neighbours.
+        let own = block.start.next_multiple_of(AGENT_BLOCK)..block.end - block.end % AGENT_BLOCK;
+        let Range { start, end } = if n > own.end - own.start { block } else { own };
         // 0 is no number.
-        let first = (block.cast_unsigned() * BLOCK).max(1);
-        let end = (block.cast_unsigned() + 1) * BLOCK;
+        let first = start.max(1);
         if first + n > end {
             // The very first block is shorter by one.
             return Box::pin(self.take_numbers(n)).await;

@@ -103,12 +103,15 @@ pub(super) struct Staged {
     pub(super) hint: Hint,
 }
 
+/// Numbers that an agent has one entry for.
+pub(super) const AGENT_BLOCK: u64 = 16;
+
 /// An agent that has tasks among 16 numbers, and which 16.
 pub(super) type AgentBlock = (AgentId, u64);
 
 /// See [`AgentBlock`].
 pub(super) const fn agent_block(agent: AgentId, task: TaskId) -> AgentBlock {
-    (agent, task.0 >> 4)
+    (agent, task.0 / AGENT_BLOCK)
 }
 
 /// Task numbers whose live ones are counted together: 2 to the power of this.

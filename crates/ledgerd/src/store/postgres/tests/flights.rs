@@ -1,9 +1,11 @@
 //! Batches that are written side by side.
 
+use super::super::staged::agent_block;
 use super::{eventually, number, rig_on, url_of};
 use crate::store::rig::{AGENT, New, Rig, everything};
 use ledger_core::store::{AgentRow, Changed, Changes, StoreError};
-use ledger_core::{Context, Event, Holder, SessionId, Settings, State};
+use ledger_core::{Context, Event, Holder, SessionId, Settings, State, TaskId};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 const TASKS: &str = "SELECT count(*) FROM tasks";
@@ -70,6 +72,23 @@ async fn what_is_offered_while_its_batch_is_written_has_its_history_to_the_first
         assert_eq!(rig.store().durable().await.expect("it is committed").seq(), seq);
     }
     assert_eq!(rig.history(id).await.len(), 2);
+}
+
+/// Each would wait for an entry of `agent_blocks` that the other writes.
+#[tokio::test]
+async fn two_daemons_give_no_numbers_that_share_an_entry_of_an_agent() {
+    let Some(mut one) = Rig::postgres().await else { return };
+    let mut other = rig_on(&url_of(&one)).await;
+    let mut entries = [BTreeSet::new(), BTreeSet::new()];
+    for _ in 0..300 {
+        for (entries, rig) in entries.iter_mut().zip([&mut one, &mut other]) {
+            let first = rig.store().ids(8).await.expect("there are numbers");
+            entries.extend((first..first + 8).map(|id| agent_block(AGENT, TaskId(id))));
+        }
+    }
+    assert!(entries[0].is_disjoint(&entries[1]));
+    // A run that needs all of a block gets it.
+    assert_eq!(one.store().ids(1_000).await.expect("there are numbers") % 1_000, 0);
 }
 
 #[tokio::test]
