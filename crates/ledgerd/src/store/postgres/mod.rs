@@ -316,7 +316,12 @@ impl PgStore {
         if before != Some(is) {
             self.staged.count(id, before, Some(is));
         }
-        self.ready.put(task);
+        // What does not wait is offered to nobody.
+        if task.is_claimable_state() || task.is_gated() {
+            self.ready.put(task);
+        } else {
+            self.ready.forget(id);
+        }
         Ok(())
     }
 
@@ -439,8 +444,8 @@ impl PgStore {
             } else {
                 self.kept.remove(&id);
             }
-            let changed = self.on_the_way().any(|staged| staged.tasks.contains_key(&id));
-            if !changed && !self.staged.tasks.contains_key(&id) {
+            let changed = |staged: &Staged| staged.tasks.contains_key(&id);
+            if self.ready.entry(id).is_some() && !changed(&self.staged) && !self.on_the_way().any(changed) {
                 self.ready.forget(id);
             }
         }

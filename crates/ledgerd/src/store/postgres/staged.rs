@@ -120,9 +120,9 @@ pub(super) const BLOCK_BITS: u32 = 12;
 impl Staged {
     /// Images in the order of their numbers.
     pub(super) fn in_order(&self) -> Vec<&Image> {
-        let mut images: Vec<&Image> = self.tasks.values().collect();
-        images.sort_unstable_by_key(|image| image.task.id);
-        images
+        let mut images: Vec<(TaskId, &Image)> = self.tasks.iter().map(|(id, image)| (*id, image)).collect();
+        images.sort_unstable_by_key(|(id, _)| *id);
+        images.into_iter().map(|(_, image)| image).collect()
     }
 
     /// Whether a commit has nothing to write.

@@ -90,7 +90,7 @@ pub(super) async fn write_new(
     meta: Meta,
 ) -> Result<(), StoreError> {
     let mut rows = Together::default();
-    add_new(&mut rows, staged, slot, meta);
+    add_new(&mut rows, &staged.in_order(), staged, slot, meta);
     rows.write(conn).await.map(drop)
 }
 
@@ -101,13 +101,14 @@ pub(super) async fn write_changed(
     patient: bool,
     with_new: Option<(u16, Meta)>,
 ) -> Result<(), StoreError> {
-    make_way(conn, staged, patient).await?;
+    let images = staged.in_order();
+    make_way(conn, &images, staged, patient).await?;
     let mut rows = Together::default();
     if let Some((slot, meta)) = with_new {
-        add_new(&mut rows, staged, slot, meta);
+        add_new(&mut rows, &images, staged, slot, meta);
     }
-    let known: Vec<&Image> = staged.in_order().into_iter().filter(|image| !image.is_new()).collect();
-    add_changed(&mut rows, &known, staged);
+    let known: Vec<&Image> = images.iter().copied().filter(|image| !image.is_new()).collect();
+    add_changed(&mut rows, &images, &known, staged);
     let written = rows.write(conn).await?;
     all_as_read(&known, &written)
 }
@@ -144,13 +145,13 @@ pub(super) async fn purge_requests(
 }
 
 /// Rows of new tasks, and history.
-fn add_new(new: &mut Together, staged: &Staged, slot: u16, meta: Meta) {
+fn add_new(new: &mut Together, images: &[&Image], staged: &Staged, slot: u16, meta: Meta) {
     new.add(rows(&SPECS, &staged.data, |row, (id, data)| {
         if let Some(image) = staged.tasks.get(id) {
             bind::spec(row, *id, &image.task.spec, data);
         }
     }));
-    let tasks: Vec<&Image> = staged.in_order().into_iter().filter(|image| image.is_new()).collect();
+    let tasks: Vec<&Image> = images.iter().copied().filter(|image| image.is_new()).collect();
     let has_result = |image: &&Image| own_result(&image.task, staged).is_some();
     let lean = are_lean(tasks.iter().copied()) && !tasks.iter().any(has_result);
     new.add(rows(if lean { &LEAN_NEW_TASKS } else { &NEW_TASKS }, tasks, |row, new| {
@@ -171,8 +172,13 @@ fn add_new(new: &mut Together, staged: &Staged, slot: u16, meta: Meta) {
 }
 
 /// What has to be done before rows of tasks and keys are written.
-async fn make_way(conn: &mut PgConnection, staged: &Staged, patient: bool) -> Result<(), StoreError> {
-    let waited = staged.in_order().into_iter().filter(|image| !image.is_new() && image.may_have_waited);
+async fn make_way(
+    conn: &mut PgConnection,
+    images: &[&Image],
+    staged: &Staged,
+    patient: bool,
+) -> Result<(), StoreError> {
+    let waited = images.iter().filter(|image| !image.is_new() && image.may_have_waited);
     leave_ready(conn, waited.map(|image| image.task.id.0.cast_signed()).collect(), patient).await?;
     // What frees keys, and what moves them, comes before what takes them.
     listed(conn, FREE_KEYS, numbers(&staged.freed)).await?;
@@ -211,13 +217,13 @@ fn all_as_read(known: &[&Image], written: &[PgRow]) -> Result<(), StoreError> {
 }
 
 /// Rows of tasks that were read last, for that statement says what it wrote; and what is beside them.
-fn add_changed(changed: &mut Together, known: &[&Image], staged: &Staged) {
+fn add_changed(changed: &mut Together, images: &[&Image], known: &[&Image], staged: &Staged) {
     let keyed = staged.data.iter().filter(|(id, data)| !data.key.is_empty() && !staged.freed.contains(id));
     changed.add(rows(&KEYS, keyed, |row, (id, data)| {
         let agent = staged.tasks.get(id).map_or(AgentId(0), |image| image.task.spec.agent);
         bind::key(row, agent, &data.key, KeyHolder { task: *id, digest: data.digest });
     }));
-    let waits = staged.in_order().into_iter().filter(|image| image.waits());
+    let waits = images.iter().filter(|image| image.waits());
     changed.add(rows(&READY, waits, |row, image| {
         let task = &image.task;
         row.add(task.spec.agent.0);
