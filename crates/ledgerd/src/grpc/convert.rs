@@ -16,7 +16,7 @@ pub(super) use breaker::{agent_event, breaker, breaker_named, forced, trip_time}
 pub(super) use check::{At, Check};
 pub(super) use page::{Page, Place};
 pub(super) use task::{
-    WatchFilter, enqueued, event, new_task, note, request_key, span, state, task, task_filter, task_id, time,
-    update, watch_filter,
+    Names, WatchFilter, enqueued, event, new_task, note, request_key, span, state, task, task_filter,
+    task_id, time, update, watch_filter,
 };
 pub(super) use worker::{FromWire, assignment, from_worker, hello, receipt, settlements, verdict, worker_id};

@@ -4,7 +4,7 @@ mod explain;
 mod watch;
 
 use super::access::Access;
-use super::convert::{self, At, Check, Page};
+use super::convert::{self, At, Check, Names, Page};
 use super::status::status;
 use super::wire::{self, task_service_server::TaskService};
 use super::{ANSWER_BYTES, TimeLeft};
@@ -56,7 +56,8 @@ impl Tasks {
             return check.done(wire::EnqueueTaskResponse::default());
         };
         originate(std::slice::from_mut(&mut task));
-        let task = convert::new_task(&mut check, At::In("task"), task, self.handle.clock().now().wall());
+        let wall = self.handle.clock().now().wall();
+        let task = convert::new_task(&mut check, At::In("task"), task, wall, &mut Names::default());
         let task = check.done(task)?;
         access.agent(&task.agent)?;
         let answers = self.handle.enqueue(vec![Ok(task)], BatchMode::Atomic, key).await?;
@@ -88,15 +89,15 @@ impl Tasks {
         call.done(())?;
         originate(&mut said.tasks);
         let wall = self.handle.clock().now().wall();
-        let mut all = Check::default();
+        let (mut all, mut names) = (Check::default(), Names::default());
         let items = said.tasks.into_iter().enumerate();
         let tasks = items.map(|(index, task)| {
             let at = At::Item("tasks", index);
             if mode == BatchMode::Atomic {
-                return Ok(convert::new_task(&mut all, at, task, wall));
+                return Ok(convert::new_task(&mut all, at, task, wall, &mut names));
             }
             let mut check = Check::default();
-            let task = convert::new_task(&mut check, at, task, wall);
+            let task = convert::new_task(&mut check, at, task, wall, &mut names);
             let task = check.done(task)?;
             access.agent(&task.agent)?;
             Ok(task)

@@ -15,7 +15,7 @@ use ledger_core::store::{
 };
 use ledger_core::{
     AgentId, Applied, ByTask, Context, Event, EventKind, LostWith, Now, Reason, Record, Refusal, SessionId,
-    State, Task, TaskError, TaskId, TaskSet,
+    Spec, State, Task, TaskError, TaskId, TaskSet,
 };
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -61,6 +61,8 @@ pub(super) struct Batch<'a> {
     pub(super) changes: Changes,
     pub(super) breakers: BTreeSet<(AgentId, Arc<str>)>,
     budgets: BTreeSet<Option<AgentId>>,
+    /// The newest of a task that was made: tasks that came together are alike, and share it.
+    pub(super) spec: Option<Arc<Spec>>,
     pub(super) configured: BTreeSet<AgentId>,
     pub(super) beaten_sessions: BTreeSet<SessionId>,
     /// Breakers that let go of what they held back; none for all of an agent's.
@@ -112,6 +114,7 @@ impl<'a> Batch<'a> {
             breakers: BTreeSet::new(),
             budgets: BTreeSet::new(),
             configured: BTreeSet::new(),
+            spec: None,
             beaten_sessions: BTreeSet::new(),
             ungate: BTreeSet::new(),
             lost_with: LostWith::ALONE,

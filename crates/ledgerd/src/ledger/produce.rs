@@ -110,8 +110,11 @@ impl Batch<'_> {
             created_at: self.now.at,
             frees_key: task.frees_key,
         };
-        let (made, mut record) =
-            Task::enqueue(id, Arc::new(spec), task.priority, task.run_at, task.deadline, self.now);
+        let spec = match &self.spec {
+            Some(known) if **known == spec => Arc::clone(known),
+            _ => Arc::clone(self.spec.insert(Arc::new(spec))),
+        };
+        let (made, mut record) = Task::enqueue(id, spec, task.priority, task.run_at, task.deadline, self.now);
         if let Some(parent) = task.data.parent {
             record.facts.push((Fact::Parent, parent.to_string().into()));
         }

@@ -16,8 +16,30 @@ use retry_core::Jitter;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A task to be, with everything about it checked; it is good when `check` is. `wall` is what the wall clock shows.
-pub(in crate::grpc) fn new_task(check: &mut Check, at: At, new: wire::NewTask, wall: Timestamp) -> NewTask {
+/// Names that one call may say over and over, each kept once for as long as it is the same.
+#[derive(Debug, Default)]
+pub(in crate::grpc) struct Names {
+    agent: Option<Arc<str>>,
+    task_type: Option<Arc<str>>,
+}
+
+/// The name as it was kept last, if it is that.
+fn kept(last: &mut Option<Arc<str>>, said: String) -> Arc<str> {
+    match last {
+        Some(known) if **known == *said => Arc::clone(known),
+        _ => Arc::clone(last.insert(said.into())),
+    }
+}
+
+/// A task to be, with everything about it checked; it is good when `check` is. `wall` is what the wall clock shows, `names` are
+/// those of the tasks before it.
+pub(in crate::grpc) fn new_task(
+    check: &mut Check,
+    at: At,
+    new: wire::NewTask,
+    wall: Timestamp,
+    names: &mut Names,
+) -> NewTask {
     check.agent(at, "agent", &new.agent);
     check.plain(at, "task_type", &new.task_type, 1..=TASK_TYPE_BYTES);
     check.must_fit(at, "payload", new.payload.len(), PAYLOAD_BYTES);
@@ -54,8 +76,8 @@ pub(in crate::grpc) fn new_task(check: &mut Check, at: At, new: wire::NewTask, w
         digest.part(&given).finish()
     };
     NewTask {
-        agent: new.agent.into(),
-        task_type: new.task_type.into(),
+        agent: kept(&mut names.agent, new.agent),
+        task_type: kept(&mut names.task_type, new.task_type),
         priority,
         run_at,
         deadline,

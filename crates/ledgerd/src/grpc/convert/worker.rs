@@ -2,7 +2,7 @@
 
 use super::check::{At, Check};
 use super::digest::Digest;
-use super::task::{class, error_out, new_task, span, state, stop_cause, time};
+use super::task::{Names, class, error_out, new_task, span, state, stop_cause, time};
 use crate::grpc::status::{self, Refused};
 use crate::grpc::wire::{self, outcome, work_request};
 use crate::ledger::command::{
@@ -246,7 +246,8 @@ fn follow_up(
     wall: Timestamp,
 ) -> NewTask {
     let mut own = Check::default();
-    let mut task = new_task(&mut own, At::Item("complete.follow_ups", index), new, wall);
+    let mut task =
+        new_task(&mut own, At::Item("complete.follow_ups", index), new, wall, &mut Names::default());
     for violation in own.found().drain(..) {
         check.refuse(at, &violation.field, violation.rule);
     }

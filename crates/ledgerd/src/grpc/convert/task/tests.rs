@@ -13,7 +13,7 @@ fn labels(key: &str, value: &str) -> BTreeMap<String, String> {
 
 fn read(new: wire::NewTask) -> Result<NewTask, LedgerError> {
     let mut check = Check::default();
-    let task = new_task(&mut check, At::In("task"), new, NOW);
+    let task = new_task(&mut check, At::In("task"), new, NOW, &mut Names::default());
     check.done(task)
 }
 
@@ -210,4 +210,17 @@ fn a_task_keeps_nothing_of_the_message_it_came_in() {
     let task = read(decoded).unwrap();
     assert!(!within(&task.data.payload));
     assert_eq!(task.data.payload, message.payload);
+}
+
+#[test]
+fn tasks_of_one_call_share_the_names_that_are_the_same_and_no_others() {
+    let (mut check, mut names) = (Check::default(), Names::default());
+    let mut made = |task_type: &str| {
+        let new = wire::NewTask { task_type: task_type.into(), ..good() };
+        new_task(&mut check, At::In("task"), new, NOW, &mut names)
+    };
+    let [one, two, other] = ["review", "review", "test"].map(&mut made);
+    assert!(Arc::ptr_eq(&one.agent, &two.agent) && Arc::ptr_eq(&two.agent, &other.agent));
+    assert!(Arc::ptr_eq(&one.task_type, &two.task_type));
+    assert_eq!((&*two.task_type, &*other.task_type), ("review", "test"));
 }
