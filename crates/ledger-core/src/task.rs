@@ -248,6 +248,17 @@ pub struct Spec {
     pub frees_key: bool,
 }
 
+impl Spec {
+    /// Itself, or `last` where that is the same: tasks that came together are alike, and one spec is enough for them. `last` is
+    /// what was returned last.
+    pub fn shared(self, last: &mut Option<Arc<Self>>) -> Arc<Self> {
+        match last {
+            Some(known) if **known == self => Arc::clone(known),
+            _ => Arc::clone(last.insert(Arc::new(self))),
+        }
+    }
+}
+
 /// Who holds, or last held, a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {

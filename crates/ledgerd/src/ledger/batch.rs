@@ -61,7 +61,7 @@ pub(super) struct Batch<'a> {
     pub(super) changes: Changes,
     pub(super) breakers: BTreeSet<(AgentId, Arc<str>)>,
     budgets: BTreeSet<Option<AgentId>>,
-    /// The newest of a task that was made: tasks that came together are alike, and share it.
+    /// Of the newest task that was made.
     pub(super) spec: Option<Arc<Spec>>,
     pub(super) configured: BTreeSet<AgentId>,
     pub(super) beaten_sessions: BTreeSet<SessionId>,

@@ -110,10 +110,7 @@ impl Batch<'_> {
             created_at: self.now.at,
             frees_key: task.frees_key,
         };
-        let spec = match &self.spec {
-            Some(known) if **known == spec => Arc::clone(known),
-            _ => Arc::clone(self.spec.insert(Arc::new(spec))),
-        };
+        let spec = spec.shared(&mut self.spec);
         let (made, mut record) = Task::enqueue(id, spec, task.priority, task.run_at, task.deadline, self.now);
         if let Some(parent) = task.data.parent {
             record.facts.push((Fact::Parent, parent.to_string().into()));

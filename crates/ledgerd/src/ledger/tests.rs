@@ -566,6 +566,31 @@ async fn state(fixture: &Fixture, id: TaskId) -> State {
     found.expect("the task is stored").task.state
 }
 
+#[tokio::test]
+async fn tasks_of_one_call_share_no_more_than_they_have_in_common() {
+    let fixture = Fixture::new("alike", false).await;
+    let patient = Overrides { max_retries: Some(9), ..Overrides::NONE };
+    let said = [
+        ("a", "t", Overrides::NONE, false),
+        ("a", "t", patient, false),
+        ("a", "t", patient, false),
+        ("a", "u", patient, false),
+        ("b", "u", patient, false),
+        ("b", "u", patient, true),
+        ("a", "t", Overrides::NONE, false),
+    ];
+    let tasks = said.map(|(agent, task_type, policy, frees_key)| {
+        Ok(NewTask { task_type: task_type.into(), policy, frees_key, ..task(agent).expect("a task") })
+    });
+    fixture.handle.enqueue(tasks.into(), BatchMode::Atomic, None).await.expect("stored");
+    for (id, (agent, task_type, policy, frees_key)) in (1..).zip(said) {
+        let found = fixture.handle.reader().task(TaskId(id), false).await.expect("readable");
+        let spec = &found.expect("the task is stored").task.spec;
+        assert_eq!(Some(spec.agent), fixture.handle.agent_id(agent).await, "{id}");
+        assert_eq!((&*spec.task_type, spec.policy, spec.frees_key), (task_type, policy, frees_key), "{id}");
+    }
+}
+
 /// Makes the ledger look at its clock, as any call does, until the task is in this state.
 async fn reaches(fixture: &Fixture, id: TaskId, wanted: State) {
     within(async {

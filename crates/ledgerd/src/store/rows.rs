@@ -77,19 +77,23 @@ pub(super) use {
 /// A worker, and the numbers of what it holds.
 type Held<'r> = (Option<Cow<'r, str>>, [Option<i64>; 8]);
 
-/// Texts that many rows share, kept once. A scan of a million tasks meets few types and workers.
+/// What many rows share, kept once. A scan of a million tasks meets few types and workers, and those of one call together.
 #[derive(Default)]
-pub(super) struct Shared(std::collections::HashSet<Arc<str>>);
+pub(super) struct Shared {
+    texts: std::collections::HashSet<Arc<str>>,
+    /// Of the row before.
+    spec: Option<Arc<Spec>>,
+}
 
 impl Shared {
     fn text(&mut self, text: &str) -> Arc<str> {
-        if let Some(known) = self.0.get(text) {
+        if let Some(known) = self.texts.get(text) {
             return Arc::clone(known);
         }
         let shared: Arc<str> = text.into();
         // Bounded: types are the user's words and may be many.
-        if self.0.len() < 10_000 {
-            self.0.insert(Arc::clone(&shared));
+        if self.texts.len() < 10_000 {
+            self.texts.insert(Arc::clone(&shared));
         }
         shared
     }
@@ -288,8 +292,8 @@ impl<'r, R: Cells> Columns<'r, R> {
         let agent = self.agent()?;
         let task_type = shared.text(self.text()?);
         let policy = self.maybe_text()?.map(text::policy_of).transpose()?.unwrap_or(Overrides::NONE);
-        let spec =
-            Arc::new(Spec { agent, task_type, policy, created_at: self.time()?, frees_key: self.flag()? });
+        let spec = Spec { agent, task_type, policy, created_at: self.time()?, frees_key: self.flag()? };
+        let spec = spec.shared(&mut shared.spec);
         let task = Task {
             id,
             spec,
