@@ -44,7 +44,7 @@ use packed::{Entered, EntryPlace, Found};
 use shared::{Basis, Met, Written};
 use slots::Place;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use staged::{Image, Staged, agent_block};
+use staged::{Image, Staged, agent_block, waits};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -317,7 +317,7 @@ impl PgStore {
             self.staged.count(id, before, Some(is));
         }
         // What does not wait is offered to nobody.
-        if task.is_claimable_state() || task.is_gated() {
+        if waits(&task) {
             self.ready.put(task);
         } else {
             self.ready.forget(id);

@@ -60,8 +60,13 @@ impl Image {
 
     /// Whether it stands among those that wait from now on.
     pub(super) fn waits(&self) -> bool {
-        self.task.is_claimable_state() || self.task.is_gated()
+        waits(&self.task)
     }
+}
+
+/// Whether a task is offered: when it is due, or its breaker lets it through.
+pub(super) fn waits(task: &Task) -> bool {
+    task.is_claimable_state() || task.is_gated()
 }
 
 /// See the module.
