@@ -102,6 +102,7 @@ impl Daemon {
         environment: &[(&str, OsString)],
     ) -> Result<Self, String> {
         let has_http = flags.contains(&"--http-listen");
+        // Any port: the folder's own, so that a daemon that starts there again finds it free.
         let held = folder.address();
         let listen = if listen == "127.0.0.1:0" { &held } else { listen };
         let log = std::fs::OpenOptions::new()
