@@ -13,7 +13,7 @@ use ledger_core::{
     AgentId, AgentOverrides, Class, Event, Outcome, Reason, SessionId, State, TaskId, Timestamp,
 };
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Draws of a test, the same each time.
@@ -53,9 +53,12 @@ fn value(dice: &mut Dice, table: &Table, at: usize, row: i64) -> Value {
         ("tasks", "worker" | "lease_until") | ("tasks", "stop_cause" | "stop_until") if row % 3 == 0 => {
             return Value::Null;
         }
-        ("agents", "name") | ("sessions", "worker") | ("idempotency_keys", "key") | ("requests", "id") => {
+        ("agents", "name") | ("sessions", "worker") | ("requests", "id") => {
             return Value::Text(format!("{row}{}", dice.text()));
         }
+        // Each of some brings the key of the one before it.
+        ("task_specs", "agent") => return Value::Int(row / 2 % 3),
+        ("task_specs", "key") if row % 5 > 0 => return Value::Text(format!("\\\n{}", row / 2)),
         // Of what is packed, JSON stays JSON.
         ("task_history", "error" | "facts") if dice.below(3) > 0 => {
             return Value::Text(text::written(&[dice.text()]));
@@ -127,17 +130,41 @@ impl Value {
     }
 }
 
+/// Keys that tasks of these rows hold: of two that brought one, the later; and not each that is the only one.
+fn held_keys(specs: &[Vec<Value>]) -> Vec<Vec<Value>> {
+    let at = |name| {
+        let specs = TABLES.iter().find(|table| table.name == "task_specs").expect("it is there");
+        specs.columns.iter().position(|(column, _)| *column == name).expect("it has it")
+    };
+    let columns = ["agent", "key", "id", "digest"].map(at);
+    let mut held = BTreeMap::new();
+    for (row, spec) in specs.iter().enumerate() {
+        if let [Value::Int(agent), Value::Text(key), ..] = columns.map(|at| &spec[at])
+            && row % 11 > 0
+        {
+            held.insert((*agent, key.clone()), columns.map(|at| spec[at].clone()).to_vec());
+        }
+    }
+    held.into_values().collect()
+}
+
 /// The file of a ledger whose rows mean nothing, with `rows` of each table.
 fn awkward(seed: u64, rows: i64) -> Vec<u8> {
     let mut dice = Dice(seed);
     let mut file = Vec::new();
     let mut writer = Writer::begin(&mut file).expect("memory takes it");
+    let mut keys = Vec::new();
     for table in &TABLES {
         writer.table(table).expect("memory takes it");
         let rows = if table.name == "meta" { 1 } else { rows };
         let mut rows: Vec<Vec<Value>> = (0..rows)
             .map(|row| (0..table.columns.len()).map(|at| value(&mut dice, table, at, row)).collect())
             .collect();
+        match table.name {
+            "task_specs" => keys = held_keys(&rows),
+            "idempotency_keys" => rows = std::mem::take(&mut keys),
+            _ => {}
+        }
         if table.name == "sessions" {
             rows.sort_by_key(|row| match &row[0] {
                 Value::Text(worker) => worker.clone(),
@@ -549,7 +576,7 @@ const OF_SQLITE: [&str; 23] = [
     "tasks.rare",
     "tasks.result",
 ];
-const OF_POSTGRES: [&str; 54] = [
+const OF_POSTGRES: [&str; 55] = [
     "agent_blocks.agent",
     "agent_blocks.block",
     "agents.changed",
@@ -600,6 +627,7 @@ const OF_POSTGRES: [&str; 54] = [
     "task_history.entries",
     "task_history.slot",
     "task_history.task",
+    "task_specs.key_freed",
     "tasks.history_at",
     "tasks.history_seq",
     "tasks.history_slot",

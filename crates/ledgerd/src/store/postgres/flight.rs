@@ -9,6 +9,7 @@
 use super::hints::Hint;
 use super::shared::{Basis, Met, Revisions, Written};
 use super::staged::Staged;
+use super::write::New;
 use super::{Meta, failed, open, write};
 use ledger_core::Timestamp;
 use ledger_core::store::StoreError;
@@ -53,6 +54,9 @@ pub(super) struct Handed {
     /// tasks, too, which it holds until this one is durable, and a batch of the other daemon, before the one that holds ours, may
     /// wait for them. The server would see no circle.
     pub(super) patient: bool,
+    /// What producers said may be written before its turn. Who brings a key that is written waits until it is known whether it
+    /// stays; ahead of its turn that may be a daemon that this batch waits for, and the server would see no circle.
+    pub(super) specs_ahead: bool,
     /// Forget answers as of then, so many at most.
     pub(super) purge: Option<(Timestamp, usize)>,
     pub(super) hint: Hint,
@@ -88,8 +92,8 @@ impl Handed {
         let (next, turn) = oneshot::channel();
         let pilot = Pilot { session: self.session, begun: self.begun, options };
         let before = before.and_then(|before| before.turn.take());
-        let Self { basis, met, patient, purge, .. } = self;
-        let load = Load { staged: self.staged, basis, met, meta, patient, purge };
+        let Self { basis, met, patient, specs_ahead, purge, .. } = self;
+        let load = Load { staged: self.staged, basis, met, meta, patient, specs_ahead, purge };
         let task = tokio::spawn(pilot.fly(load, before, next));
         Flying { task, staged, meta, hint, locks, turn: Some(turn) }
     }
@@ -102,6 +106,7 @@ struct Load {
     met: Met,
     meta: Meta,
     patient: bool,
+    specs_ahead: bool,
     purge: Option<(Timestamp, usize)>,
 }
 
@@ -137,14 +142,14 @@ impl Pilot {
         load: &mut Load,
         before: Option<Turn>,
     ) -> Result<Option<Written>, StoreError> {
-        let mut went_ahead = false;
+        let mut left = New::All(load.basis.slot, load.meta);
         if let Some(before) = before {
             let ahead = self.write_new(load).await;
             let failed = |_| StoreError::Unavailable("the batch that it was decided on failed".to_owned());
             load.basis.follow(before.await.map_err(failed)?);
-            went_ahead = ahead?;
+            left = ahead?;
         }
-        self.write(load, went_ahead).await
+        self.write(load, left).await
     }
 
     /// The connection, in the batch's transaction.
@@ -157,18 +162,23 @@ impl Pilot {
         self.connection()
     }
 
-    /// What is new of it, and looks at nothing that is stored. Whether there is something.
-    async fn write_new(&mut self, load: &Load) -> Result<bool, StoreError> {
+    /// What is new of it, and looks at nothing that is stored; what of that is left.
+    async fn write_new(&mut self, load: &Load) -> Result<New, StoreError> {
+        let (slot, meta) = (load.basis.slot, load.meta);
         if load.staged.history.is_empty() {
-            return Ok(false);
+            return Ok(New::All(slot, meta));
         }
-        write::write_new(self.begin().await?, &load.staged, load.basis.slot, load.meta).await?;
-        Ok(true)
+        let (ahead, left) = match load.specs_ahead {
+            true => (New::All(slot, meta), New::Nothing),
+            false => (New::ButSpecs(slot, meta), New::Specs),
+        };
+        write::write_new(self.begin().await?, &load.staged, ahead).await?;
+        Ok(left)
     }
 
     /// What is not written yet, and the commit. None: the slot is somebody else's.
-    async fn write(&mut self, load: &Load, went_ahead: bool) -> Result<Option<Written>, StoreError> {
-        let Load { staged, basis, met, meta, patient, purge } = load;
+    async fn write(&mut self, load: &Load, new: New) -> Result<Option<Written>, StoreError> {
+        let Load { staged, basis, met, meta, patient, purge, .. } = load;
         if staged.is_empty() {
             let begun = self.begun;
             let conn = self.connection()?;
@@ -178,7 +188,7 @@ impl Pilot {
             return Ok(Some(Written::default()));
         }
         let conn = self.begin().await?;
-        write::write_changed(conn, staged, *patient, (!went_ahead).then_some((basis.slot, *meta))).await?;
+        write::write_changed(conn, staged, *patient, new).await?;
         let Some(written) = write::write_rest(conn, staged, basis, met, *meta).await? else {
             return Ok(None);
         };

@@ -45,7 +45,7 @@ use shared::{Basis, Met, Written};
 use slots::Place;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use staged::{Image, Staged, agent_block, waits};
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -89,6 +89,8 @@ pub struct PgStore {
     kept: ByTask<Found>,
     /// Tasks that the batch has read, as they are in the database.
     read: ByTask<Found>,
+    /// Keys that were held when the batch asked for them.
+    held: HashSet<(AgentId, Arc<str>)>,
     met: Met,
     /// Those that the batch has changed, for offers.
     ready: Ready,
@@ -141,6 +143,7 @@ impl PgStore {
             fresh,
             kept: ByTask::default(),
             read: ByTask::default(),
+            held: HashSet::new(),
             met: Met::default(),
             ready: Ready::new(Now::steady(Timestamp::EPOCH)),
             counted: HashMap::new(),
@@ -235,7 +238,9 @@ impl PgStore {
         for (id, data) in changes.data.iter().filter(|(_, data)| !data.key.is_empty()) {
             let Some(image) = staged.tasks.get(id) else { continue };
             let holder = KeyHolder { task: *id, digest: data.digest };
-            staged.keys.insert((image.task.spec.agent, Arc::clone(&data.key)), holder);
+            let key = (image.task.spec.agent, Arc::clone(&data.key));
+            staged.retakes |= self.held.contains(&key);
+            staged.keys.insert(key, holder);
         }
         staged.data.append(&mut changes.data);
         staged.results.extend(changes.results);
@@ -341,6 +346,7 @@ impl PgStore {
         self.usable()?;
         let staged = Arc::new(std::mem::take(&mut self.staged));
         self.read.clear();
+        self.held.clear();
         self.counted.clear();
         let mut purge = None;
         if !staged.requests.is_empty() {
@@ -364,6 +370,7 @@ impl PgStore {
             met: Met { last: std::mem::take(&mut self.met.last), committed: self.met.committed },
             meta: self.meta,
             basis: Basis::of(&staged, &self.place),
+            specs_ahead: staged.keys.is_empty() || self.keys_are_ours_alone(&staged),
             staged,
             // Without other daemons nobody holds anything.
             patient: std::mem::take(&mut self.alone) || self.place.others.is_empty(),
@@ -374,6 +381,13 @@ impl PgStore {
         let flying = handed.start(self.flying.back_mut(), self.options.clone());
         self.flying.push_back(flying);
         Ok(())
+    }
+
+    /// Whether nobody can have a key that a batch brings, not even for a while.
+    fn keys_are_ours_alone(&self, staged: &Staged) -> bool {
+        self.place.others.is_empty()
+            && !staged.retakes
+            && self.on_the_way().chain([staged]).all(|staged| staged.moved.is_empty())
     }
 
     /// Waits for the oldest batch that is being written.

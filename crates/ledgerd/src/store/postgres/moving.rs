@@ -26,6 +26,15 @@ const SNAPSHOT: &str = "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ O
 const SLOTS: &str = "SELECT count(*) FROM slots WHERE last_seq > 0";
 /// The table of a file whose rows share those of the database, where the daemon wrote them.
 const HISTORY: &str = "task_history";
+/// The table of a file whose rows are those of what producers said here, where these hold their keys.
+const KEYS: &str = "idempotency_keys";
+/// What says that no key is held twice, which holds when it is known who holds his.
+const KEYS_INDEX: &str = "SELECT pg_get_indexdef('task_specs_by_key'::regclass)";
+const LOOSEN_KEYS: &str = "DROP INDEX task_specs_by_key; \
+    CREATE TABLE imported_keys (agent INTEGER, key TEXT, task_id BIGINT, digest BIGINT)";
+const FREE_KEYS: &str = "UPDATE task_specs AS s SET key_freed = 1 WHERE key IS NOT NULL AND NOT EXISTS ( \
+        SELECT 1 FROM imported_keys AS k WHERE k.task_id = s.id AND k.agent = s.agent AND k.key = s.key); \
+    DROP TABLE imported_keys";
 /// Bytes that are sent at once.
 const CHUNK: usize = 256 << 10;
 
@@ -200,6 +209,9 @@ async fn read(conn: &mut PgConnection, out: impl Write) -> Result<Vec<Total>, Mo
 /// Writes what the file has, and what is derived from it.
 async fn fill(conn: &mut PgConnection, mut file: Reader<impl BufRead>) -> Result<Vec<Total>, MoveError> {
     run(conn, NO_DAEMONS).await?;
+    let index = sqlx::query_scalar::<_, String>(KEYS_INDEX).fetch_one(&mut *conn).await;
+    let index = AssertSqlSafe(index.map_err(|error| failed(&error))?);
+    run(conn, LOOSEN_KEYS).await?;
     for table in &TABLES {
         file.table(table)?;
         if table.name == "meta" {
@@ -211,6 +223,8 @@ async fn fill(conn: &mut PgConnection, mut file: Reader<impl BufRead>) -> Result
         }
     }
     let told = file.end()?;
+    run(conn, FREE_KEYS).await?;
+    sqlx::raw_sql(index).execute(&mut *conn).await.map_err(|error| failed(&error))?;
     let (budget, breaker) = (ledger_core::Reason::Budget.code(), ledger_core::Reason::BreakerOpen.code());
     let ready = sqlx::query(READY).bind(i64::from(budget)).bind(i64::from(breaker));
     ready.execute(&mut *conn).await.map_err(|error| failed(&error))?;
@@ -248,8 +262,12 @@ async fn fill_table(
 ) -> Result<(), MoveError> {
     let more: String = table.of_postgres.iter().map(|(name, _)| format!(", \"{name}\"")).collect();
     let rest: String = table.of_postgres.iter().map(|(_, value)| format!("\t{value}")).collect();
-    // What a ledger brings along is kept row by row until its tasks go.
-    let into = if table.name == HISTORY { "task_history_kept" } else { table.name };
+    let into = match table.name {
+        // What a ledger brings along is kept row by row until its tasks go.
+        HISTORY => "task_history_kept",
+        KEYS => "imported_keys",
+        name => name,
+    };
     let copy = format!("COPY {into} ({}{more}) FROM STDIN", table.names());
     let mut into = conn.copy_in_raw(&copy).await.map_err(|error| failed(&error))?;
     let (mut chunk, mut last) = (String::new(), None);

@@ -14,7 +14,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(super) const MIGRATIONS: [(i64, &str, &str); 7] = [
+pub(super) const MIGRATIONS: [(i64, &str, &str); 8] = [
     (1, "ledger", include_str!("../../../migrations/postgres/0001_ledger.sql")),
     (2, "watch", include_str!("../../../migrations/postgres/0002_watch.sql")),
     (3, "rows", include_str!("../../../migrations/postgres/0003_rows.sql")),
@@ -22,6 +22,7 @@ pub(super) const MIGRATIONS: [(i64, &str, &str); 7] = [
     (5, "packed history", include_str!("../../../migrations/postgres/0005_packed_history.sql")),
     (6, "agent blocks", include_str!("../../../migrations/postgres/0006_agent_blocks.sql")),
     (7, "ends", include_str!("../../../migrations/postgres/0007_ends.sql")),
+    (8, "keys", include_str!("../../../migrations/postgres/0008_keys.sql")),
 ];
 
 /// Settings of each session. A statement that takes longer is ended by the server, and its batch with it.

@@ -49,7 +49,8 @@ pub(super) const TASKS: &str =
 /// Who holds keys $2 of agents $1, and the answers to requests $3, which have no agent here.
 const NAMED: &str = "SELECT k.agent, k.key, k.task_id, k.digest, NULL::bytea, NULL::bigint \
     FROM unnest($1::bigint[], $2::text[]) AS asked (agent, key) CROSS JOIN LATERAL ( \
-        SELECT * FROM idempotency_keys AS own WHERE own.agent = asked.agent AND own.key = asked.key OFFSET 0) AS k \
+        SELECT own.agent, own.key, own.id AS task_id, own.digest FROM task_specs AS own \
+        WHERE own.agent = asked.agent AND own.key = asked.key COLLATE \"C\" AND own.key_freed IS NULL OFFSET 0) AS k \
     UNION ALL SELECT NULL, id, NULL, digest, answer, at FROM requests WHERE id = ANY($3)";
 /// Leases of stored tasks $1 with fences $2.
 const SETTLED: &str = concat!(
@@ -233,6 +234,7 @@ impl PgStore {
         self.roll_back().await;
         self.staged = Staged::default();
         self.read.clear();
+        self.held.clear();
         self.met.last.clear();
         self.counted.clear();
         self.ready = Ready::new(now);
@@ -446,6 +448,7 @@ impl PgStore {
                 known.requests.insert(Arc::clone(&answered.id), answered);
             }
         }
+        let mut held: Vec<_> = known.keys.keys().cloned().collect();
         for staged in self.on_the_way().chain([&self.staged]) {
             let answered = want.requests.iter().filter_map(|id| staged.requests.get(id));
             known.requests.extend(answered.map(|row| (Arc::clone(&row.id), row.clone())));
@@ -455,10 +458,14 @@ impl PgStore {
             if staged.keys.is_empty() {
                 continue;
             }
-            let held = want.keys.iter().filter_map(|key| Some((key, *staged.keys.get(key)?)));
-            let held = held.filter(|(_, holder)| !staged.freed.contains(&holder.task));
-            known.keys.extend(held.map(|(key, holder)| (key.clone(), holder)));
+            let taken = want.keys.iter().filter_map(|key| Some((key, *staged.keys.get(key)?)));
+            let taken = taken.filter(|(_, holder)| !staged.freed.contains(&holder.task));
+            for (key, holder) in taken {
+                known.keys.insert(key.clone(), holder);
+                held.push(key.clone());
+            }
         }
+        self.held.extend(held);
         Ok(())
     }
 

@@ -83,6 +83,8 @@ pub(super) struct Staged {
     /// None: there is no letter any more.
     pub(super) letters: BTreeMap<TaskId, Option<DeadLetter>>,
     pub(super) freed: BTreeSet<TaskId>,
+    /// A new task has a key that another held when the batch began, and may hold until this one's turn.
+    pub(super) retakes: bool,
     pub(super) requests: ByName<RequestRow>,
     pub(super) agents: BTreeMap<AgentId, AgentRow>,
     pub(super) breakers: BTreeMap<(AgentId, Arc<str>), BreakerRow>,

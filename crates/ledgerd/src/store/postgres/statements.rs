@@ -30,26 +30,22 @@ macro_rules! task_row {
     };
 }
 
-pub(super) static SPECS: Table = Table::new(
-    "lean_task_specs",
-    "INSERT INTO task_specs",
-    &[
-        ("id", Int),
-        ("agent", Int4),
-        ("task_type", Text),
-        ("created_at", Int),
-        ("payload", Kind::Bytes),
-        ("labels", Text),
-        ("policy", Text),
-        ("traceparent", Text),
-        ("tracestate", Text),
-        ("key", Text),
-        ("digest", Int),
-        ("frees_key", Int2),
-        ("parent", Int),
-    ],
-    "",
-);
+/// The columns of what a producer said, as `bind` has them, and more.
+macro_rules! spec_row {
+    ($($more:expr),*) => {
+        &[
+            ("id", Int), ("agent", Int4), ("task_type", Text), ("created_at", Int), ("payload", Kind::Bytes),
+            ("labels", Text), ("policy", Text), ("traceparent", Text), ("tracestate", Text), ("key", Text),
+            ("digest", Int), ("frees_key", Int2), ("parent", Int), $($more),*
+        ]
+    };
+}
+
+/// Each holds its key, if it has one: a unique index says who holds which.
+pub(super) static SPECS: Table = Table::new("lean_task_specs", "INSERT INTO task_specs", spec_row!(), "");
+/// Where one of them held its key no longer than this batch.
+pub(super) static FREED_SPECS: Table =
+    Table::new("freed_task_specs", "INSERT INTO task_specs", spec_row!(("key_freed", Int2)), "");
 pub(super) static NEW_TASKS: Table = Table::new("new_tasks", "INSERT INTO tasks", task_row!(), "");
 pub(super) static LEAN_NEW_TASKS: Table = Table::new("lean_tasks", "INSERT INTO tasks", lean_row!(), "");
 macro_rules! update_tasks {
@@ -199,12 +195,6 @@ pub(super) static LETTERS: Table = Table::new(
         failed_at = excluded.failed_at, attempt = excluded.attempt, redrives = excluded.redrives, \
         discarded_at = excluded.discarded_at, discard_reason = excluded.discard_reason",
 );
-pub(super) static KEYS: Table = Table::new(
-    "lean_idempotency_keys",
-    "INSERT INTO idempotency_keys",
-    &[("agent", Int4), ("key", Text), ("task_id", Int), ("digest", Int)],
-    "",
-);
 pub(super) static REQUESTS: Table = Table::new(
     "new_requests",
     "INSERT INTO requests",
@@ -265,35 +255,11 @@ pub(super) const LEAVE_READY_AT_ONCE: &str = "WITH gone AS ( \
     DELETE FROM ready AS r USING (SELECT ctid AS place FROM ready WHERE task_id = ANY($1) FOR UPDATE SKIP LOCKED) AS free \
     WHERE r.ctid = free.place RETURNING r.task_id) \
     SELECT r.task_id FROM ready AS r WHERE r.task_id = ANY($1) AND r.task_id NOT IN (SELECT task_id FROM gone) LIMIT 1";
-/// The key `k` of the task `s`, if it holds it.
-macro_rules! held_key {
-    () => {
-        "CROSS JOIN LATERAL (SELECT own.ctid AS place FROM idempotency_keys AS own \
-            WHERE own.agent = s.agent AND own.key = s.key OFFSET 0) AS held \
-         WHERE k.ctid = held.place AND k.task_id = s.id"
-    };
-}
-pub(super) const FREE_KEYS: &str = concat!(
-    "DELETE FROM idempotency_keys AS k USING (SELECT * FROM task_specs WHERE id = ANY($1) OFFSET 0) AS s ",
-    held_key!()
-);
-/// Tasks and the agents they go to.
-macro_rules! moved {
-    () => {
-        "unnest($1::bigint[], $2::bigint[]) AS moved (id, agent)"
-    };
-}
-pub(super) const MOVE_KEYS: &str = concat!(
-    "UPDATE idempotency_keys AS k SET agent = moved.agent FROM ",
-    moved!(),
-    " CROSS JOIN LATERAL (SELECT * FROM task_specs AS own WHERE own.id = moved.id OFFSET 0) AS s ",
-    held_key!()
-);
-pub(super) const MOVE_SPECS: &str = concat!(
-    "UPDATE task_specs AS t SET agent = moved.agent FROM ",
-    moved!(),
-    " WHERE t.id = ANY (ARRAY[moved.id])"
-);
+pub(super) const FREE_KEYS: &str =
+    "UPDATE task_specs SET key_freed = 1 WHERE id = ANY($1) AND key IS NOT NULL AND key_freed IS NULL";
+/// Tasks and the agents they go to, with the keys that they hold.
+pub(super) const MOVE_SPECS: &str = "UPDATE task_specs AS t SET agent = moved.agent \
+    FROM unnest($1::bigint[], $2::bigint[]) AS moved (id, agent) WHERE t.id = ANY (ARRAY[moved.id])";
 pub(super) const NEW_PAYLOAD: &str = "UPDATE task_specs SET payload = $1 WHERE id = ANY($2)";
 pub(super) const REDRIVEN: &str = "DELETE FROM dead_letter_queue WHERE task_id = ANY($1)";
 pub(super) const PRUNE_SALVAGE: &str = "DELETE FROM salvage AS s WHERE s.task_id = ANY($1) AND s.fence NOT IN ( \
@@ -324,7 +290,7 @@ pub(super) const REMOVED: &str = "INSERT INTO removed_history AS r (slot, seq) \
 /// Those that are as they were judged; names them.
 pub(super) const REMOVE_TASKS: &str = "DELETE FROM tasks AS t USING unnest($1::bigint[], $2::bigint[]) AS judged (id, version) \
     WHERE t.id = ANY (ARRAY[judged.id]) AND t.version = judged.version RETURNING t.id";
-/// All that belongs to tasks, but their keys, and history that goes with its day.
+/// All that belongs to tasks, but history that goes with its day.
 pub(super) const REMOVE: [&str; 6] = [
     "DELETE FROM task_history_kept WHERE task_id = ANY($1)",
     "DELETE FROM results WHERE task_id = ANY($1)",
@@ -339,6 +305,7 @@ pub(super) const REMOVE: [&str; 6] = [
 pub(super) fn tables() -> impl Iterator<Item = &'static Table> {
     let here = [
         &SPECS,
+        &FREED_SPECS,
         &NEW_TASKS,
         &LEAN_NEW_TASKS,
         &TASKS,
@@ -350,7 +317,6 @@ pub(super) fn tables() -> impl Iterator<Item = &'static Table> {
         &SALVAGE,
         &NOTES,
         &LETTERS,
-        &KEYS,
         &REQUESTS,
         &EVENTS,
         &AGENT_BLOCKS,
@@ -373,7 +339,6 @@ pub(super) fn statements() -> Vec<String> {
         LEAVE_READY,
         LEAVE_READY_AT_ONCE,
         FREE_KEYS,
-        MOVE_KEYS,
         MOVE_SPECS,
         NEW_PAYLOAD,
         REDRIVEN,
@@ -386,8 +351,8 @@ pub(super) fn statements() -> Vec<String> {
     ];
     let alone = tables().map(|table| table.text(1));
     let new: [&Table; 3] = [&SPECS, &LEAN_NEW_TASKS, &HISTORY];
-    let changed: [&Table; 9] =
-        [&KEYS, &READY, &RESULTS, &LETTERS, &NOTES, &SALVAGE, &REQUESTS, &EVENTS, &LEAN_TASKS];
+    let changed: [&Table; 8] =
+        [&READY, &RESULTS, &LETTERS, &NOTES, &SALVAGE, &REQUESTS, &EVENTS, &LEAN_TASKS];
     let tallies: [&Table; 4] = [&EMPTY_BLOCKS, &LIVE_BLOCKS, &AGENT_BLOCKS, &COUNTS];
     let together = [
         Together::text(&new),

@@ -4,6 +4,7 @@
 mod ends;
 mod flights;
 mod history;
+mod keys;
 mod lists;
 mod readers;
 
@@ -183,12 +184,11 @@ async fn look_ups(conn: &mut PgConnection, statements: impl Iterator<Item = Stri
 }
 
 /// Tables that grow with the number of tasks.
-const LARGE: [&str; 12] = [
+const LARGE: [&str; 11] = [
     "agent_blocks",
     "tasks",
     "task_specs",
     "task_history",
-    "idempotency_keys",
     "requests",
     "ready",
     "results",

@@ -9,9 +9,9 @@ use super::shared::{self, Basis, Met, Written};
 use super::slots::slot_text;
 use super::staged::{AgentBlock, Image, Staged, agent_block};
 use super::statements::{
-    AGENT_BLOCKS, COUNTS, EMPTY_BLOCKS, ENDED_TASKS, EVENTS, FREE_KEYS, GONE_WORKERS, HISTORY, HOLD_BLOCKS,
-    KEYS, LEAN_NEW_TASKS, LEAN_TASKS, LEAVE_READY, LEAVE_READY_AT_ONCE, LEFT_BLOCKS, LETTERS, LIVE_BLOCKS,
-    MOVE_KEYS, MOVE_SPECS, NEW_PAYLOAD, NEW_TASKS, NOTES, OLD_EVENTS, PRUNE_SALVAGE, PURGE_REQUESTS, READY,
+    AGENT_BLOCKS, COUNTS, EMPTY_BLOCKS, ENDED_TASKS, EVENTS, FREE_KEYS, FREED_SPECS, GONE_WORKERS, HISTORY,
+    HOLD_BLOCKS, LEAN_NEW_TASKS, LEAN_TASKS, LEAVE_READY, LEAVE_READY_AT_ONCE, LEFT_BLOCKS, LETTERS,
+    LIVE_BLOCKS, MOVE_SPECS, NEW_PAYLOAD, NEW_TASKS, NOTES, OLD_EVENTS, PRUNE_SALVAGE, PURGE_REQUESTS, READY,
     REDRIVEN, REMOVE, REMOVE_TASKS, REMOVED, REQUESTS, RESULTS, SALVAGE, SPECS, TASKS,
 };
 use super::table::{Rows, Together, rows};
@@ -20,8 +20,8 @@ use crate::store::SMALL_RESULT;
 use crate::store::bind::{self, Sink};
 use bytes::Bytes;
 use ledger_core::limits::{FORGOTTEN_AT_ONCE, REQUEST_MEMORY, SALVAGED};
-use ledger_core::store::{KeyHolder, StoreError};
-use ledger_core::{AgentId, State, Task, TaskId, Timestamp};
+use ledger_core::store::StoreError;
+use ledger_core::{State, Task, TaskId, Timestamp};
 use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgRow};
 use std::collections::BTreeSet;
@@ -82,15 +82,22 @@ fn stays_with(task: &Task, result: &Bytes) -> bool {
     task.state == State::Done && result.len() <= SMALL_RESULT
 }
 
+/// New rows of a batch, as one statement writes them.
+#[derive(Clone, Copy)]
+pub(super) enum New {
+    /// With those of what producers said.
+    All(u16, Meta),
+    /// Without.
+    ButSpecs(u16, Meta),
+    /// These alone.
+    Specs,
+    Nothing,
+}
+
 /// What is new and looks at nothing that is stored, so that it may be written while the batch before is.
-pub(super) async fn write_new(
-    conn: &mut PgConnection,
-    staged: &Staged,
-    slot: u16,
-    meta: Meta,
-) -> Result<(), StoreError> {
+pub(super) async fn write_new(conn: &mut PgConnection, staged: &Staged, new: New) -> Result<(), StoreError> {
     let mut rows = Together::default();
-    add_new(&mut rows, &staged.in_order(), staged, slot, meta);
+    add_new(&mut rows, &staged.in_order(), staged, new);
     rows.write(conn).await.map(drop)
 }
 
@@ -99,14 +106,12 @@ pub(super) async fn write_changed(
     conn: &mut PgConnection,
     staged: &Staged,
     patient: bool,
-    with_new: Option<(u16, Meta)>,
+    new: New,
 ) -> Result<(), StoreError> {
     let images = staged.in_order();
     make_way(conn, &images, staged, patient).await?;
     let mut rows = Together::default();
-    if let Some((slot, meta)) = with_new {
-        add_new(&mut rows, &images, staged, slot, meta);
-    }
+    add_new(&mut rows, &images, staged, new);
     let known: Vec<&Image> = images.iter().copied().filter(|image| !image.is_new()).collect();
     add_changed(&mut rows, &images, &known, staged);
     let written = rows.write(conn).await?;
@@ -145,12 +150,34 @@ pub(super) async fn purge_requests(
 }
 
 /// Rows of new tasks, and history.
-fn add_new(new: &mut Together, images: &[&Image], staged: &Staged, slot: u16, meta: Meta) {
-    new.add(rows(&SPECS, &staged.data, |row, (id, data)| {
+fn add_new(rows: &mut Together, images: &[&Image], staged: &Staged, new: New) {
+    match new {
+        New::All(slot, meta) => {
+            rows.add(specs(staged));
+            add_lives(rows, images, staged, slot, meta);
+        }
+        New::ButSpecs(slot, meta) => add_lives(rows, images, staged, slot, meta),
+        New::Specs => rows.add(specs(staged)),
+        New::Nothing => {}
+    }
+}
+
+/// What producers said.
+fn specs(staged: &Staged) -> Option<Rows> {
+    let is_freed = |id: &TaskId| staged.freed.contains(id);
+    let any_freed = !staged.freed.is_empty() && staged.data.iter().any(|(id, _)| is_freed(id));
+    rows(if any_freed { &FREED_SPECS } else { &SPECS }, &staged.data, |row, (id, data)| {
         if let Some(image) = staged.tasks.get(id) {
             bind::spec(row, *id, &image.task.spec, data);
+            if any_freed {
+                row.add(is_freed(id).then_some(1_i64));
+            }
         }
-    }));
+    })
+}
+
+/// Where tasks begin, and history.
+fn add_lives(new: &mut Together, images: &[&Image], staged: &Staged, slot: u16, meta: Meta) {
     let tasks: Vec<&Image> = images.iter().copied().filter(|image| image.is_new()).collect();
     let has_result = |image: &&Image| own_result(&image.task, staged).is_some();
     let lean = are_lean(tasks.iter().copied()) && !tasks.iter().any(has_result);
@@ -180,8 +207,10 @@ async fn make_way(
 ) -> Result<(), StoreError> {
     let waited = images.iter().filter(|image| !image.is_new() && image.may_have_waited);
     leave_ready(conn, waited.map(|image| image.task.id.0.cast_signed()).collect(), patient).await?;
-    // What frees keys, and what moves them, comes before what takes them.
-    listed(conn, FREE_KEYS, numbers(&staged.freed)).await?;
+    // What frees keys, and what moves them, comes before what takes them. The rows of tasks that are removed go later; but where
+    // nobody takes their keys now, these go with them.
+    let go: BTreeSet<TaskId> = staged.removed.iter().map(|(id, _)| *id).filter(|_| !staged.retakes).collect();
+    listed(conn, FREE_KEYS, numbers(staged.freed.iter().filter(|id| !go.contains(id)))).await?;
     write_respecified(conn, staged).await?;
     let redriven = staged.letters.iter().filter(|(_, letter)| letter.is_none()).map(|(id, _)| id);
     listed(conn, REDRIVEN, numbers(redriven)).await
@@ -218,11 +247,6 @@ fn all_as_read(known: &[&Image], written: &[PgRow]) -> Result<(), StoreError> {
 
 /// Rows of tasks that were read last, for that statement says what it wrote; and what is beside them.
 fn add_changed(changed: &mut Together, images: &[&Image], known: &[&Image], staged: &Staged) {
-    let keyed = staged.data.iter().filter(|(id, data)| !data.key.is_empty() && !staged.freed.contains(id));
-    changed.add(rows(&KEYS, keyed, |row, (id, data)| {
-        let agent = staged.tasks.get(id).map_or(AgentId(0), |image| image.task.spec.agent);
-        bind::key(row, agent, &data.key, KeyHolder { task: *id, digest: data.digest });
-    }));
     let waits = images.iter().filter(|image| image.waits());
     changed.add(rows(&READY, waits, |row, image| {
         let task = &image.task;
@@ -304,12 +328,10 @@ fn agent_blocks(staged: &Staged) -> BTreeSet<AgentBlock> {
 async fn write_respecified(conn: &mut PgConnection, staged: &Staged) -> Result<(), StoreError> {
     let moved = || staged.moved.iter().filter_map(|id| Some((id, staged.tasks.get(id)?.task.spec.agent)));
     if !staged.moved.is_empty() {
-        for text in [MOVE_KEYS, MOVE_SPECS] {
-            let query = sqlx::query(text)
-                .bind(numbers(moved().map(|(id, _)| id)))
-                .bind(moved().map(|(_, agent)| i64::from(agent.0)).collect::<Vec<_>>());
-            query.execute(&mut *conn).await.map_err(|error| failed(&error))?;
-        }
+        let query = sqlx::query(MOVE_SPECS)
+            .bind(numbers(moved().map(|(id, _)| id)))
+            .bind(moved().map(|(_, agent)| i64::from(agent.0)).collect::<Vec<_>>());
+        query.execute(&mut *conn).await.map_err(|error| failed(&error))?;
     }
     for (payload, ids) in &staged.payloads {
         let query = sqlx::query(NEW_PAYLOAD).bind(&payload[..]).bind(numbers(ids));

@@ -82,7 +82,7 @@ async fn no_statistics_are_taken_of_what_grows_with_tasks() {
     let Some(rig) = Rig::postgres().await else { return };
     let taken = "SELECT count(*) FROM pg_attribute AS a JOIN pg_class AS c ON c.oid = a.attrelid \
         WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind = 'r' AND COALESCE(a.attstattarget, -1) <> 0 \
-        AND (c.relname LIKE 'task%' OR c.relname IN ('idempotency_keys', 'requests', 'ready', 'results', 'salvage'))";
+        AND (c.relname LIKE 'task%' OR c.relname IN ('requests', 'ready', 'results', 'salvage'))";
     let days = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'task_history'::regclass";
     let url = url_of(&rig);
     assert!(number(&url, days).await > 2, "days are made at the start");

@@ -1,0 +1,128 @@
+//! Who holds which key, where rows of what producers said are what says so.
+
+use super::{eventually, number, raw, rig_on, url_of};
+use crate::store::rig::{AGENT, New, Rig};
+use ledger_core::store::{StoreError, Want};
+use ledger_core::{Event, TaskId};
+use sqlx::Executor as _;
+use sqlx::migrate::Migrator;
+use std::sync::Arc;
+
+async fn holder(rig: &mut Rig, key: &str) -> Option<TaskId> {
+    let key: (_, Arc<str>) = (AGENT, key.into());
+    let known = rig.known(Want { keys: vec![key.clone()], ..Want::default() }).await;
+    known.keys.get(&key).map(|holder| holder.task)
+}
+
+fn cancel() -> Event {
+    Event::Cancel { note: "no".into() }
+}
+
+/// Sessions that wait for their turn after they wrote rows of this table first.
+async fn ahead_with(url: &str, table: &str) -> i64 {
+    let waits = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+         AND state = 'idle in transaction' AND query LIKE 'WITH part0 AS (INSERT INTO {table} %'"
+    );
+    sqlx::query_scalar(sqlx::AssertSqlSafe(waits)).fetch_one(&mut raw(url).await).await.expect("it counts")
+}
+
+/// The row that holds it may be there until then.
+#[tokio::test]
+async fn a_key_that_was_held_is_not_taken_ahead_of_its_turn() {
+    let Some(mut rig) = Rig::postgres().await else { return };
+    let url = url_of(&rig);
+    let keyed = |key| New { key, frees_key: true, ..New::of("a") };
+    let mut held = rig.enqueue(keyed("k")).await;
+    let ids = rig.enqueue_all((0..3).map(|_| New::of("a"))).await;
+    rig.commit().await;
+    // A key that nobody held; one that is freed by a batch on its way; one that is freed by the batch that takes it.
+    for (id, key, freed_before, ahead) in
+        [(ids[0], "j", false, "task_specs"), (ids[1], "k", true, "tasks"), (ids[2], "k", false, "tasks")]
+    {
+        let mut other = raw(&url).await;
+        other.execute("BEGIN; SELECT 1 FROM tasks FOR UPDATE").await.expect("nobody holds it");
+        rig.apply(id, cancel()).await;
+        if freed_before {
+            rig.apply(held, cancel()).await;
+        }
+        rig.store().submit().await.expect("it is handed over");
+        let known = holder(&mut rig, key).await;
+        assert_eq!(known, (key == "k" && !freed_before).then_some(held));
+        if known.is_some() {
+            rig.apply(held, cancel()).await;
+        }
+        let taken = rig.enqueue(keyed(key)).await;
+        rig.store().submit().await.expect("it is handed over");
+        eventually(async || (ahead_with(&url, ahead).await == 1).then_some(())).await;
+        other.execute("ROLLBACK").await.expect("the server is there");
+        for _ in 0..2 {
+            rig.store().durable().await.expect("it is committed");
+        }
+        assert_eq!(holder(&mut rig, key).await, Some(taken));
+        rig.commit().await;
+        held = if key == "k" { taken } else { held };
+    }
+    assert_eq!(number(&url, "SELECT count(*) FROM task_specs WHERE key_freed = 1").await, 2);
+}
+
+/// It would wait for the end of the batch that took it, which waits its turn.
+#[tokio::test]
+async fn beside_others_nobody_waits_for_a_key_that_is_taken_out_of_turn() {
+    let Some(mut first) = Rig::postgres().await else { return };
+    let url = url_of(&first);
+    let mut second = rig_on(&url).await;
+    let id = first.enqueue(New::of("a")).await;
+    first.commit().await;
+    // It hears that there is another.
+    first.recover().await;
+    let mut other = raw(&url).await;
+    other.execute("BEGIN; SELECT 1 FROM tasks FOR UPDATE").await.expect("nobody holds it");
+    first.apply(id, cancel()).await;
+    first.store().submit().await.expect("it is handed over");
+    assert_eq!(holder(&mut first, "k").await, None);
+    first.enqueue(New { key: "k", ..New::of("a") }).await;
+    first.store().submit().await.expect("it is handed over");
+    eventually(async || (ahead_with(&url, "tasks").await == 1).then_some(())).await;
+    assert_eq!(holder(&mut second, "k").await, None);
+    let taken = second.enqueue(New { key: "k", ..New::of("a") }).await;
+    second.commit().await;
+    other.execute("ROLLBACK").await.expect("the server is there");
+    first.store().durable().await.expect("it is committed");
+    let error = first.store().durable().await.expect_err("the key is held");
+    assert!(matches!(error, StoreError::Outdated(_)), "{error}");
+    first.recover().await;
+    assert_eq!(holder(&mut first, "k").await, Some(taken));
+    first.commit().await;
+    assert_eq!(number(&url, "SELECT count(*) FROM idempotency_keys").await, 1);
+}
+
+/// A ledger whose keys had a table of their own: who held one holds it, and who did not does not.
+#[tokio::test]
+async fn keys_of_before_rows_held_them_are_held_by_whom_they_were() {
+    let Some(url) = crate::store::rig::database().await else { return };
+    let before = crate::store::schema::migrations(&crate::store::postgres::open::MIGRATIONS[..7]);
+    let mut conn = raw(&url).await;
+    Migrator::with_migrations(before).run_direct(None, &mut conn, false).await.expect("it is new");
+    let rows = "INSERT INTO slots (slot, name, owner, beat_at, last_seq, last_session) \
+            VALUES (0, 'before', 7, (extract(epoch FROM clock_timestamp()) * 1000)::bigint, 0, 0); \
+        INSERT INTO agents (id, name, settings, created_at) VALUES (1, 'a', '{}', 1700000000000); \
+        INSERT INTO task_specs (id, agent, task_type, created_at, payload, key, digest, frees_key) \
+            SELECT 5000 + n, 1, 't', 1700000000000, '', (ARRAY['k', 'k', NULL, 'j', 'i'])[n], n, 0 \
+            FROM generate_series(1, 5) AS n; \
+        INSERT INTO idempotency_keys (agent, key, task_id, digest) VALUES (1, 'k', 5002, 2), (1, 'j', 5004, 4)";
+    conn.execute(rows).await.expect("it is as before");
+    let error = crate::store::postgres::open(&url, "after").await.expect_err("it is served");
+    assert!(error.to_string().contains("stop all of them first"), "{error}");
+    let types = "SELECT count(*) FROM pg_type WHERE typname LIKE '%_idempotency_keys' AND typtype = 'c'";
+    assert_eq!(number(&url, types).await, 2, "undone");
+    conn.execute("UPDATE slots SET owner = NULL").await.expect("it runs");
+    let mut rig = rig_on(&url).await;
+    assert_eq!(holder(&mut rig, "k").await, Some(TaskId(5_002)));
+    assert_eq!(holder(&mut rig, "j").await, Some(TaskId(5_004)));
+    assert_eq!(holder(&mut rig, "i").await, None);
+    let taken = rig.enqueue(New { key: "i", ..New::of("a") }).await;
+    rig.commit().await;
+    assert_eq!(holder(&mut rig, "i").await, Some(taken));
+    assert_eq!(number(&url, "SELECT count(*) FROM task_specs WHERE key_freed = 1").await, 2);
+}
