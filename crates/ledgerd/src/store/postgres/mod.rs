@@ -91,6 +91,8 @@ pub struct PgStore {
     read: ByTask<Found>,
     /// Keys that were held when the batch asked for them.
     held: HashSet<(AgentId, Arc<str>)>,
+    /// Agents of which the database had nothing that waits when the batch asked: what comes later is told by a hint, and found then.
+    nothing_waits: BTreeSet<AgentId>,
     met: Met,
     /// Those that the batch has changed, for offers.
     ready: Ready,
@@ -144,6 +146,7 @@ impl PgStore {
             kept: ByTask::default(),
             read: ByTask::default(),
             held: HashSet::new(),
+            nothing_waits: BTreeSet::new(),
             met: Met::default(),
             ready: Ready::new(Now::steady(Timestamp::EPOCH)),
             counted: HashMap::new(),
@@ -347,6 +350,7 @@ impl PgStore {
         let staged = Arc::new(std::mem::take(&mut self.staged));
         self.read.clear();
         self.held.clear();
+        self.nothing_waits.clear();
         self.counted.clear();
         let mut purge = None;
         if !staged.requests.is_empty() {
@@ -449,6 +453,7 @@ impl PgStore {
             ended.map(|image| image.task.id),
         );
         // What waits is found in the database from now on, but for what was changed since.
+        self.nothing_waits.clear();
         for image in flying.staged.tasks.values() {
             let id = image.task.id;
             let holder = image.task.holder.as_ref();

@@ -15,7 +15,7 @@ use ledger_core::{AgentId, Now, Record, Task, TaskId, Timestamp};
 use sqlx::postgres::{PgArguments, PgConnection, PgRow};
 use sqlx::query::Query;
 use sqlx::{Postgres, Row, ValueRef};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -46,12 +46,14 @@ macro_rules! of_found {
 }
 pub(super) const TASKS: &str =
     concat!("SELECT ", found_columns!(), " FROM unnest($1::bigint[]) AS found (task_id) ", of_found!());
-/// Who holds keys $2 of agents $1, and the answers to requests $3, which have no agent here.
+/// Who holds keys $2 of agents $1; the answers to requests $3, which have no agent here; and of which agents $4 something waits.
 const NAMED: &str = "SELECT k.agent, k.key, k.task_id, k.digest, NULL::bytea, NULL::bigint \
     FROM unnest($1::bigint[], $2::text[]) AS asked (agent, key) CROSS JOIN LATERAL ( \
         SELECT own.agent, own.key, own.id AS task_id, own.digest FROM task_specs AS own \
         WHERE own.agent = asked.agent AND own.key = asked.key COLLATE \"C\" AND own.key_freed IS NULL OFFSET 0) AS k \
-    UNION ALL SELECT NULL, id, NULL, digest, answer, at FROM requests WHERE id = ANY($3)";
+    UNION ALL SELECT NULL, id, NULL, digest, answer, at FROM requests WHERE id = ANY($3) \
+    UNION ALL SELECT asked.agent, NULL, NULL, NULL, NULL, NULL FROM unnest($4::bigint[]) AS asked (agent) CROSS JOIN LATERAL ( \
+        SELECT r.task_id FROM ready AS r WHERE r.agent = asked.agent LIMIT 1) AS waits";
 /// Leases of stored tasks $1 with fences $2.
 const SETTLED: &str = concat!(
     "SELECT asked.n, ",
@@ -235,6 +237,7 @@ impl PgStore {
         self.staged = Staged::default();
         self.read.clear();
         self.held.clear();
+        self.nothing_waits.clear();
         self.met.last.clear();
         self.counted.clear();
         self.ready = Ready::new(now);
@@ -434,18 +437,29 @@ impl PgStore {
         self.begin_once().await?;
         let agents: Vec<i64> = want.keys.iter().map(|(agent, _)| i64::from(agent.0)).collect();
         let keys: Vec<&str> = want.keys.iter().map(|(_, key)| &**key).collect();
-        let query = sqlx::query(NAMED).bind(agents).bind(keys).bind(names(&want.requests));
+        let bring: BTreeSet<AgentId> = want.keys.iter().map(|(agent, _)| *agent).collect();
+        let told = bring.iter().map(|agent| i64::from(agent.0)).collect::<Vec<_>>();
+        let query = sqlx::query(NAMED).bind(agents).bind(keys).bind(names(&want.requests)).bind(told);
         let rows = query.fetch_all(self.connection()?).await.map_err(|error| failed(&error))?;
+        self.nothing_waits.extend(bring);
         for row in &rows {
             let mut row = Columns::of(row);
-            let (agent, name, task, digest) = (row.maybe()?, row.text()?.into(), row.maybe()?, row.bits()?);
-            if let (Some(agent), Some(task)) = (agent, task) {
-                let agent = u32::try_from(agent).map(AgentId);
-                let agent = agent.map_err(|_| StoreError::Corrupt("a key of no agent".to_owned()))?;
-                known.keys.insert((agent, name), KeyHolder { task: TaskId(task.cast_unsigned()), digest });
-            } else {
-                let answered = RequestRow { id: name, digest, answer: row.bytes()?, at: row.time()? };
-                known.requests.insert(Arc::clone(&answered.id), answered);
+            let agent = row.maybe()?.map(u32::try_from).transpose();
+            let agent = agent.map_err(|_| StoreError::Corrupt("a key of no agent".to_owned()))?.map(AgentId);
+            match (agent, row.maybe_text()?) {
+                (Some(agent), Some(key)) => {
+                    let holder = KeyHolder { task: TaskId(row.int()?.cast_unsigned()), digest: row.bits()? };
+                    known.keys.insert((agent, key.into()), holder);
+                }
+                (Some(waits), None) => {
+                    self.nothing_waits.remove(&waits);
+                }
+                (None, id) => {
+                    let (id, _) = (id.unwrap_or_default().into(), row.maybe()?);
+                    let answered =
+                        RequestRow { id, digest: row.bits()?, answer: row.bytes()?, at: row.time()? };
+                    known.requests.insert(Arc::clone(&answered.id), answered);
+                }
             }
         }
         let mut held: Vec<_> = known.keys.keys().cloned().collect();
@@ -515,18 +529,11 @@ impl PgStore {
     ) -> Result<Vec<Vec<Arc<Task>>>, StoreError> {
         let mut offers = Vec::with_capacity(asks.len());
         for ask in asks {
-            self.begin_once().await?;
-            let query = sqlx::query(OFFER)
-                .bind(i64::from(ask.agent.0))
-                .bind(ask.types.as_deref().map(names))
-                .bind(names(&ask.except))
-                .bind(now.at.millis())
-                .bind(now.wall().millis())
-                .bind(ask.gated)
-                .bind(i64::try_from(ask.limit).unwrap_or(i64::MAX))
-                .bind(self.changed());
-            let mut shared = Shared::default();
-            let stored = all(self.connection()?, query, |row| Found::read(row, &mut shared)).await?;
+            let stored = if self.nothing_waits.contains(&ask.agent) {
+                Vec::new()
+            } else {
+                self.find_stored(ask, now).await?
+            };
             let mut found = self.remember(stored);
             found.extend(self.ready.offer(ask, now));
             found.sort_unstable_by_key(|task| (9_u8.saturating_sub(task.priority), task.run_at, task.id));
@@ -537,6 +544,22 @@ impl PgStore {
             self.due = self.find_due(now).await?;
         }
         Ok(offers)
+    }
+
+    /// What the database has for an ask; nobody else gets it before the batch has ended.
+    async fn find_stored(&mut self, ask: &Ask, now: Now) -> Result<Vec<Found>, StoreError> {
+        self.begin_once().await?;
+        let query = sqlx::query(OFFER)
+            .bind(i64::from(ask.agent.0))
+            .bind(ask.types.as_deref().map(names))
+            .bind(names(&ask.except))
+            .bind(now.at.millis())
+            .bind(now.wall().millis())
+            .bind(ask.gated)
+            .bind(i64::try_from(ask.limit).unwrap_or(i64::MAX))
+            .bind(self.changed());
+        let mut shared = Shared::default();
+        all(self.connection()?, query, |row| Found::read(row, &mut shared)).await
     }
 
     /// Tasks that the batch has read.

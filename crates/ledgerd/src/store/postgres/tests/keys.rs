@@ -1,9 +1,9 @@
 //! Who holds which key, where rows of what producers said are what says so.
 
 use super::{eventually, number, raw, rig_on, url_of};
-use crate::store::rig::{AGENT, New, Rig};
+use crate::store::rig::{AGENT, New, Rig, everything};
 use ledger_core::store::{StoreError, Want};
-use ledger_core::{Event, TaskId};
+use ledger_core::{Event, Outcome, TaskId};
 use sqlx::Executor as _;
 use sqlx::migrate::Migrator;
 use std::sync::Arc;
@@ -125,4 +125,35 @@ async fn keys_of_before_rows_held_them_are_held_by_whom_they_were() {
     rig.commit().await;
     assert_eq!(holder(&mut rig, "i").await, Some(taken));
     assert_eq!(number(&url, "SELECT count(*) FROM task_specs WHERE key_freed = 1").await, 2);
+}
+
+/// Who asks for keys hears whether anything waits, and asks for none of it where nothing does.
+#[tokio::test]
+async fn what_waits_since_a_batch_asked_is_offered_in_the_next() {
+    let Some(mut rig) = Rig::postgres().await else { return };
+    let mut other = rig_on(&url_of(&rig)).await;
+    assert_eq!(holder(&mut rig, "k").await, None);
+    let theirs = other.enqueue(New::of("a")).await;
+    other.commit().await;
+    let ours = rig.enqueue(New::of("a")).await;
+    assert_eq!(rig.offer(everything()).await, [ours], "nothing waited when it asked");
+    rig.commit().await;
+    assert_eq!(holder(&mut rig, "k").await, None);
+    let mut both = [theirs, ours];
+    both.sort();
+    assert_eq!(rig.offer(everything()).await, both);
+    rig.commit().await;
+    // A batch of its own that was on its way when it asked is found in memory, and in the database when it has landed.
+    other.recover().await;
+    for id in both {
+        let fence = rig.run(id).await;
+        rig.end(id, fence, Outcome::Complete).await;
+    }
+    rig.commit().await;
+    let underway = rig.enqueue(New::of("a")).await;
+    rig.store().submit().await.expect("it is handed over");
+    assert_eq!(holder(&mut rig, "k").await, None);
+    assert_eq!(rig.offer(everything()).await, [underway]);
+    rig.store().durable().await.expect("it is committed");
+    assert_eq!(rig.offer(everything()).await, [underway]);
 }
