@@ -6,6 +6,7 @@ mod admin;
 mod agents;
 mod backup;
 mod behaviours;
+mod bench;
 mod breaker;
 mod callers;
 mod cli;

@@ -4,6 +4,8 @@
 //! Each measurement has a database of its own, made and removed with the server's psql. After a load its daemons are killed
 //! and its rows counted, as the suite does.
 
+mod waits;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -27,9 +29,6 @@ use crate::time::now;
 
 /// Tasks a second at which nothing waits for anything but commits.
 const LOW: u32 = 100;
-/// A wait for a lock that is told of.
-const LONG_WAIT: &str = "10 ms";
-const LOCK_LOOK: Duration = Duration::from_millis(5);
 const STOP: Duration = Duration::from_secs(30);
 /// Rows of pgbench's largest table, in 100,000.
 const SCALE: &str = "20";
@@ -161,50 +160,7 @@ impl Server {
 
     /// What a statement says.
     async fn ask(&self, url: &str, sql: &str) -> Result<String, Failure> {
-        self.ask_all(url, &[sql]).await
-    }
-
-    /// What statements of one session say, each a transaction.
-    async fn ask_all(&self, url: &str, statements: &[&str]) -> Result<String, Failure> {
-        let mut psql = Command::new(self.bin.join("psql"));
-        psql.args([url, "-qAtX", "-v", "ON_ERROR_STOP=1"]);
-        for sql in statements {
-            psql.args(["-c", sql]);
-        }
-        output(&mut psql).await
-    }
-
-    /// How many waits for a lock over [`LONG_WAIT`] there are in so many seconds, by what is waited for. One session looks all the
-    /// time: to begin one for each look would cost as much as a good part of the load.
-    async fn long_waits(&self, url: &str, seconds: u64) -> Result<BTreeMap<String, u64>, Failure> {
-        // It ends its transaction each time, or it would keep dead rows from going.
-        let look = format!(
-            "DO $$ \
-            DECLARE \
-                ends timestamptz := clock_timestamp() + interval '{seconds} s'; \
-                seen jsonb := '{{}}'; \
-                found jsonb; \
-            BEGIN \
-                WHILE clock_timestamp() < ends LOOP \
-                    SELECT jsonb_object_agg(concat_ws(' ', pid, waitstart), concat_ws(' ', locktype, relation::regclass)) \
-                    INTO found FROM pg_locks \
-                    WHERE NOT granted AND waitstart < clock_timestamp() - interval '{LONG_WAIT}'; \
-                    seen := seen || COALESCE(found, '{{}}'); \
-                    COMMIT; \
-                    PERFORM pg_sleep({}); \
-                    COMMIT; \
-                END LOOP; \
-                PERFORM set_config('ledgerd.waits', seen::text, false); \
-            END $$",
-            LOCK_LOOK.as_secs_f64(),
-        );
-        let tell = "SELECT count(*), value FROM jsonb_each_text(current_setting('ledgerd.waits')::jsonb) GROUP BY value";
-        let told = self.ask_all(url, &[&look, tell]).await?;
-        let waits = told.lines().filter_map(|line| {
-            let (count, what) = line.split_once('|')?;
-            Some((what.to_owned(), count.parse().ok()?))
-        });
-        Ok(waits.collect())
+        psql(&self.bin, url, &[sql]).await
     }
 
     async fn number(&self, url: &str, sql: &str) -> Result<u64, Failure> {
@@ -401,7 +357,8 @@ impl Suite<'_> {
         let ledger = self.server.ledger(3).await?;
         let seconds = 6 * self.size.seconds;
         let load = Load { duration: Span(Duration::from_secs(seconds)), ..self.bulk() };
-        let (loaded, waits) = tokio::join!(ledger.load(load), self.server.long_waits(&ledger.url, seconds));
+        let (loaded, waits) =
+            tokio::join!(ledger.load(load), waits::long(&self.server.bin, &ledger.url, seconds));
         loaded?;
         self.facts.lock_waits = waits?;
         ledger.end().await?;
@@ -494,6 +451,16 @@ impl Suite<'_> {
         self.facts.held_snapshot_dead_rows.push(self.server.number(&ledger.url, dead).await?);
         ledger.end().await
     }
+}
+
+/// What statements of one session say, each a transaction.
+async fn psql(bin: &Path, url: &str, statements: &[&str]) -> Result<String, Failure> {
+    let mut command = Command::new(bin.join("psql"));
+    command.args([url, "-qAtX", "-v", "ON_ERROR_STOP=1"]);
+    for sql in statements {
+        command.args(["-c", sql]);
+    }
+    output(&mut command).await
 }
 
 /// What a program says.
