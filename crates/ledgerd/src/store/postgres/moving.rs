@@ -32,7 +32,8 @@ const KEYS: &str = "idempotency_keys";
 const KEYS_INDEX: &str = "SELECT pg_get_indexdef('task_specs_by_key'::regclass)";
 const LOOSEN_KEYS: &str = "DROP INDEX task_specs_by_key; \
     CREATE TABLE imported_keys (agent INTEGER, key TEXT, task_id BIGINT, digest BIGINT)";
-const FREE_KEYS: &str = "UPDATE task_specs AS s SET key_freed = 1 WHERE key IS NOT NULL AND NOT EXISTS ( \
+/// Whoever is not named holds none.
+const FREE_OTHERS: &str = "UPDATE task_specs AS s SET key_freed = 1 WHERE key IS NOT NULL AND NOT EXISTS ( \
         SELECT 1 FROM imported_keys AS k WHERE k.task_id = s.id AND k.agent = s.agent AND k.key = s.key); \
     DROP TABLE imported_keys";
 /// Bytes that are sent at once.
@@ -223,7 +224,7 @@ async fn fill(conn: &mut PgConnection, mut file: Reader<impl BufRead>) -> Result
         }
     }
     let told = file.end()?;
-    run(conn, FREE_KEYS).await?;
+    run(conn, FREE_OTHERS).await?;
     sqlx::raw_sql(index).execute(&mut *conn).await.map_err(|error| failed(&error))?;
     let (budget, breaker) = (ledger_core::Reason::Budget.code(), ledger_core::Reason::BreakerOpen.code());
     let ready = sqlx::query(READY).bind(i64::from(budget)).bind(i64::from(breaker));

@@ -6,6 +6,7 @@ mod flights;
 mod history;
 mod keys;
 mod lists;
+mod migrations;
 mod readers;
 
 use super::{
@@ -13,11 +14,9 @@ use super::{
     statements, watch,
 };
 use crate::store::rig::{AGENT, Kind, New, Rig, database, everything};
-use crate::store::schema;
 use bytes::Bytes;
 use ledger_core::store::{Ask, BreakerRow, Changed, Changes, Store, StoreError, Want};
 use ledger_core::{Event, Outcome, State, TaskId};
-use sqlx::migrate::Migrator;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row, SqlSafeStr};
 use std::sync::Arc;
@@ -92,25 +91,6 @@ fn of_batches() -> impl Iterator<Item = String> {
         .chain(news::STATEMENTS)
         .chain([flight::FATE]);
     statements::statements().into_iter().chain(fixed.map(str::to_owned))
-}
-
-#[tokio::test]
-async fn a_migration_takes_as_long_as_it_takes_and_batches_keep_their_limits() {
-    let Some(url) = database().await else { return };
-    let first = schema::migrations(&open::MIGRATIONS[..1]);
-    Migrator::with_migrations(first)
-        .run_direct(None, &mut raw(&url).await, false)
-        .await
-        .expect("a new database");
-    let mut busy = raw(&url).await;
-    busy.execute("BEGIN; LOCK TABLE task_history IN ROW EXCLUSIVE MODE").await.expect("nobody holds it");
-    let coming = tokio::spawn(async move { open(&url, "one").await.map(|(store, _)| store) });
-    // Longer than a statement of a batch waits for a lock.
-    busy.execute("SELECT pg_sleep(2.5); COMMIT").await.expect("the server is there");
-    let mut store = coming.await.expect("no panic").expect("the ledger opens");
-    let limits = "SELECT current_setting('statement_timeout'), current_setting('lock_timeout')";
-    let row = sqlx::query(limits).fetch_one(store.connection().expect("it is open")).await.expect("it reads");
-    assert_eq!((row.get::<String, _>(0), row.get::<String, _>(1)), ("5s".to_owned(), "2s".to_owned()));
 }
 
 /// Whatever is stored: a plan that is made once for all must not read all of it.

@@ -6,7 +6,6 @@ use crate::store::postgres::history::WAIT;
 use crate::store::rig::{New, Rig};
 use ledger_core::store::{Changes, StoreError};
 use ledger_core::{Event, Outcome, Record, ReleaseCause, TaskId};
-use sqlx::migrate::Migrator;
 use sqlx::{Connection, Executor};
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 const PARTITIONS: &str = "SELECT COUNT(*) FROM pg_inherits WHERE inhparent = 'task_history'::regclass";
 const IN_DEFAULT: &str = "SELECT COUNT(*) FROM task_history_default AS r \
     CROSS JOIN LATERAL unpacked(r.slot, r.seq, r.task, r.at, r.entries)";
-const KEPT: &str = "SELECT COUNT(*) FROM task_history_kept";
+pub(super) const KEPT: &str = "SELECT COUNT(*) FROM task_history_kept";
 
 /// All that there is to do now, for tasks that are stored for a day at least.
 async fn tidy(rig: &Rig) -> Result<usize, StoreError> {
@@ -336,62 +335,4 @@ async fn a_history_is_whole_across_days_slots_and_rows() {
     }
     assert_eq!(told(&other, id).await, told(&first, id).await);
     assert_eq!(number(&url, "SELECT count(*) FROM history").await, 25 + 4 * 63, "and none is told twice");
-}
-
-/// One that serves could not go on after it.
-#[tokio::test]
-async fn a_ledger_that_a_daemon_of_before_serves_stays_as_it_is() {
-    let Some(url) = crate::store::rig::database().await else { return };
-    let before = crate::store::schema::migrations(&crate::store::postgres::open::MIGRATIONS[..4]);
-    let mut conn = raw(&url).await;
-    Migrator::with_migrations(before).run_direct(None, &mut conn, false).await.expect("it is new");
-    let serves = "INSERT INTO slots (slot, name, owner, beat_at, last_seq, last_session) \
-        VALUES (0, 'before', 7, (extract(epoch FROM clock_timestamp()) * 1000)::bigint, 0, 0)";
-    conn.execute(serves).await.expect("it is as before");
-    let error = crate::store::postgres::open(&url, "after").await.expect_err("it is served");
-    assert!(error.to_string().contains("stop all of them first"), "{error}");
-    let types = "SELECT count(*) FROM pg_type WHERE typname IN ('lean_task_history', 'packed_history')";
-    assert_eq!(number(&url, types).await, 1, "undone");
-    // It leaves, as at its end.
-    conn.execute("UPDATE slots SET beat_at = 0").await.expect("it runs");
-    rig_on(&url).await;
-}
-
-/// A ledger whose history had a row for each entry.
-#[tokio::test]
-async fn history_of_before_rows_were_shared_is_kept_and_goes_on() {
-    let Some(url) = crate::store::rig::database().await else { return };
-    let before = crate::store::schema::migrations(&crate::store::postgres::open::MIGRATIONS[..4]);
-    let mut conn = raw(&url).await;
-    Migrator::with_migrations(before).run_direct(None, &mut conn, false).await.expect("it is new");
-    let rows = "INSERT INTO slots (slot, name, beat_at, last_seq, last_session) VALUES (0, '', 0, 4, 0); \
-        INSERT INTO agents (id, name, settings, created_at) VALUES (1, 'a', '{}', 1700000000000); \
-        INSERT INTO task_specs (id, agent, task_type, created_at, payload, digest, frees_key) \
-            SELECT n, 1, 't', 1700000000000, '', n, 0 FROM generate_series(1, 2) AS n; \
-        INSERT INTO tasks (id, run_at, queued_at, updated_at, version, fence, delivery, attempt, idle_deliveries, state, \
-                reason, priority, calendar) \
-            SELECT n, 1700000000000, 1700000000000, 1700000000000, n, 0, 0, 0, 0, 1, 1, 5, 0 FROM generate_series(1, 2) AS n; \
-        INSERT INTO ready (agent, task_type, gated, urgency, run_at, calendar, task_id) \
-            SELECT 1, 't', 0, 4, 1700000000000, 0, n FROM generate_series(1, 2) AS n; \
-        INSERT INTO counts (slot, agent, state, n) VALUES (0, 1, 1, 2); \
-        INSERT INTO live_blocks (block, slot, n) VALUES (0, 0, 2); \
-        SELECT setval('task_blocks', 1); \
-        INSERT INTO task_history (task_id, version, seq, at, fence, attempt, slot, kind, to_state, reason) \
-            VALUES (1, 1, 1, 1700000000000, 0, 0, 0, 1, 1, 1), (2, 1, 2, 1700000000000, 0, 0, 0, 1, 1, 1), \
-                (2, 2, 3, 1700000000000, 0, 0, 0, 1, 1, 1), (3, 1, 4, 1700000000000, 0, 0, 0, 1, 1, 1)";
-    conn.execute(rows).await.expect("they are as before");
-    let mut rig = rig_on(&url).await;
-    assert_eq!(number(&url, KEPT).await, 3, "the third task is gone");
-    for (id, entries) in [(TaskId(1), 1), (TaskId(2), 2)] {
-        let before = rig.history(id).await;
-        assert_eq!(before.len(), entries);
-        rig.complete(id).await;
-        rig.commit().await;
-        let after = rig.history(id).await;
-        assert_eq!((&after[..entries], after.len()), (&before[..], entries + 3));
-    }
-    let reader = rig.reader().expect("it can be read");
-    let cut = [(0, 1)].into_iter().collect();
-    let told = reader.after(&cut, 100).await.expect("it reads").expect("nothing was removed");
-    assert_eq!(told.rows.len(), 8);
 }

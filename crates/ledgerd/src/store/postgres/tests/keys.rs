@@ -5,10 +5,9 @@ use crate::store::rig::{AGENT, New, Rig, everything};
 use ledger_core::store::{StoreError, Want};
 use ledger_core::{Event, Outcome, TaskId};
 use sqlx::Executor as _;
-use sqlx::migrate::Migrator;
 use std::sync::Arc;
 
-async fn holder(rig: &mut Rig, key: &str) -> Option<TaskId> {
+pub(super) async fn holder(rig: &mut Rig, key: &str) -> Option<TaskId> {
     let key: (_, Arc<str>) = (AGENT, key.into());
     let known = rig.known(Want { keys: vec![key.clone()], ..Want::default() }).await;
     known.keys.get(&key).map(|holder| holder.task)
@@ -95,36 +94,6 @@ async fn beside_others_nobody_waits_for_a_key_that_is_taken_out_of_turn() {
     assert_eq!(holder(&mut first, "k").await, Some(taken));
     first.commit().await;
     assert_eq!(number(&url, "SELECT count(*) FROM idempotency_keys").await, 1);
-}
-
-/// A ledger whose keys had a table of their own: who held one holds it, and who did not does not.
-#[tokio::test]
-async fn keys_of_before_rows_held_them_are_held_by_whom_they_were() {
-    let Some(url) = crate::store::rig::database().await else { return };
-    let before = crate::store::schema::migrations(&crate::store::postgres::open::MIGRATIONS[..7]);
-    let mut conn = raw(&url).await;
-    Migrator::with_migrations(before).run_direct(None, &mut conn, false).await.expect("it is new");
-    let rows = "INSERT INTO slots (slot, name, owner, beat_at, last_seq, last_session) \
-            VALUES (0, 'before', 7, (extract(epoch FROM clock_timestamp()) * 1000)::bigint, 0, 0); \
-        INSERT INTO agents (id, name, settings, created_at) VALUES (1, 'a', '{}', 1700000000000); \
-        INSERT INTO task_specs (id, agent, task_type, created_at, payload, key, digest, frees_key) \
-            SELECT 5000 + n, 1, 't', 1700000000000, '', (ARRAY['k', 'k', NULL, 'j', 'i'])[n], n, 0 \
-            FROM generate_series(1, 5) AS n; \
-        INSERT INTO idempotency_keys (agent, key, task_id, digest) VALUES (1, 'k', 5002, 2), (1, 'j', 5004, 4)";
-    conn.execute(rows).await.expect("it is as before");
-    let error = crate::store::postgres::open(&url, "after").await.expect_err("it is served");
-    assert!(error.to_string().contains("stop all of them first"), "{error}");
-    let types = "SELECT count(*) FROM pg_type WHERE typname LIKE '%_idempotency_keys' AND typtype = 'c'";
-    assert_eq!(number(&url, types).await, 2, "undone");
-    conn.execute("UPDATE slots SET owner = NULL").await.expect("it runs");
-    let mut rig = rig_on(&url).await;
-    assert_eq!(holder(&mut rig, "k").await, Some(TaskId(5_002)));
-    assert_eq!(holder(&mut rig, "j").await, Some(TaskId(5_004)));
-    assert_eq!(holder(&mut rig, "i").await, None);
-    let taken = rig.enqueue(New { key: "i", ..New::of("a") }).await;
-    rig.commit().await;
-    assert_eq!(holder(&mut rig, "i").await, Some(taken));
-    assert_eq!(number(&url, "SELECT count(*) FROM task_specs WHERE key_freed = 1").await, 2);
 }
 
 /// Who asks for keys hears whether anything waits, and asks for none of it where nothing does.
