@@ -3,8 +3,8 @@
 //! Batches are written one after the other, each in a transaction of its own, so that the next is guarded by what the one
 //! before has left. What is new of the next and looks at nothing that is stored goes ahead meanwhile: its history, and tasks that
 //! were made. The rest, and its commit, are sent when the one before is known to be durable, which that one tells it: the loop may be
-//! busy with the next decision. Invariants: nothing is told before its commit is known; a commit without an answer is asked for by
-//! the number of its transaction; what is written runs on a task of its own, which nobody drops.
+//! busy with the next decision. Invariants: nothing is told before its commit is known; a commit without an answer is known by the
+//! number of its transaction in the row of our slot; what is written runs on a task of its own, which nobody drops.
 
 use super::hints::Hint;
 use super::shared::{Basis, Met, Revisions, Written};
@@ -24,8 +24,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two tries of that.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// The parameter travels as text, for its type is not one of ours.
-pub(super) const FATE: &str = "SELECT pg_xact_status($1::text::xid8)";
+/// Whether the last batch of slot $1 and owner $2 is transaction $3, once nobody writes that row. It is the last that a batch writes,
+/// and no other of ours is committed until its fate is known. No row: somebody else has the slot, and may have written it since. Not
+/// `pg_xact_status`: what a server that stopped without a checkpoint has lost goes to other transactions under the same number.
+/// The number travels as text, for its type is not one of ours.
+pub(super) const FATE: &str = "SELECT COALESCE(batch = $3::text::xid8, FALSE) FROM slots \
+    WHERE slot = $1 AND (owner = $2 OR owner IS NULL) FOR SHARE";
 
 /// A connection, and whether the lock of our slot is its own.
 pub(super) struct Session {
@@ -110,11 +114,11 @@ struct Load {
     purge: Option<(Timestamp, usize)>,
 }
 
-struct Pilot {
-    session: Option<Session>,
+pub(super) struct Pilot {
+    pub(super) session: Option<Session>,
     /// The batch has a transaction there.
-    begun: bool,
-    options: PgConnectOptions,
+    pub(super) begun: bool,
+    pub(super) options: PgConnectOptions,
 }
 
 impl Pilot {
@@ -195,7 +199,7 @@ impl Pilot {
         if let Some((now, most)) = *purge {
             write::purge_requests(conn, now, most).await?;
         }
-        self.commit_as(&written.transaction).await?;
+        self.commit_as(basis, &written.transaction).await?;
         Ok(Some(written))
     }
 
@@ -205,7 +209,7 @@ impl Pilot {
         session.map(|session| &mut session.conn).ok_or_else(lost)
     }
 
-    async fn commit_as(&mut self, transaction: &str) -> Result<(), StoreError> {
+    async fn commit_as(&mut self, basis: &Basis, transaction: &str) -> Result<(), StoreError> {
         match sqlx::raw_sql("COMMIT").execute(self.connection()?).await {
             Ok(_) => Ok(()),
             // The server said so: nothing was written.
@@ -215,16 +219,16 @@ impl Pilot {
             Err(error) => {
                 tracing::warn!(%error, "a commit was not answered; asking what became of it");
                 self.session = None;
-                self.fate_of(transaction).await
+                self.fate_of(basis, transaction).await
             }
         }
     }
 
     /// What became of a commit whose answer was lost.
-    async fn fate_of(&mut self, transaction: &str) -> Result<(), StoreError> {
+    async fn fate_of(&mut self, basis: &Basis, transaction: &str) -> Result<(), StoreError> {
         let end = tokio::time::Instant::now() + PATIENCE;
         loop {
-            match self.ask_fate(transaction).await {
+            match self.ask_fate(basis, transaction).await {
                 Ok(Some(true)) => {
                     tracing::info!(transaction, "it was committed");
                     return Ok(());
@@ -234,34 +238,37 @@ impl Pilot {
                         "the server went away before it committed".to_owned(),
                     ));
                 }
-                // Its process may not have noticed yet that nobody listens.
-                Ok(None) | Err(_) if tokio::time::Instant::now() < end => tokio::time::sleep(PAUSE).await,
-                Ok(None) => return Err(StoreError::Unknown("a commit is still under way".to_owned())),
+                Ok(None) => {
+                    return Err(StoreError::Unknown(
+                        "other daemons took over from this one while it committed".to_owned(),
+                    ));
+                }
+                Err(_) if tokio::time::Instant::now() < end => tokio::time::sleep(PAUSE).await,
                 Err(error) => return Err(StoreError::Unknown(error)),
             }
         }
     }
 
-    /// Whether a transaction was committed; none: it goes on.
-    async fn ask_fate(&mut self, transaction: &str) -> Result<Option<bool>, String> {
-        if self.session.is_none() {
-            let conn = open::connect(&self.options).await.map_err(|error| error.to_string())?;
-            self.session = Some(Session::new(conn));
-        }
-        let Some(session) = &mut self.session else { return Ok(None) };
-        let query = sqlx::query_scalar(FATE).bind(transaction);
-        let status: Result<Option<String>, _> = query.fetch_one(&mut session.conn).await;
-        match status.as_ref().map(Option::as_deref) {
-            Ok(Some("committed")) => Ok(Some(true)),
-            Ok(Some("aborted")) => Ok(Some(false)),
-            Ok(Some("in progress")) => Ok(None),
-            Ok(_) => Err("the server has forgotten a commit".to_owned()),
-            Err(error) => {
-                let error = error.to_string();
-                self.session = None;
-                Err(error)
+    /// Whether a transaction of ours was committed; none: nobody can tell. Where its process has not noticed yet that nobody listens,
+    /// this waits for it, and fails after a while.
+    pub(super) async fn ask_fate(
+        &mut self,
+        basis: &Basis,
+        transaction: &str,
+    ) -> Result<Option<bool>, String> {
+        let session = match &mut self.session {
+            Some(session) => session,
+            none => {
+                let conn = open::connect(&self.options).await.map_err(|error| error.to_string())?;
+                none.insert(Session::new(conn))
             }
+        };
+        let query = sqlx::query_scalar(FATE).bind(i64::from(basis.slot)).bind(basis.owner).bind(transaction);
+        let fate = query.fetch_optional(&mut session.conn).await.map_err(|error| error.to_string());
+        if fate.is_err() {
+            self.session = None;
         }
+        fate
     }
 }
 

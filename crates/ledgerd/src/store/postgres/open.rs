@@ -14,7 +14,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(super) const MIGRATIONS: [(i64, &str, &str); 8] = [
+pub(super) const MIGRATIONS: [(i64, &str, &str); 9] = [
     (1, "ledger", include_str!("../../../migrations/postgres/0001_ledger.sql")),
     (2, "watch", include_str!("../../../migrations/postgres/0002_watch.sql")),
     (3, "rows", include_str!("../../../migrations/postgres/0003_rows.sql")),
@@ -23,6 +23,7 @@ pub(super) const MIGRATIONS: [(i64, &str, &str); 8] = [
     (6, "agent blocks", include_str!("../../../migrations/postgres/0006_agent_blocks.sql")),
     (7, "ends", include_str!("../../../migrations/postgres/0007_ends.sql")),
     (8, "keys", include_str!("../../../migrations/postgres/0008_keys.sql")),
+    (9, "batch", include_str!("../../../migrations/postgres/0009_batch.sql")),
 ];
 
 /// Settings of each session. A statement that takes longer is ended by the server, and its batch with it.
@@ -46,7 +47,7 @@ pub(super) const BY_INDEX: [(&str, &str); 3] =
 const PLANNED_ONCE: [(&str, &str); 1] = [("plan_cache_mode", "force_generic_plan")];
 const STATE: &str = "SELECT pg_is_in_recovery(), current_setting('fsync'), current_setting('full_page_writes'), \
     current_setting('server_version_num')::int4";
-/// The oldest release with what we use of it, `pg_current_xact_id` and `pg_xact_status` for one.
+/// The oldest release with what we use of it, `pg_current_xact_id` and `xid8` for two.
 const OLDEST: i32 = 130_000;
 /// Long enough for a server that is starting.
 const SLOW_ACQUIRE: Duration = Duration::from_secs(10);

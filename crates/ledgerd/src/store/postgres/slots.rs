@@ -19,6 +19,8 @@ use std::time::Duration;
 pub(super) const LEASE: Duration = Duration::from_secs(10);
 /// One whose session has ended, for so long: longer than it needs to notice and to open another.
 pub(super) const QUIET: Duration = Duration::from_secs(3);
+/// Before any transaction.
+const NOTHING: &str = "0";
 /// How long the end of a session is waited for that a predecessor had.
 const LOCKED_FOR: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(50);
@@ -61,13 +63,13 @@ const EMPTY_BUDGETS: &str = concat!(
     clock!(),
     " FROM (SELECT id FROM agents UNION ALL SELECT 0) AS of"
 );
-/// Proves that a slot is its owner's; names the transaction, whose fate can be asked for by this name when its commit is not
-/// answered. Its parameters, from this number on: slot, last_seq, last_session, owner.
+/// Proves that a slot is its owner's; leaves the number of the batch's transaction there, and tells it, so that its fate can be asked
+/// for when its commit is not answered. Its parameters, from this number on: slot, last_seq, last_session, owner.
 pub(super) fn slot_text(first: usize) -> String {
     let [slot, seq, session, owner] = [0, 1, 2, 3].map(|at| first + at);
     format!(
-        "UPDATE slots SET last_seq = ${seq}, last_session = GREATEST(last_session, ${session}), beat_at = {} \
-         WHERE slot = ${slot} AND owner = ${owner} RETURNING pg_current_xact_id()::text",
+        "UPDATE slots SET last_seq = ${seq}, last_session = GREATEST(last_session, ${session}), beat_at = {}, \
+         batch = pg_current_xact_id() WHERE slot = ${slot} AND owner = ${owner} RETURNING batch::text",
         clock!()
     )
 }
@@ -109,7 +111,7 @@ pub(super) type BreakerKey = (AgentId, Arc<str>);
 
 impl Place {
     pub(super) fn named(name: &str) -> Self {
-        Self { name: name.to_owned(), seen: "0".to_owned(), ..Self::default() }
+        Self { name: name.to_owned(), seen: NOTHING.to_owned(), ..Self::default() }
     }
 
     pub(super) fn replicas(&self, time: Option<Timestamp>) -> Replicas {
@@ -231,6 +233,8 @@ impl PgStore {
     pub(super) async fn lock_slot(&mut self) -> Result<(), StoreError> {
         if !self.place.locked && self.try_lock(self.place.slot).await? {
             self.hold_lock();
+            // The server may have stopped meanwhile, and gives numbers once more whose transactions left no trace.
+            NOTHING.clone_into(&mut self.place.seen);
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 //! the connection or somebody else comes between.
 
 mod ends;
+mod fates;
 mod flights;
 mod history;
 mod keys;
@@ -22,8 +23,6 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row, SqlSafeStr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 
 fn store_of(rig: &mut Rig) -> &mut PgStore {
     match &mut rig.kind {
@@ -606,103 +605,6 @@ async fn a_batch_goes_when_its_session_is_ended_and_the_next_is_served() {
     assert_eq!(rig.offer(everything()).await, [kept]);
     rig.claim(kept).await;
     rig.commit().await;
-}
-
-/// Passes bytes on between the store and the server, and cuts when the store says COMMIT.
-struct Cutter {
-    /// Passes the next COMMIT on and cuts before its answer, or cuts before it.
-    cut: Arc<std::sync::Mutex<Option<Cut>>>,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Cut {
-    BeforeTheAnswer,
-    BeforeTheCommit,
-}
-
-impl Cutter {
-    async fn before(url: &str) -> (Self, String) {
-        let server = url.strip_prefix("postgres://postgres@").expect("the address of the tests");
-        let (server, database) = server.split_once('/').expect("an address with a database");
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
-        let cut = Arc::new(std::sync::Mutex::new(None));
-        let (server, shared) = (server.to_owned(), Arc::clone(&cut));
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let server = TcpStream::connect(&server).await.expect("the server is there");
-                tokio::spawn(pass(client, server, Arc::clone(&shared)));
-            }
-        });
-        (Self { cut }, format!("postgres://postgres@{address}/{database}?sslmode=disable"))
-    }
-
-    fn next(&self, cut: Cut) {
-        *self.cut.lock().expect("nobody panics") = Some(cut);
-    }
-
-    /// Whether the cut was made.
-    fn was_made(&self) -> bool {
-        self.cut.lock().expect("nobody panics").is_none()
-    }
-}
-
-async fn pass(client: TcpStream, server: TcpStream, cut: Arc<std::sync::Mutex<Option<Cut>>>) {
-    let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
-        (client.into_split(), server.into_split());
-    let back = tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
-    let mut buffer = vec![0; 64 << 10];
-    while let Ok(read @ 1..) = from_client.read(&mut buffer).await {
-        let commits = buffer[..read].windows(7).any(|bytes| bytes == b"COMMIT\0");
-        let now = if commits { cut.lock().expect("nobody panics").take() } else { None };
-        match now {
-            // Both sides go at once: the server finds out when it answers.
-            Some(Cut::BeforeTheCommit) => break,
-            Some(Cut::BeforeTheAnswer) => {
-                back.abort();
-                let _ = back.await;
-                let _ = to_server.write_all(&buffer[..read]).await;
-                // What it does is on its way; the answer finds nobody.
-                return;
-            }
-            None if to_server.write_all(&buffer[..read]).await.is_err() => break,
-            None => {}
-        }
-    }
-    back.abort();
-}
-
-#[tokio::test]
-async fn a_commit_without_an_answer_is_asked_for() {
-    let Some(url) = database().await else { return };
-    let (cutter, through) = Cutter::before(&url).await;
-    let (store, reader) = open(&through, "rig").await.expect("a new ledger opens");
-    let mut rig = Rig::of(Kind::Postgres { url: through, store: Some(Box::new(store)), reader }).await;
-    let (mut kept, mut made) = (0, [0, 0]);
-    for n in 0..200 {
-        let how = if n % 2 == 0 { Cut::BeforeTheAnswer } else { Cut::BeforeTheCommit };
-        let id = rig.enqueue(New::of("a")).await;
-        cutter.next(how);
-        let committed = rig.store().commit().await;
-        assert!(cutter.was_made(), "the commit went through the proxy");
-        made[n % 2] += 1;
-        match (how, committed) {
-            (Cut::BeforeTheAnswer, Ok(_)) => kept += 1,
-            (Cut::BeforeTheCommit, Err(StoreError::Unavailable(_))) => {}
-            (how, other) => panic!(
-                "cut {} the answer: {other:?}",
-                if how == Cut::BeforeTheAnswer { "before" } else { "long before" }
-            ),
-        }
-        if how == Cut::BeforeTheCommit {
-            rig.recover().await;
-        }
-        assert_eq!(rig.get(id).await.is_some(), how == Cut::BeforeTheAnswer, "what was told is so");
-    }
-    assert_eq!((made, kept), ([100, 100], 100));
-    assert_eq!(number(&url, "SELECT COUNT(*) FROM tasks").await, 100);
-    assert_eq!(number(&url, "SELECT COUNT(*) FROM history").await, 100);
-    assert_eq!(number(&url, "SELECT last_seq FROM slots").await, 100);
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 const TASKS: &str = "SELECT count(*) FROM tasks";
 
-fn agent(name: &str) -> Changes {
+pub(super) fn agent(name: &str) -> Changes {
     let row = AgentRow {
         id: AGENT,
         name: name.into(),
