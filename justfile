@@ -6,6 +6,9 @@ export PATH := justfile_directory() / "target/venv/bin" + ":" + env("PATH")
 # The same for every build below, so that all of them share one set of compiled dependencies.
 everything := "--locked --workspace --all-features"
 
+# Beside a server of their own. Most tests wait, for a lease, a restart or the disk: two at once for each core keep the cores busy.
+cargo_test := "RUST_TEST_THREADS=$((2 * " + num_cpus() + ")) .ci/postgres cargo test " + everything
+
 # Lists the recipes
 _list:
     @{{ quote(just_executable()) }} --list --unsorted
@@ -19,8 +22,8 @@ build:
 
 # Runs every test: Rust, the daemon's promises on PostgreSQL once more, then the Python client
 test: && python-test
-    .ci/postgres cargo test {{ everything }}
-    LEDGERD_TEST_STORE=postgres .ci/postgres cargo test {{ everything }} --test ledgerd -- --skip replicas:: --skip moving:: --skip postgres
+    {{ cargo_test }}
+    LEDGERD_TEST_STORE=postgres {{ cargo_test }} --test ledgerd -- --skip replicas:: --skip moving:: --skip postgres
 
 # Checks every interleaving of a few threads on a shared breaker
 loom:
