@@ -1,6 +1,8 @@
 //! On PostgreSQL: what was acknowledged outlives the server as it outlives the daemon.
 //! All other promises are tested on it by running them with `LEDGERD_TEST_STORE=postgres`.
 
+mod numbers;
+
 use crate::durability::load::Load;
 use crate::durability::nothing_is_missing;
 use crate::support::*;
