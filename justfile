@@ -61,17 +61,13 @@ lint: _tools
 tree-check:
     .ci/tree-check
 
-# Writes the client code of the SDKs from proto/
+# Writes the client code of the SDKs from proto/; every test run compares it
 gen:
     cargo run --quiet --locked --all-features --bin codegen
 
 # Writes the pages of docs/reference that come from the code; every test run compares them
 reference:
     LEDGERD_WRITE_REFERENCE=1 cargo test {{ everything }} --bins --lib reference
-
-# Checks that the client code in git is what `gen` writes
-gen-check: gen
-    .ci/gen-check
 
 # Checks advisories, licences, bans and sources of dependencies; needs cargo-deny 0.20
 deny:
@@ -121,7 +117,7 @@ outage *args:
     cargo run --quiet --release --locked --package ledger-core --example outage -- --daemon target/outage.json
 
 # All of CI, cheap checks first; `.ci/run` does this on a bare machine
-ci: tree-check lint gen-check counts loom test deploy-check
+ci: tree-check lint counts loom test deploy-check
 
 _tools:
     @.ci/venv

@@ -7,20 +7,29 @@
 #[cfg(test)]
 mod reference;
 
+#[cfg(test)]
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use protox::prost::Message as _;
 
 const FILES: [&str; 3] = ["ledger/v1/admin.proto", "ledger/v1/task.proto", "ledger/v1/worker.proto"];
+const OUT: &str = "sdk/rust/src/gen";
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
-    let out = root.join("sdk/rust/src/gen");
+    let out = root().join(OUT);
     fs::create_dir_all(&out)?;
+    write(&out)
+}
 
-    let mut compiler = protox::Compiler::new([root.join("proto")])?;
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn write(out: &Path) -> Result<(), Box<dyn Error>> {
+    let mut compiler = protox::Compiler::new([root().join("proto").canonicalize()?])?;
     compiler.include_imports(true).include_source_info(true).open_files(FILES)?;
     let described = compiler.file_descriptor_set();
 
@@ -36,7 +45,23 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".")
         .btree_map(".")
         .emit_rerun_if_changed(false)
-        .out_dir(&out)
+        .out_dir(out)
         .compile_fds(described)?;
     Ok(())
+}
+
+#[test]
+fn the_client_code_is_as_the_files_say() {
+    let read = |folder: &Path| -> BTreeMap<_, _> {
+        let files =
+            fs::read_dir(folder).expect("the folder is there").map(|file| file.expect("it is listed"));
+        files.map(|file| (file.file_name(), fs::read(file.path()).expect("it is readable"))).collect()
+    };
+    let now = tempfile::tempdir().expect("a folder");
+    write(now.path()).expect("the files compile");
+    let (written, now) = (read(&root().join(OUT)), read(now.path()));
+    assert!(written.keys().eq(now.keys()), "{OUT} has other files: run `just gen`");
+    for (name, bytes) in now {
+        assert!(written[&name] == bytes, "{name:?} is not what `just gen` writes: run it and look at {OUT}");
+    }
 }
