@@ -63,6 +63,11 @@ impl Pipeline {
 
     /// Makes a batch durable, after those before it; [`Pipeline::next`] tells.
     pub(super) fn commit(&mut self, sealed: Arc<Sealed>) {
+        if self.told.iter().any(Result::is_err) {
+            // Nobody has heard yet, and this one was decided on it.
+            self.told.push_back(Err(Error::InvalidQuery));
+            return;
+        }
         if self.is_idle() && sealed.is_small() {
             let done = self.writer().commit(&sealed);
             self.told.push_back(done);

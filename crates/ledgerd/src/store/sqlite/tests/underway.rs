@@ -122,6 +122,37 @@ async fn nothing_is_written_after_a_batch_that_failed() {
     assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM history").await, 1_004);
 }
 
+/// It would be written by the thread that decides, which has not been told yet.
+#[tokio::test]
+async fn a_small_batch_is_not_written_after_one_that_failed_unheard() {
+    for (large, waits) in [(true, true), (false, false)] {
+        let mut rig = Rig::sqlite().await;
+        rig.enqueue(keyed("k")).await;
+        rig.commit().await;
+        rig.enqueue(keyed("k")).await;
+        if large {
+            rig.enqueue_all(many()).await;
+        }
+        submit(&mut rig).await;
+        if waits {
+            // For the log to start over, and so for what is on its way.
+            store_of(&mut rig).checkpoints.pretend_long();
+            rig.known(Want::default()).await;
+        }
+        rig.enqueue(New::of("a")).await;
+        submit(&mut rig).await;
+        for _ in 0..2 {
+            assert!(
+                rig.store().durable().await.is_err(),
+                "the key is taken, and the other was decided on that"
+            );
+        }
+        rig.recover().await;
+        assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM history").await, 1);
+        assert_eq!(number(rig.folder(), "SELECT COUNT(*) FROM tasks").await, 1);
+    }
+}
+
 #[tokio::test]
 async fn a_log_that_grew_too_long_starts_over_when_nothing_is_on_its_way() {
     let mut rig = Rig::sqlite().await;
