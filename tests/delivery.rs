@@ -75,6 +75,35 @@ async fn a_worker_is_never_sent_more_than_its_capacity() {
 }
 
 #[tokio::test]
+async fn what_a_worker_brings_to_a_new_stream_takes_room_there() {
+    let daemon = Daemon::start();
+    let client = daemon.client().await;
+    for _ in 0..10 {
+        enqueue(&client, task("a")).await;
+    }
+    let mut worker = Stream::open(&daemon, hello("w", "a", 3)).await;
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let lease = lease(&worker.assignment().await);
+        worker.ack(lease.clone()).await;
+        worker.receipt().await;
+        held.push(lease);
+    }
+    drop(worker);
+    let mut worker = Stream::open(&daemon, v1::Hello { held: held.clone(), ..hello("w", "a", 3) }).await;
+    worker.beat(held.clone()).await;
+    assert_eq!(worker.heartbeat_ack().await.leases.len(), 3);
+    assert!(worker.assignment_now().await.is_none(), "it has no room");
+    let workers = client.admin().list_workers(v1::ListWorkersRequest::default()).await.expect("listed");
+    assert_eq!(workers.into_inner().workers[0].held, 3);
+    let done = held.pop().expect("three");
+    worker.settle(vec![outcome(done.clone(), complete(""))]).await;
+    assert_eq!(worker.outcome_receipt().await.state(), v1::TaskState::Done);
+    let next = lease(&worker.assignment().await);
+    assert!(next != done && !held.contains(&next), "room for one more");
+}
+
+#[tokio::test]
 async fn capacity_zero_means_send_me_nothing() {
     let daemon = Daemon::start();
     let client = daemon.client().await;

@@ -77,11 +77,16 @@ impl Batch<'_> {
         let named: TaskSet = hello.held.iter().chain(&hello.unreceipted).filter_map(newest).collect();
         self.take_back(&hello.worker, |task| !named.contains(&task));
         let caller = Caller { worker: Arc::clone(&hello.worker), session: Some(id) };
-        let verdicts = hello
+        let verdicts: Vec<_> = hello
             .held
             .iter()
             .map(|(task, fence)| self.beat_one(&caller, *task, *fence, None, None))
             .collect();
+        if let Some(session) = self.memory.sessions.get_mut(&id) {
+            // What it brings takes room as what it is sent does.
+            let goes_on = |one: &&LeaseVerdict| one.verdict != Verdict::Lost;
+            session.held.extend(verdicts.iter().filter(goes_on).map(|one| one.task));
+        }
         for (task, fence) in &hello.unreceipted {
             self.bring(&caller, *task, *fence);
         }
@@ -184,7 +189,10 @@ impl Batch<'_> {
         match frame {
             FromWorker::Capacity(capacity) => session.capacity = *capacity,
             FromWorker::Acks(items) => {
-                session.unacked_run = 0;
+                // One without any says only that there is room again.
+                if !items.is_empty() {
+                    session.unacked_run = 0;
+                }
                 for (task, fence) in items {
                     let event = Event::Ack(caller.clone(), *fence);
                     let result = self.apply(*task, &event, 0).map(|_| self.recorded_now(*task));
