@@ -65,6 +65,9 @@ pub enum LedgerError {
     /// The daemon is going away.
     #[error("the daemon is shutting down; connect again")]
     Draining,
+    /// New tasks are not taken until the store has room again. It was not asked for any: nothing failed.
+    #[error("{}", StoreError::Full)]
+    Short,
     /// The store failed.
     #[error("{0}")]
     Store(StoreError),

@@ -4,7 +4,7 @@ use super::batch::Batch;
 use super::command::{BatchMode, Enqueued, LedgerError, NewTask};
 use bytes::Bytes;
 use ledger_core::agent::Agent;
-use ledger_core::store::{KeyHolder, StoreError};
+use ledger_core::store::KeyHolder;
 use ledger_core::{AgentId, ByKey, Fact, Spec, Task, TaskId};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -32,7 +32,7 @@ impl Batch<'_> {
         }
         let new = plans.iter().filter(|plan| matches!(plan, Ok(Plan::Create(_)))).count();
         if new > 0 && self.store.is_short() {
-            return Err(LedgerError::Store(StoreError::Full));
+            return Err(LedgerError::Short);
         }
         let mut next = if new > 0 { self.store.ids(new).await.map_err(LedgerError::Store)? } else { 0 };
         let mut items: Vec<Enqueued> = Vec::with_capacity(tasks.len());

@@ -39,6 +39,10 @@ struct Gate {
     one_by_one: AtomicBool,
     /// What another daemon did.
     news: Mutex<Option<News>>,
+    /// There is no room for new tasks.
+    is_short: AtomicBool,
+    /// How often all was read.
+    recoveries: AtomicU32,
     side_by_side: usize,
     /// Rows of tasks in each batch, the open one last.
     rows: Mutex<Vec<usize>>,
@@ -58,6 +62,7 @@ impl Store for GatedStore {
     fn recover(&mut self, now: Now) -> Fut<'_, Recovered> {
         self.submitted.clear();
         self.let_through = false;
+        self.gate.recoveries.fetch_add(1, Relaxed);
         self.inner.recover(now)
     }
     fn timed<'a>(&'a mut self, queues: &'a BTreeSet<AgentId>, from: TaskId) -> Fut<'a, Piece> {
@@ -120,6 +125,9 @@ impl Store for GatedStore {
     }
     fn side_by_side(&self) -> usize {
         self.gate.side_by_side
+    }
+    fn is_short(&self) -> bool {
+        self.gate.is_short.load(Relaxed)
     }
     fn submit(&mut self) -> Fut<'_, ()> {
         self.gate.rows.lock().expect("nobody panicked").push(0);
@@ -390,6 +398,19 @@ async fn batches_are_of_like_size_where_they_are_written_side_by_side_and_large_
         rows.resize(4, 0);
         assert_eq!(rows, batches, "{side_by_side}");
     }
+}
+
+/// Leases would never end: after a recovery nobody's silence is held against him for as long as a lease.
+#[tokio::test]
+async fn a_task_that_is_refused_for_want_of_room_fails_no_batch() {
+    let fixture = Fixture::new("short", false).await;
+    fixture.gate.is_short.store(true, Relaxed);
+    let refused = within(fixture.handle.enqueue(vec![task("a")], BatchMode::Atomic, None)).await;
+    assert!(matches!(refused, Err(LedgerError::Short)), "{refused:?}");
+    assert_eq!(fixture.gate.recoveries.load(Relaxed), 1, "the start alone has read all");
+    fixture.gate.is_short.store(false, Relaxed);
+    let stored = within(fixture.handle.enqueue(vec![task("a")], BatchMode::Atomic, None)).await;
+    assert!(matches!(stored.expect("there is room")[..], [Enqueued::Created(_)]));
 }
 
 #[tokio::test]
