@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// Below this, wall and steady time are held to agree.
 const SLACK_MS: i64 = 2_000;
 /// Below this, another clock is held to agree: it takes so long to be read.
-const NOISE_MS: i64 = 100;
+pub(crate) const NOISE_MS: i64 = 100;
 /// This clock follows no other.
 const ALONE: i64 = i64::MIN;
 

@@ -8,6 +8,7 @@ use super::command::{
 use super::memory::{Memory, Walk};
 use super::produce::{decode, encode};
 use super::replicas::tell_of_refused_defaults;
+use crate::clock::NOISE_MS;
 use crate::store::settings_text;
 use bytes::Bytes;
 use ledger_core::store::{AgentEventKind, Pause, RequestRow, StoreError, Want};
@@ -333,7 +334,8 @@ pub(super) fn asks_for_news(command: &Command, memory: &Memory) -> bool {
     )
 }
 
-/// Whether the wall clock was set since the last look: times that users named are armed anew then.
-pub(super) fn clock_was_set(memory: &Memory, now: Now) -> bool {
-    memory.skew != now.skew
+/// Whether the wall clock was set since the last look: times that users named are armed anew then. Each look finds it a
+/// millisecond to and fro.
+pub(super) const fn clock_was_set(memory: &Memory, now: Now) -> bool {
+    memory.skew.abs_diff(now.skew) > NOISE_MS.unsigned_abs()
 }

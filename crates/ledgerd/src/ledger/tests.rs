@@ -3,7 +3,8 @@
 use super::command::{
     BatchMode, BreakerOrder, Enqueued, FromWorker, LedgerError, NewTask, Opened, Settlement, ToWorker,
 };
-use super::{Fatal, Handle, start};
+use super::memory::Memory;
+use super::{Fatal, Handle, decide, start};
 use crate::clock::Clock;
 use crate::store::{Committed, DynStore, Options, open};
 use ledger_core::explain::GateKind;
@@ -411,6 +412,18 @@ async fn a_task_that_is_refused_for_want_of_room_fails_no_batch() {
     fixture.gate.is_short.store(false, Relaxed);
     let stored = within(fixture.handle.enqueue(vec![task("a")], BatchMode::Atomic, None)).await;
     assert!(matches!(stored.expect("there is room")[..], [Enqueued::Created(_)]));
+}
+
+/// Each look at the two clocks finds them a millisecond nearer or farther.
+#[test]
+fn a_clock_that_was_set_once_is_not_set_at_every_look() {
+    let look = |skew| Now { at: Timestamp::from_millis(1_000_000), skew };
+    let mut memory = Memory::new(look(0));
+    for (skew, was_set) in [(0, false), (3_600_000, true), (3_600_001, false), (3_599_999, false), (0, true)]
+    {
+        assert_eq!(decide::clock_was_set(&memory, look(skew)), was_set, "{skew}");
+        memory.skew = skew;
+    }
 }
 
 #[tokio::test]
