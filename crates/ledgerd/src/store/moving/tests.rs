@@ -576,7 +576,7 @@ const OF_SQLITE: [&str; 23] = [
     "tasks.rare",
     "tasks.result",
 ];
-const OF_POSTGRES: [&str; 55] = [
+const OF_POSTGRES: [&str; 57] = [
     "agent_blocks.agent",
     "agent_blocks.block",
     "agents.changed",
@@ -614,6 +614,8 @@ const OF_POSTGRES: [&str; 55] = [
     "removed_history.slot",
     "sessions.replaces",
     "sessions.shown",
+    "slots.batch",
+    "slots.batch_owner",
     "slots.beat_at",
     "slots.heir",
     "slots.last_seq",

@@ -13,7 +13,7 @@ use super::write::New;
 use super::{Meta, failed, open, write};
 use ledger_core::Timestamp;
 use ledger_core::store::StoreError;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgSeverity};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -25,11 +25,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Whether the last batch of slot $1 and owner $2 is transaction $3, once nobody writes that row. It is the last that a batch writes,
-/// and no other of ours is committed until its fate is known. No row: somebody else has the slot, and may have written it since. Not
+/// and no other of ours is committed until its fate is known. No row: somebody else has the slot, or had it since. Not
 /// `pg_xact_status`: what a server that stopped without a checkpoint has lost goes to other transactions under the same number.
 /// The number travels as text, for its type is not one of ours.
 pub(super) const FATE: &str = "SELECT COALESCE(batch = $3::text::xid8, FALSE) FROM slots \
-    WHERE slot = $1 AND (owner = $2 OR owner IS NULL) FOR SHARE";
+    WHERE slot = $1 AND (owner = $2 OR owner IS NULL AND batch_owner = $2) FOR SHARE";
 
 /// A connection, and whether the lock of our slot is its own.
 pub(super) struct Session {
@@ -212,10 +212,7 @@ impl Pilot {
     async fn commit_as(&mut self, basis: &Basis, transaction: &str) -> Result<(), StoreError> {
         match sqlx::raw_sql("COMMIT").execute(self.connection()?).await {
             Ok(_) => Ok(()),
-            // The server said so: nothing was written.
-            Err(error) if error.as_database_error().is_some_and(|said| !ends_session(said)) => {
-                Err(failed(&error))
-            }
+            Err(error) if was_refused(&error) => Err(failed(&error)),
             Err(error) => {
                 tracing::warn!(%error, "a commit was not answered; asking what became of it");
                 self.session = None;
@@ -272,7 +269,11 @@ impl Pilot {
     }
 }
 
-/// Whether the server ends the session with this error, whatever it did before: it is being stopped, or an operator ended it.
-fn ends_session(error: &dyn sqlx::error::DatabaseError) -> bool {
-    error.code().is_some_and(|code| code.starts_with("57P") || code.starts_with("08"))
+/// Whether the server said that it did not commit. Not where it ends the session with that, by its code or by its severity, whatever it
+/// did before: it is being stopped, an operator ended it, or its disk failed under the commit, which may be there when it is back.
+pub(super) fn was_refused(error: &sqlx::Error) -> bool {
+    let Some(said) = error.as_database_error() else { return false };
+    let stops = said.code().is_some_and(|code| code.starts_with("57P") || code.starts_with("08"));
+    let severity = said.try_downcast_ref::<PgDatabaseError>().map(PgDatabaseError::severity);
+    !stops && !matches!(severity, Some(PgSeverity::Fatal | PgSeverity::Panic))
 }

@@ -3,8 +3,8 @@
 //! Read is one transaction that sees one moment and changes nothing, beside daemons if there are any. Written is one transaction
 //! too, which keeps daemons from taking a slot: it is committed after what it wrote was read back.
 
-use super::failed;
 use super::open::{self, connect, migrate, options, reach};
+use super::{failed, flight};
 use crate::store::bind::Cell;
 use crate::store::moving::{
     FENCES_RAISED, HISTORY_OF_SLOTS, Kind, MoveError, Reader, SESSIONS_RAISED, TABLES, TASK_BLOCK,
@@ -116,7 +116,7 @@ async fn begin_alone(conn: &mut PgConnection) -> Result<(), MoveError> {
 async fn commit<T>(mut conn: PgConnection, told: T, or_else: &str) -> Result<T, MoveError> {
     match sqlx::raw_sql("COMMIT").execute(&mut conn).await {
         Ok(_) => Ok(told),
-        Err(error) if error.as_database_error().is_some() => Err(failed(&error).into()),
+        Err(error) if flight::was_refused(&error) => Err(failed(&error).into()),
         Err(error) => Err(StoreError::Unknown(format!("{error}; {or_else}")).into()),
     }
 }

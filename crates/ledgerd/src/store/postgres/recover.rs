@@ -315,7 +315,9 @@ impl PgStore {
     async fn read_tables(&mut self, now: Now) -> Result<Recovered, StoreError> {
         self.connect_once().await?;
         let begins = self.place.owner.is_none();
-        let inherits = self.join().await?;
+        self.join().await?;
+        // The sequence may have fallen back behind the block that we took last, where the server stopped or another took over from it.
+        self.numbers = (0, 0);
         let first = self.place.look_at(false).is_none();
         let (slot, conn) = (i64::from(self.place.slot), self.connection()?);
         let mut found = Recovered::default();
@@ -338,7 +340,7 @@ impl PgStore {
         found.sessions = all(self.connection()?, sqlx::query(SESSIONS), |row| row.session()).await?;
         let totals = self.read_totals().await?;
         (found.counts, found.transitions) = (totals.counts, totals.transitions);
-        self.watches_own = first && !inherits && !self.place.others.is_empty();
+        self.watches_own = first && !self.place.inherits && !self.place.others.is_empty();
         self.meta.last_seq = last_seq;
         self.meta.last_session = last_session.max(ledger_core::SessionId::before_first(self.place.slot).0);
         found.last_session = self.meta.last_session;

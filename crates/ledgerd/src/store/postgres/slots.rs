@@ -69,7 +69,8 @@ pub(super) fn slot_text(first: usize) -> String {
     let [slot, seq, session, owner] = [0, 1, 2, 3].map(|at| first + at);
     format!(
         "UPDATE slots SET last_seq = ${seq}, last_session = GREATEST(last_session, ${session}), beat_at = {}, \
-         batch = pg_current_xact_id() WHERE slot = ${slot} AND owner = ${owner} RETURNING batch::text",
+         batch = pg_current_xact_id(), batch_owner = owner \
+         WHERE slot = ${slot} AND owner = ${owner} RETURNING batch::text",
         clock!()
     )
 }
@@ -95,6 +96,8 @@ pub(super) struct Place {
     pub(super) owner: Option<i64>,
     /// The session that we have now holds its lock.
     pub(super) locked: bool,
+    /// Whoever had it before left it without a word, and what it watched over to us.
+    pub(super) inherits: bool,
     /// The others that live.
     pub(super) others: Vec<u16>,
     /// Transactions before this one are known of, as the server writes it.
@@ -129,11 +132,10 @@ struct Slot {
 }
 
 impl PgStore {
-    /// Takes a slot, unless we have one. Whether somebody left it without a word.
-    pub(super) async fn join(&mut self) -> Result<bool, StoreError> {
+    /// Takes a slot, unless we have one.
+    pub(super) async fn join(&mut self) -> Result<(), StoreError> {
         if self.place.owner.is_some() {
-            self.lock_slot().await?;
-            return Ok(false);
+            return self.lock_slot().await;
         }
         // No two daemons draw the same; the server's own dice, for we have none here.
         let owner = one(self.connection()?, sqlx::query(DRAW)).await?;
@@ -162,7 +164,8 @@ impl PgStore {
                     continue;
                 }
                 self.take_place(found.slot, owner, found.last_session);
-                return Ok(found.owner.is_some());
+                self.place.inherits = found.owner.is_some();
+                return Ok(());
             }
             if predecessor && tokio::time::Instant::now() < until {
                 tokio::time::sleep(PAUSE).await;
@@ -181,8 +184,8 @@ impl PgStore {
                 if let Some(session) = &mut self.session {
                     session.locks = false;
                 }
-                self.lock_slot().await?;
-                return Ok(false);
+                self.place.inherits = false;
+                return self.lock_slot().await;
             }
         }
     }
@@ -215,6 +218,8 @@ impl PgStore {
     /// The connection has the lock.
     fn hold_lock(&mut self) {
         self.place.locked = true;
+        // The server may have stopped since a session of ours had it, and gives numbers once more whose transactions left no trace.
+        NOTHING.clone_into(&mut self.place.seen);
         if let Some(session) = &mut self.session {
             session.locks = true;
         }
@@ -233,8 +238,6 @@ impl PgStore {
     pub(super) async fn lock_slot(&mut self) -> Result<(), StoreError> {
         if !self.place.locked && self.try_lock(self.place.slot).await? {
             self.hold_lock();
-            // The server may have stopped meanwhile, and gives numbers once more whose transactions left no trace.
-            NOTHING.clone_into(&mut self.place.seen);
         }
         Ok(())
     }

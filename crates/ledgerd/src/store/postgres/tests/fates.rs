@@ -22,6 +22,14 @@ struct Cutter {
 enum Cut {
     BeforeTheAnswer,
     BeforeTheCommit,
+    /// Passes it on, and tells that the server panics in place of its answer.
+    Panic,
+}
+
+/// As the server says that its disk fails under it.
+fn panic() -> Vec<u8> {
+    let said = b"SPANIC\0VPANIC\0C58030\0Mcould not fdatasync file\0\0";
+    [b"E", &(said.len() as u32 + 4).to_be_bytes()[..], said].concat()
 }
 
 impl Cutter {
@@ -52,9 +60,18 @@ impl Cutter {
 }
 
 async fn pass(client: TcpStream, server: TcpStream, cut: Arc<std::sync::Mutex<Option<Cut>>>) {
-    let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+    let ((mut from_client, to_client), (mut from_server, mut to_server)) =
         (client.into_split(), server.into_split());
-    let back = tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
+    let to_client = Arc::new(tokio::sync::Mutex::new(to_client));
+    let said = Arc::clone(&to_client);
+    let back = tokio::spawn(async move {
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(read @ 1..) = from_server.read(&mut buffer).await {
+            if said.lock().await.write_all(&buffer[..read]).await.is_err() {
+                break;
+            }
+        }
+    });
     let mut buffer = vec![0; 64 << 10];
     while let Ok(read @ 1..) = from_client.read(&mut buffer).await {
         let commits = buffer[..read].windows(7).any(|bytes| bytes == b"COMMIT\0");
@@ -62,10 +79,13 @@ async fn pass(client: TcpStream, server: TcpStream, cut: Arc<std::sync::Mutex<Op
         match now {
             // Both sides go at once: the server finds out when it answers.
             Some(Cut::BeforeTheCommit) => break,
-            Some(Cut::BeforeTheAnswer) => {
+            Some(how @ (Cut::BeforeTheAnswer | Cut::Panic)) => {
                 back.abort();
                 let _ = back.await;
                 let _ = to_server.write_all(&buffer[..read]).await;
+                if how == Cut::Panic {
+                    let _ = to_client.lock().await.write_all(&panic()).await;
+                }
                 // What it does is on its way; the answer finds nobody.
                 return;
             }
@@ -109,6 +129,22 @@ async fn a_commit_without_an_answer_is_asked_for() {
     assert_eq!(number(&url, "SELECT last_seq FROM slots").await, 100);
 }
 
+/// Its disk failed under a commit, which is there when the server is back.
+#[tokio::test]
+async fn a_server_that_panics_under_a_commit_is_asked_for_it() {
+    let Some(url) = database().await else { return };
+    let (cutter, through) = Cutter::before(&url).await;
+    let (store, reader) = open(&through, "rig").await.expect("a new ledger opens");
+    let mut rig = Rig::of(Kind::Postgres { url: through, store: Some(Box::new(store)), reader }).await;
+    for tasks in 1..=3 {
+        rig.enqueue(New::of("a")).await;
+        cutter.next(Cut::Panic);
+        rig.store().commit().await.expect("it was committed");
+        assert!(cutter.was_made(), "the commit went through the proxy");
+        assert_eq!(number(&url, "SELECT COUNT(*) FROM tasks").await, tasks);
+    }
+}
+
 /// Who asks for the fate of a batch of this store's, on a connection of its own.
 fn asking(rig: &mut Rig) -> (Pilot, Basis) {
     let options = options(&url_of(rig)).expect("the tests' address is valid");
@@ -129,14 +165,15 @@ async fn only_the_row_of_our_slot_says_that_a_batch_is_durable() {
     let theirs: String = other.fetch_one(theirs).await.expect("it is committed").get(0);
     let future = (theirs.parse::<u64>().expect("a number") + 1_000_000).to_string();
     let (mut pilot, basis) = asking(&mut rig);
-    for (owner, fates) in [
-        ("owner", [Some(true), Some(false), Some(false)]),
+    for (owner, batch_owner, fates) in [
+        ("owner", "owner", [Some(true), Some(false), Some(false)]),
         // Another daemon took over, and nobody has written as its owner since.
-        ("NULL", [Some(true), Some(false), Some(false)]),
-        // Somebody may have.
-        ("7", [None, None, None]),
+        ("NULL", "owner", [Some(true), Some(false), Some(false)]),
+        // Somebody may have, or has, and is gone again.
+        ("7", "batch_owner", [None, None, None]),
+        ("NULL", "7", [None, None, None]),
     ] {
-        let take = format!("UPDATE slots SET owner = {owner}");
+        let take = format!("UPDATE slots SET owner = {owner}, batch_owner = {batch_owner}");
         other.execute(AssertSqlSafe(take)).await.expect("nobody holds it");
         for (transaction, fate) in [&ours, &theirs, &future].into_iter().zip(fates) {
             assert_eq!(pilot.ask_fate(&basis, transaction).await, Ok(fate), "{transaction} beside {ours}");
@@ -181,4 +218,46 @@ async fn after_a_stop_of_the_server_changes_of_smaller_numbers_are_seen() {
     second.commit().await;
     let news = first.store().news(&[], false, now).await.expect("it looks");
     assert_eq!(news.agents.iter().map(|row| &*row.name).collect::<Vec<_>>(), ["another"]);
+}
+
+/// The block that was taken last went with what the server lost, and goes to whoever asks next.
+#[tokio::test]
+async fn after_a_stop_of_the_server_no_number_of_a_task_is_given_by_two() {
+    let Some(mut first) = Rig::postgres().await else { return };
+    let url = url_of(&first);
+    let lost = first.enqueue(New::of("a")).await;
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+        WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    raw(&url).await.execute(end).await.expect("a superuser may");
+    assert!(first.store().commit().await.is_err(), "its session has ended");
+    raw(&url).await.execute("ALTER SEQUENCE task_blocks RESTART").await.expect("nobody uses it");
+    first.recover().await;
+    let mut second = rig_on(&url).await;
+    let theirs = second.enqueue_all((0..3).map(|_| New::of("a"))).await;
+    second.commit().await;
+    assert_eq!(theirs[0], lost, "as if nobody had had it");
+    let ours = first.enqueue_all((0..3).map(|_| New::of("a"))).await;
+    first.commit().await;
+    assert!(ours.iter().all(|id| !theirs.contains(id)), "{ours:?} beside {theirs:?}");
+}
+
+/// It took the place of one that was gone, and what that one watched over is its own, however often the start is tried.
+#[tokio::test]
+async fn what_is_inherited_by_a_start_is_so_when_it_is_tried_again() {
+    let Some(first) = Rig::postgres().await else { return };
+    let url = url_of(&first);
+    let _second = rig_on(&url).await;
+    raw(&url).await.execute("UPDATE slots SET beat_at = 0 WHERE slot = 0").await.expect("nobody holds it");
+    drop(first);
+    let mut heir = eventually(async || {
+        let mut heir = rig_on(&url).await;
+        let took = store_of(&mut heir).place.slot == 0;
+        took.then_some(heir)
+    })
+    .await;
+    for _ in 0..2 {
+        assert!(!store_of(&mut heir).watches_own, "it watches over all that nobody does");
+        heir.recover().await;
+    }
+    assert!(!store_of(&mut heir).watches_own);
 }
