@@ -495,7 +495,7 @@ impl Loop {
             return Err(Fatal::Store(error.clone()));
         }
         let now = self.shared.clock.now();
-        let undo = std::mem::take(&mut self.undo);
+        let mut undo = std::mem::take(&mut self.undo);
         if error.is_conflict() {
             tracing::debug!(%error, "somebody else was faster; decided anew");
             if let Some(found) = self.store.anew(&undo.touched(), now).await.map_err(Fatal::Store)? {
@@ -509,6 +509,7 @@ impl Loop {
         } else {
             self.not_before = Some(now.at.after(PATIENCE));
         }
+        self.memory.put_back_sessions(&mut undo);
         self.memory.recover(&mut self.store, self.shared.clock).await.map_err(Fatal::Store)?;
         self.heard.let_go.extend(self.memory.idle_gates());
         self.shared.name(&self.memory.names);

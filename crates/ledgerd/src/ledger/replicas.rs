@@ -278,9 +278,9 @@ impl Memory {
         self.watch(task, now);
     }
 
-    /// After a conflict: memory as the store has it, for all that the batch touched.
-    pub(super) fn put_back(&mut self, undo: Undo, (mut news, tasks): (News, Vec<Task>), now: Now) -> Heard {
-        let opened = undo.opened;
+    /// Streams as they were before: each frame that opened or closed one is decided anew.
+    pub(super) fn put_back_sessions(&mut self, undo: &mut Undo) {
+        let opened = std::mem::take(&mut undo.opened);
         for id in &opened {
             self.sessions.remove(id);
             self.outboxes.remove(id);
@@ -288,12 +288,23 @@ impl Memory {
                 worker.session = None;
             }
         }
-        for session in undo.closed.into_iter().filter(|session| !opened.contains(&session.id)) {
+        let closed = std::mem::take(&mut undo.closed);
+        for session in closed.into_iter().filter(|session| !opened.contains(&session.id)) {
             if let Some(worker) = self.workers.get_mut(&session.worker) {
                 worker.session = Some(session.id);
             }
             self.sessions.insert(session.id, session);
         }
+    }
+
+    /// After a conflict: memory as the store has it, for all that the batch touched.
+    pub(super) fn put_back(
+        &mut self,
+        mut undo: Undo,
+        (mut news, tasks): (News, Vec<Task>),
+        now: Now,
+    ) -> Heard {
+        self.put_back_sessions(&mut undo);
         for open in undo.tasks.iter().flat_map(ByTask::values) {
             // As if it had never been; those that are stored are booked below.
             self.unhold(&open.task, false);

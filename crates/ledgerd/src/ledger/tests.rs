@@ -401,6 +401,44 @@ async fn batches_are_of_like_size_where_they_are_written_side_by_side_and_large_
     }
 }
 
+/// What it closed is open again by then.
+#[tokio::test]
+async fn a_goodbye_in_a_batch_that_failed_is_heard_when_it_is_decided_anew() {
+    let fixture = Fixture::new("goodbye", true).await;
+    let handle = fixture.handle.clone();
+    let opening = tokio::spawn(async move { handle.hello(hello()).await });
+    within(fixture.gate.reached.notified()).await;
+    fixture.pass();
+    let mut opened = within(opening).await.expect("no panic").expect("welcome");
+    let enqueue = |agent: &'static str| {
+        let handle = fixture.handle.clone();
+        tokio::spawn(async move { handle.enqueue(vec![task(agent)], BatchMode::Atomic, None).await })
+    };
+    let held = enqueue("a");
+    within(fixture.gate.reached.notified()).await;
+    fixture.pass();
+    within(held).await.expect("no panic").expect("stored");
+    assert!(matches!(next(&mut opened).await, ToWorker::Assignments(tasks) if tasks.len() == 1));
+    // While this one is on its way, two more come to stand behind it, in one batch.
+    let before = enqueue("b");
+    within(fixture.gate.reached.notified()).await;
+    fixture.handle.frame(opened.session, FromWorker::Goodbye).await.expect("taken");
+    let neighbour = enqueue("c");
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    fixture.pass();
+    within(before).await.expect("no panic").expect("stored");
+    within(fixture.gate.reached.notified()).await;
+    fixture.fail_next([StoreError::Statement("planted".into())]);
+    for _ in 0..8 {
+        fixture.pass();
+    }
+    within(neighbour).await.expect("no panic").expect("stored");
+    assert!(within(opened.outbox.recv()).await.is_none(), "its stream is over");
+    assert_eq!(state(&fixture, TaskId(1)).await, State::Queued, "released");
+}
+
 /// Leases would never end: after a recovery nobody's silence is held against him for as long as a lease.
 #[tokio::test]
 async fn a_task_that_is_refused_for_want_of_room_fails_no_batch() {
