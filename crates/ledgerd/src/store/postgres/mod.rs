@@ -627,7 +627,7 @@ impl Store for PgStore {
             .filter(|due| *due > now.at)
             .into_iter()
             .chain(staged)
-            .chain(self.place.look_at(self.wake.has_ends()))
+            .chain(self.place.look_at(now, self.wake.has_ends()))
             .min()
     }
 

@@ -89,14 +89,21 @@ pub(super) const STATEMENTS: [&str; 13] = [
 type Owned = (u16, i64, i64);
 
 impl Place {
-    /// When to look next; `ends` where tasks have ended that somebody may wait for.
-    pub(super) fn look_at(&self, ends: bool) -> Option<Timestamp> {
-        self.looked.map(|(last, next)| if ends { next.min(last.after(LOOK_AT_ENDS)) } else { next })
+    /// When to look next; `ends` where tasks have ended that somebody may wait for. At once where the clock was set back since.
+    pub(super) fn look_at(&self, now: Now, ends: bool) -> Option<Timestamp> {
+        let (last, next) = self.looked?;
+        Some(if now.at < last {
+            now.at
+        } else if ends {
+            next.min(last.after(LOOK_AT_ENDS))
+        } else {
+            next
+        })
     }
 
     /// Whether to look now.
     pub(super) fn is_due(&self, now: Now, wanted: bool, ends: bool) -> bool {
-        self.look_at(ends).is_none_or(|at| at <= now.at) || (wanted && !self.others.is_empty())
+        self.look_at(now, ends).is_none_or(|at| at <= now.at) || (wanted && !self.others.is_empty())
     }
 }
 
@@ -176,8 +183,8 @@ impl PgStore {
                 news.sessions = Some(rows.await?);
             }
         }
-        if time - self.beat_at >= BEAT_EVERY.as_millis() as i64 {
-            // Where nothing else is committed, nothing else says that we live.
+        if !(0..BEAT_EVERY.as_millis() as i64).contains(&(time - self.beat_at)) {
+            // Where nothing else is committed, nothing else says that we live; nor where the server's clock was set back.
             self.staged.heeds = true;
             self.beat_at = time;
         }

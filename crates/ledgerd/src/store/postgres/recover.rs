@@ -318,7 +318,7 @@ impl PgStore {
         self.join().await?;
         // The sequence may have fallen back behind the block that we took last, where the server stopped or another took over from it.
         self.numbers = (0, 0);
-        let first = self.place.look_at(false).is_none();
+        let first = self.place.looked.is_none();
         let (slot, conn) = (i64::from(self.place.slot), self.connection()?);
         let mut found = Recovered::default();
         let meta = all(conn, sqlx::query(META).bind(slot), |row| {

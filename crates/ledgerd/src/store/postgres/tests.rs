@@ -17,7 +17,7 @@ use super::{
 use crate::store::rig::{AGENT, Kind, New, Rig, database, everything};
 use bytes::Bytes;
 use ledger_core::store::{Ask, BreakerRow, Changed, Changes, Store, StoreError, Want};
-use ledger_core::{Event, Outcome, State, TaskId};
+use ledger_core::{Event, Now, Outcome, State, TaskId};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row, SqlSafeStr};
 use std::sync::Arc;
@@ -389,6 +389,27 @@ async fn one_that_looks_often_and_commits_nothing_says_that_it_lives() {
         (beats.len() > 3).then_some(())
     })
     .await;
+}
+
+/// Or nobody would hear of others, nor others of it, until the clock is where it was.
+#[tokio::test]
+async fn one_whose_clock_was_set_back_looks_at_once_and_says_that_it_lives() {
+    let Some(mut rig) = Rig::postgres().await else { return };
+    let url = url_of(&rig);
+    let now = rig.now;
+    rig.store().news(&[], false, now).await.expect("it looks");
+    rig.commit().await;
+    assert!(!rig.store().has_news(now, false), "it has just looked");
+    let back = Now { at: now.at.before(Duration::from_secs(60)), ..now };
+    assert!(rig.store().has_news(back, false));
+    assert!(rig.store().next_due(back).is_some_and(|due| due <= back.at));
+    let ahead = store_of(&mut rig).beat_at + 60_000;
+    store_of(&mut rig).beat_at = ahead;
+    raw(&url).await.execute("UPDATE slots SET beat_at = beat_at + 60000").await.expect("nobody holds it");
+    rig.store().news(&[], false, back).await.expect("it looks");
+    rig.commit().await;
+    assert!(number(&url, "SELECT beat_at FROM slots").await < ahead);
+    assert!(!rig.store().has_news(back, false));
 }
 
 #[tokio::test]
