@@ -96,17 +96,18 @@ fn speak(error: &LedgerError) -> Spoken {
         }
         LedgerError::SessionEnded => Spoken::new(reasons::SUPERSEDED),
         LedgerError::Draining => Spoken::new(reasons::DRAINING).after(SOON),
-        LedgerError::Short | LedgerError::Store(StoreError::Full) => Spoken::new(reasons::STORE_FULL)
-            .after(Duration::from_secs(10))
-            .saying("the disk of the ledger is full; free space there, then try again"),
+        LedgerError::Short => speak(&LedgerError::Store(StoreError::Full)),
         LedgerError::Store(error) => match error {
             StoreError::Overtaken(_) | StoreError::Outdated(_) => Spoken::new(reasons::OVERTAKEN),
+            StoreError::Full => Spoken::new(reasons::STORE_FULL)
+                .after(Duration::from_secs(10))
+                .saying("the disk of the ledger is full; free space there, then try again"),
             StoreError::Unavailable(_) => Spoken::new(reasons::STORE_UNAVAILABLE)
                 .after(SOON)
                 .saying("the store cannot be reached and nothing was written; try again"),
             StoreError::Unknown(_) => Spoken::new(reasons::OUTCOME_UNKNOWN)
                 .saying("whether this was recorded is not known; repeat it with the same request_id"),
-            StoreError::Full | StoreError::Statement(_) | StoreError::Corrupt(_) => {
+            StoreError::Statement(_) | StoreError::Corrupt(_) => {
                 Spoken::new(reasons::INTERNAL).saying("the ledger could not do this; its log says why")
             }
         },
