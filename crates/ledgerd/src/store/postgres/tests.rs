@@ -65,6 +65,12 @@ async fn raw(url: &str) -> PgConnection {
     url.parse::<sqlx::postgres::PgConnectOptions>().expect("an address").connect().await.expect("it connects")
 }
 
+async fn end_sessions(url: &str) {
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+        WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    raw(url).await.execute(end).await.expect("a superuser may");
+}
+
 async fn number(url: &str, sql: &'static str) -> i64 {
     sqlx::query(sql).fetch_one(&mut raw(url).await).await.expect("the query runs").get(0)
 }
@@ -616,9 +622,7 @@ async fn a_batch_goes_when_its_session_is_ended_and_the_next_is_served() {
     let lost = rig.enqueue(New::of("a")).await;
     // It has read, so it has a transaction.
     assert!(rig.get(TaskId(u64::MAX >> 1)).await.is_none());
-    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-        WHERE datname = current_database() AND pid <> pg_backend_pid()";
-    raw(&url).await.execute(end).await.expect("a superuser may");
+    end_sessions(&url).await;
     let error = rig.store().commit().await.expect_err("its session has ended");
     assert!(matches!(error, StoreError::Unavailable(_)), "nothing was written: {error}");
     rig.recover().await;

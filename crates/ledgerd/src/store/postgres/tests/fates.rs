@@ -1,11 +1,11 @@
 //! Commits whose answer was lost, and numbers of transactions that a server gives once more.
 
 use super::flights::agent;
-use super::{database, eventually, number, open, options, raw, rig_on, store_of, url_of};
+use super::{database, end_sessions, eventually, number, options, raw, rig_on, store_of, url_of};
 use crate::store::postgres::flight::Pilot;
 use crate::store::postgres::shared::Basis;
 use crate::store::postgres::staged::Staged;
-use crate::store::rig::{Kind, New, Rig};
+use crate::store::rig::{New, Rig};
 use ledger_core::store::StoreError;
 use sqlx::{AssertSqlSafe, Executor as _, Row as _};
 use std::sync::Arc;
@@ -100,8 +100,7 @@ async fn pass(client: TcpStream, server: TcpStream, cut: Arc<std::sync::Mutex<Op
 async fn a_commit_without_an_answer_is_asked_for() {
     let Some(url) = database().await else { return };
     let (cutter, through) = Cutter::before(&url).await;
-    let (store, reader) = open(&through, "rig").await.expect("a new ledger opens");
-    let mut rig = Rig::of(Kind::Postgres { url: through, store: Some(Box::new(store)), reader }).await;
+    let mut rig = rig_on(&through).await;
     let (mut kept, mut made) = (0, [0, 0]);
     for n in 0..200 {
         let how = if n % 2 == 0 { Cut::BeforeTheAnswer } else { Cut::BeforeTheCommit };
@@ -134,8 +133,7 @@ async fn a_commit_without_an_answer_is_asked_for() {
 async fn a_server_that_panics_under_a_commit_is_asked_for_it() {
     let Some(url) = database().await else { return };
     let (cutter, through) = Cutter::before(&url).await;
-    let (store, reader) = open(&through, "rig").await.expect("a new ledger opens");
-    let mut rig = Rig::of(Kind::Postgres { url: through, store: Some(Box::new(store)), reader }).await;
+    let mut rig = rig_on(&through).await;
     for tasks in 1..=3 {
         rig.enqueue(New::of("a")).await;
         cutter.next(Cut::Panic);
@@ -208,9 +206,7 @@ async fn after_a_stop_of_the_server_changes_of_smaller_numbers_are_seen() {
     first.store().news(&[], false, now).await.expect("it looks");
     // What it knows of is after whatever comes.
     "900000000".clone_into(&mut store_of(&mut first).place.seen);
-    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-        WHERE datname = current_database() AND pid <> pg_backend_pid()";
-    raw(&url).await.execute(end).await.expect("a superuser may");
+    end_sessions(&url).await;
     assert!(first.store().news(&[], false, now).await.is_err(), "its session has ended");
     first.recover().await;
     let mut second = rig_on(&url).await;
@@ -226,9 +222,7 @@ async fn after_a_stop_of_the_server_no_number_of_a_task_is_given_by_two() {
     let Some(mut first) = Rig::postgres().await else { return };
     let url = url_of(&first);
     let lost = first.enqueue(New::of("a")).await;
-    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-        WHERE datname = current_database() AND pid <> pg_backend_pid()";
-    raw(&url).await.execute(end).await.expect("a superuser may");
+    end_sessions(&url).await;
     assert!(first.store().commit().await.is_err(), "its session has ended");
     raw(&url).await.execute("ALTER SEQUENCE task_blocks RESTART").await.expect("nobody uses it");
     first.recover().await;
