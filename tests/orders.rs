@@ -291,6 +291,34 @@ async fn each_type_has_its_breaker_where_that_is_set() {
 }
 
 #[tokio::test]
+async fn a_probe_that_is_out_while_breakers_become_per_type_does_not_keep_its_slot() {
+    let daemon = Daemon::start();
+    let client = daemon.client().await;
+    let per_type = |on| v1::BreakerSettings { per_task_type: Some(on), ..Default::default() };
+    let one = v1::BreakerSettings { half_open_permits: Some(1), ..per_type(false) };
+    configure(&client, "a", with(one)).await;
+    client.admin().trip_breaker(trip("a", 20)).await.expect("tripped");
+    let first = enqueue(&client, task("a")).await;
+    let mut worker = Stream::open(&daemon, hello("w", "a", 2)).await;
+    let probe = worker.assignment().await;
+    assert_eq!(breaker(&client, "a").await.state(), BreakerState::HalfOpen);
+    let switch = |on| v1::AgentSettings { breaker: Some(per_type(on)), ..Default::default() };
+    configure(&client, "a", switch(true)).await;
+    worker.settle(vec![outcome(lease(&probe), complete("up"))]).await;
+    worker.outcome_receipt().await;
+    in_state(&client, &first, TaskState::Done).await;
+
+    // What it told decides nothing, and others may probe.
+    configure(&client, "a", switch(false)).await;
+    assert_eq!(breaker(&client, "a").await.state(), BreakerState::HalfOpen);
+    for _ in 0..2 {
+        enqueue(&client, task("a")).await;
+        worker.complete_next("up").await;
+    }
+    assert_eq!(breaker(&client, "a").await.state(), BreakerState::Closed);
+}
+
+#[tokio::test]
 async fn after_closing_few_run_at_first_and_a_kill_keeps_it_so() {
     let daemon = Daemon::start();
     let client = daemon.client().await;

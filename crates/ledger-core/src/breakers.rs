@@ -7,7 +7,7 @@ use crate::id::{AgentId, TaskId};
 use crate::limits::AGENT_BREAKERS;
 use crate::store::BreakerRow;
 use crate::time::Now;
-use breaker_core::{Breaker, Config, State};
+use breaker_core::{Breaker, Config, Permit, State};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -183,6 +183,18 @@ impl Breakers {
         self.types.entry(Arc::clone(task_type)).or_insert_with(|| Guard::new(Arc::clone(config)))
     }
 
+    /// Frees the slot of a probe whose task goes by another breaker than the one that let it through, since breakers became, or
+    /// are no longer, per task type while it was tried. The type of that breaker; none where no other lacks it. What came of
+    /// the probe decides nothing.
+    pub fn give_back(&mut self, task_type: &Arc<str>, permit: Permit) -> Option<Arc<str>> {
+        let left =
+            if self.key(task_type).is_empty() { Arc::clone(task_type) } else { Arc::clone(&self.own_key) };
+        let guard = if left.is_empty() { &mut self.own } else { self.types.get_mut(&left)? };
+        let before = guard.breaker.probes_in_flight();
+        guard.breaker.release(permit);
+        (guard.breaker.probes_in_flight() < before).then_some(left)
+    }
+
     /// Those in use: the agent's own first, then by type.
     pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Guard)> {
         let types = self.per_type.then_some(&self.types).into_iter().flatten();
@@ -241,6 +253,31 @@ mod tests {
         assert!(breakers.of("b").is_none());
         assert_eq!((&*breakers.key(&a), &*breakers.key(&b)), ("a", "b"));
         assert_eq!(breakers.iter().map(|(key, _)| &**key).collect::<Vec<_>>(), ["", "a"]);
+    }
+
+    #[test]
+    fn a_probe_of_a_breaker_that_went_out_of_use_gives_its_slot_back() {
+        let config = Config { probe_timeout: None, ..Config::default() };
+        let mut breakers = Breakers::new(config, false);
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        let at = now().at.since_epoch();
+        let probe = |breakers: &mut Breakers, task_type: &Arc<str>| {
+            let breaker = &mut breakers.of_mut(task_type).breaker;
+            breaker.trip(Some(Duration::ZERO), at, 0);
+            breaker.try_acquire(at).expect("a probe")
+        };
+        let of_all = probe(&mut breakers, &a);
+        assert!(of_all.probe);
+        breakers.configure(config, true, now());
+        assert_eq!(breakers.give_back(&a, of_all).as_deref(), Some(""));
+        assert_eq!(breakers.give_back(&a, of_all), None, "it has it no more");
+        assert_eq!(breakers.of("").map(|own| own.breaker.probes_in_flight()), Some(0));
+
+        let of_type = probe(&mut breakers, &b);
+        assert_eq!(breakers.give_back(&a, of_type), None, "another type's");
+        breakers.configure(config, false, now());
+        assert_eq!(breakers.give_back(&b, of_type).as_deref(), Some("b"));
+        assert_eq!(breakers.give_back(&b, of_type), None);
     }
 
     #[test]

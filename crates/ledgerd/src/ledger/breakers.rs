@@ -50,6 +50,11 @@ impl Batch<'_> {
         } else if before != after || (windowed && recorded.tally == Tally::Counted) {
             // A clean success in a closed breaker without a window changes nothing and writes nothing.
             self.breaker_changed(id, &key);
+        } else if permit.probe && before == after {
+            // It was no probe of this one.
+            let left =
+                self.memory.agents.get_mut(&id).and_then(|agent| agent.breakers.give_back(task_type, permit));
+            self.breakers.extend(left.map(|left| (id, left)));
         }
     }
 
