@@ -409,6 +409,8 @@ pub struct Recovered {
     pub replicas: Replicas,
     /// This daemon took its place among them just now: no session is its own.
     pub begins: bool,
+    /// No instant that is stored and was measured is later, where daemons go by clocks of their own.
+    pub newest: Timestamp,
 }
 
 /// The daemons that serve one ledger.

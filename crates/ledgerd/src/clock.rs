@@ -2,28 +2,28 @@
 //!
 //! Steady time starts as wall time and then follows the monotonic clock: whatever is done to the wall clock, a lease is
 //! as long as it says. Where the two drift apart by more than 2 s, [`Now::skew`] says by how much, and only times that
-//! users named go by the wall clock anew.
+//! users named go by the wall clock anew. It never runs back, not even from one process to the next: see [`Clock::go_on_from`].
 //!
 //! Where several daemons serve one ledger, all of them go by the clock of its store: see [`Clock::follow`].
 
 use ledger_core::{Now, Timestamp};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Below this, wall and steady time are held to agree.
 const SLACK_MS: i64 = 2_000;
 /// Below this, another clock is held to agree: it takes so long to be read.
 pub(crate) const NOISE_MS: i64 = 100;
-/// This clock follows no other.
-const ALONE: i64 = i64::MIN;
 
 /// A clock that was started once.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     wall: Timestamp,
     started: Instant,
-    /// By how much the followed clock is ahead of steady time that began at `wall`, in ms.
+    /// By how much steady time is ahead of one that began at `wall`, in ms.
     ahead: &'static AtomicI64,
+    /// It goes by another clock.
+    follows: &'static AtomicBool,
     /// How far a test has set the wall clock, in ms.
     #[cfg(test)]
     set: &'static AtomicI64,
@@ -37,7 +37,8 @@ impl Clock {
         Self {
             wall: wall(),
             started: Instant::now(),
-            ahead: Box::leak(Box::new(AtomicI64::new(ALONE))),
+            ahead: Box::leak(Box::default()),
+            follows: Box::leak(Box::default()),
             #[cfg(test)]
             set: Box::leak(Box::default()),
         }
@@ -62,9 +63,9 @@ impl Clock {
         let at = self.wall.after(Duration::from_millis(
             u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         ));
-        let ahead = self.ahead.load(Ordering::Relaxed);
-        if ahead != ALONE {
-            return Now::steady(Timestamp::from_millis(at.millis().saturating_add(ahead)));
+        let at = Timestamp::from_millis(at.millis().saturating_add(self.ahead.load(Ordering::Relaxed)));
+        if self.follows.load(Ordering::Relaxed) {
+            return Now::steady(at);
         }
         let skew = self.wall_now().millis().saturating_sub(at.millis());
         Now { at, skew: if skew.abs() > SLACK_MS { skew } else { 0 } }
@@ -73,14 +74,22 @@ impl Clock {
     /// Goes by another clock, which shows `time` now: its time is both steady and wall time. By how much it was set since
     /// it was followed last; none where that is within what reading it takes.
     pub fn follow(&self, time: Timestamp) -> Option<i64> {
-        let before = self.ahead.load(Ordering::Relaxed);
-        let base = if before == ALONE { 0 } else { before };
+        let followed = self.follows.swap(true, Ordering::Relaxed);
         let found = time.millis().saturating_sub(self.now().at.millis());
-        if before != ALONE && found.abs() <= NOISE_MS {
+        if followed && found.abs() <= NOISE_MS {
             return None;
         }
-        self.ahead.store(base.saturating_add(found), Ordering::Relaxed);
-        Some(found).filter(|_| before != ALONE)
+        self.ahead.fetch_add(found, Ordering::Relaxed);
+        Some(found).filter(|_| followed)
+    }
+
+    /// Goes on from `stored`, the newest instant in the ledger, where it is not that far yet: the wall clock was set back
+    /// while nobody served. What is measured is then as long as it says, and the rest goes by the wall clock, as when it is
+    /// set while somebody serves. By how much it was behind; none where it was not.
+    pub fn go_on_from(&self, stored: Timestamp) -> Option<Duration> {
+        let behind = stored.since(self.now().at);
+        self.ahead.fetch_add(i64::try_from(behind.as_millis()).unwrap_or(i64::MAX), Ordering::Relaxed);
+        Some(behind).filter(|behind| !behind.is_zero())
     }
 
     /// The instant of the async runtime at which steady time reaches `at`.
@@ -128,5 +137,20 @@ mod tests {
         let set = clock.follow(clock.now().at.before(day)).expect("it was set");
         assert!((-86_400_000 - set).abs() <= NOISE_MS, "{set}");
         assert!(clock.now().at < base.after(day));
+    }
+
+    #[test]
+    fn steady_time_goes_on_from_what_is_stored_and_the_wall_clock_stays() {
+        let clock = Clock::start();
+        let base = clock.now().at;
+        let hour = Duration::from_secs(3_600);
+        assert_eq!(clock.go_on_from(base.before(hour)), None);
+        assert!(clock.now().at < base.after(hour) && clock.now().skew == 0);
+        let behind = clock.go_on_from(base.after(hour)).expect("it is not that far");
+        assert!(behind <= hour);
+        let now = clock.now();
+        assert!(now.at >= base.after(hour));
+        assert!(now.wall() >= base && now.wall() < base.after(hour), "{now:?}");
+        assert_eq!(clock.go_on_from(base.after(hour)), None, "it is now");
     }
 }

@@ -134,8 +134,19 @@ impl Memory {
     pub(super) async fn recover(&mut self, store: &mut DynStore, clock: Clock) -> Result<(), StoreError> {
         loop {
             let recovered = store.recover(clock.now()).await?;
-            if let Some(time) = recovered.replicas.time {
-                clock.follow(time);
+            match recovered.replicas.time {
+                Some(time) => {
+                    clock.follow(time);
+                }
+                None => {
+                    if let Some(behind) = clock.go_on_from(recovered.newest) {
+                        let behind_ms = behind.as_millis() as u64;
+                        tracing::warn!(
+                            behind_ms,
+                            "the wall clock is behind the ledger's newest entry: its time goes on from there"
+                        );
+                    }
+                }
             }
             self.rebuild(recovered, clock.now());
             match self.adopt_all(store, clock).await {
@@ -227,6 +238,7 @@ impl Memory {
             session.held.clear();
         }
         self.since = now.at;
+        self.skew = now.skew;
         self.gates_unheard = true;
         self.transitions = recovered.transitions;
         self.is_shared = recovered.replicas.time.is_some();

@@ -1,5 +1,6 @@
 //! The loop on a real store behind a gate: what is said when, and what a failed commit does.
 
+mod clocks;
 mod failures;
 
 use super::command::{
@@ -197,17 +198,27 @@ impl Fixture {
         let folder = std::env::temp_dir().join(format!("ledgerd-loop-{}-{name}", std::process::id()));
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder).expect("the temporary folder is writable");
-        let (store, reader) = open(&folder, Options::default()).await.expect("a new store opens");
-        let gate = Arc::new(gate);
+        Self::on(folder, Arc::new(gate), Clock::start()).await
+    }
+
+    async fn on(folder: PathBuf, gate: Arc<Gate>, clock: Clock) -> Self {
+        let (store, reader) = open(&folder, Options::default()).await.expect("a store opens");
         let (submitted, let_through) = (VecDeque::new(), false);
         let store =
             Box::new(GatedStore { inner: Box::new(store), gate: Arc::clone(&gate), submitted, let_through });
         let stop = CancellationToken::new();
-        let (handle, ended) =
-            start(store, reader, Clock::start(), Arc::default(), None, Arc::default(), stop.clone())
-                .await
-                .expect("it starts");
+        let (handle, ended) = start(store, reader, clock, Arc::default(), None, Arc::default(), stop.clone())
+            .await
+            .expect("it starts");
         Self { handle, ended, gate, stop, folder }
+    }
+
+    /// Ends it, and starts it anew by this clock.
+    async fn again(&mut self, clock: Clock) {
+        self.stop.cancel();
+        within(&mut self.ended).await.expect("no panic").expect("an orderly end");
+        let folder = std::mem::take(&mut self.folder);
+        *self = Self::on(folder, Arc::clone(&self.gate), clock).await;
     }
 
     /// With a loop that hears of no commit until it is let.
@@ -540,78 +551,6 @@ async fn reaches(fixture: &Fixture, id: TaskId, wanted: State) {
         }
     })
     .await;
-}
-
-#[tokio::test]
-async fn when_the_wall_clock_is_set_only_times_that_users_named_move() {
-    let hour = 3_600_000;
-    let fixture = Fixture::new("clock", false).await;
-    let handle = &fixture.handle;
-    let wall = handle.clock().now().wall();
-    let half = |sign: i64| Some(Timestamp::from_millis(wall.millis() + sign * hour / 2));
-    let on = |agent: &str, run_at, deadline| NewTask { run_at, deadline, ..task(agent).expect("a task") };
-    let retries = Overrides { base_delay: Some(Duration::from_secs(1_200)), ..Overrides::NONE };
-    let tasks = [
-        NewTask { policy: retries, ..on("a", None, None) },
-        on("a", None, None),
-        on("b", half(1), None),
-        on("b", None, half(1)),
-    ];
-    let stored = handle.enqueue(tasks.into_iter().map(Ok).collect(), BatchMode::Atomic, None).await;
-    assert_eq!(stored.expect("stored").len(), 4);
-    let [fails, runs, later, ends] = [1, 2, 3, 4].map(TaskId);
-    let mut opened = handle.hello(Hello { capacity: 1, ..hello() }).await.expect("welcome");
-    let ToWorker::Assignments(first) = next(&mut opened).await else { panic!("an assignment comes") };
-    assert_eq!(first[0].task, fails);
-    let error = ledger_core::TaskError {
-        class: ledger_core::Class::Transient,
-        code: String::new(),
-        message: "no".into(),
-        detail: String::new(),
-    };
-    let settlement = Settlement {
-        task: fails,
-        fence: first[0].fence,
-        outcome: Outcome::Fail { error: error.into(), retry_after: None },
-        result: None,
-        checkpoint: None,
-        follow_ups: Vec::new(),
-        digest: 1,
-    };
-    handle.frame(opened.session, FromWorker::Outcomes(vec![settlement])).await.expect("taken");
-    reaches(&fixture, runs, State::Running).await;
-    handle.frame(opened.session, FromWorker::Acks(vec![(runs, 1)])).await.expect("taken");
-    reaches(&fixture, fails, State::Retry).await;
-    let due = async |id| {
-        let found = handle.explain(id).await.expect("known");
-        found.gates.iter().any(|gate| gate.kind == GateKind::NotDue)
-    };
-    assert!(due(later).await, "half an hour ahead");
-
-    handle.clock().set_wall_by(hour);
-    reaches(&fixture, ends, State::Failed).await;
-    assert!(!due(later).await, "its time is past now");
-    assert_eq!(state(&fixture, runs).await, State::Running, "no lease ends for it");
-    assert_eq!(state(&fixture, fails).await, State::Retry, "no back-off is shorter for it");
-
-    handle.clock().set_wall_by(-2 * hour);
-    handle.flush().await.expect("it goes on");
-    assert!(due(later).await, "its time is to come again");
-    assert_eq!(state(&fixture, runs).await, State::Running);
-    let settled = Settlement {
-        task: runs,
-        fence: 1,
-        outcome: Outcome::Complete,
-        result: None,
-        checkpoint: None,
-        follow_ups: Vec::new(),
-        digest: 2,
-    };
-    handle.frame(opened.session, FromWorker::Outcomes(vec![settled])).await.expect("taken");
-    reaches(&fixture, runs, State::Done).await;
-    let rows = handle.reader().history(runs).await.expect("readable").expect("known");
-    let times: Vec<_> = rows.iter().map(|row| row.record.at).collect();
-    assert!(times.is_sorted(), "no row is of before the one before it: {times:?}");
 }
 
 #[tokio::test]

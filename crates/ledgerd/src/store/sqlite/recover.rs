@@ -25,6 +25,12 @@ const BUDGETS: &str = "SELECT agent, millitokens, updated_at FROM budgets ORDER 
 const SESSIONS: &str = "SELECT worker, incarnation, session, connected_at, beat_at, open FROM sessions";
 const COUNTS: &str = "SELECT agent, state, n FROM counts";
 const BLOCKS: &str = "SELECT block, live FROM live_blocks WHERE live > 0";
+/// The newest instant that the ledger measured: of its last transitions, or of what it says without one.
+const NEWEST: &str = "SELECT max( \
+    coalesce((SELECT max(h.at + (e.value ->> 7)) \
+        FROM (SELECT at, entries FROM task_history ORDER BY seq DESC LIMIT 1) AS h, json_each(h.entries) AS e), 0), \
+    coalesce((SELECT max(beat_at) FROM sessions), 0), \
+    coalesce((SELECT max(updated_at) FROM budgets), 0))";
 /// CROSS JOIN fixes the order: blocks, then their tasks, then the data of those that live.
 pub(super) const LIVE: &str = concat!(
     "SELECT ",
@@ -62,8 +68,8 @@ const SETTLED: &str = concat!(
 
 /// Every statement here, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 10] =
-    [META, AGENTS, BREAKERS, BUDGETS, SESSIONS, COUNTS, BLOCKS, LIVE, TASKS, SETTLED];
+pub(super) const STATEMENTS: [&str; 11] =
+    [META, AGENTS, BREAKERS, BUDGETS, SESSIONS, COUNTS, BLOCKS, NEWEST, LIVE, TASKS, SETTLED];
 
 impl SqliteStore {
     pub(super) async fn read_everything(&mut self, now: Now) -> Result<Recovered, StoreError> {
@@ -104,10 +110,10 @@ impl SqliteStore {
             Ok(())
         })
         .await?;
+        found.newest = all(conn, NEWEST, |row| row.time()).await?.pop().unwrap_or_default();
         let mut shared = Shared::default();
         each(conn, LIVE, None, |row| {
-            let (mut task, history) = (row.task(&mut shared)?, row.number()?);
-            clamp(&mut task, now);
+            let (task, history) = (row.task(&mut shared)?, row.number()?);
             self.ready.load(Arc::new(task), history);
             Ok(())
         })
@@ -293,13 +299,6 @@ async fn all<T>(
     })
     .await?;
     Ok(found)
-}
-
-/// A wall clock that was set back while nobody served must not make a back-off longer than it was.
-fn clamp(task: &mut Task, now: Now) {
-    if !task.calendar && matches!(task.state, State::Queued | State::Retry) {
-        task.run_at = task.run_at.min(now.at.after(task.run_at.since(task.updated_at)));
-    }
 }
 
 fn has_timer(task: &Task, queues: &BTreeSet<AgentId>) -> bool {

@@ -11,7 +11,7 @@ use ledger_core::store::{
     Changed, Changes, DeadLetterFilter, Leaving, Notes, ProgressNote, RequestRow, StoreError, TaskFilter,
     Want,
 };
-use ledger_core::{AgentId, Class, Event, Reason, State, TaskId, Timestamp};
+use ledger_core::{AgentId, Class, Event, Now, Reason, State, TaskId, Timestamp};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, Row, SqlSafeStr};
 use std::os::unix::fs::PermissionsExt;
@@ -509,18 +509,18 @@ async fn old_answers_are_forgotten_bit_by_bit() {
 }
 
 #[tokio::test]
-async fn a_back_off_does_not_outlast_a_clock_set_back() {
+async fn the_newest_instant_is_found_among_entries_that_share_a_row() {
     let mut rig = Rig::sqlite().await;
-    let id = rig.enqueue(New::of("a")).await;
-    let fence = rig.run(id).await;
-    rig.end(id, fence, failure(Class::Transient)).await;
-    rig.commit().await;
-    let task = rig.get(id).await.expect("it exists");
-    let wait = task.run_at.since(task.updated_at);
-    rig.now.at = rig.now.at.before(Duration::from_secs(3_600));
-    let mut rig = rig.reopen().await;
     let now = rig.now;
-    assert_eq!(rig.store().next_due(now), Some(now.at.after(wait)));
+    assert_eq!(rig.store().recover(now).await.expect("it recovers").newest, Timestamp::EPOCH);
+    let ids = rig.enqueue_all((0..40).map(|_| New::of("a"))).await;
+    rig.commit().await;
+    rig.now.at = rig.now.at.after(Duration::from_secs(7));
+    rig.apply(ids[3], Event::Cancel { note: "no".into() }).await;
+    rig.commit().await;
+    let mut rig = rig.reopen().await;
+    let now = Now { at: now.at.before(Duration::from_secs(3_600)), ..now };
+    assert_eq!(rig.store().recover(now).await.expect("it recovers").newest, rig.now.at);
 }
 
 #[tokio::test]
