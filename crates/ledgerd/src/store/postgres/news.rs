@@ -23,6 +23,12 @@ const LOOK_OFTEN: Duration = Duration::from_millis(250);
 /// And where a hint says that some have ended, as all the time under load.
 const LOOK_AT_ENDS: Duration = Duration::from_millis(50);
 
+/// Mail for slot $1, and for those whose heir it is: whoever sent it may not have seen yet that they are gone.
+macro_rules! mail {
+    () => {
+        "mail WHERE slot IN (SELECT $1::bigint UNION ALL SELECT slot FROM slots WHERE heir = $1 AND owner IS NULL)"
+    };
+}
 /// Until the end of the transaction.
 const TRY_LOCK_HERE: &str = concat!("SELECT ", lock!("pg_try_advisory_xact_lock", "$1"));
 /// What is new since transaction $2 for slot $1: the clock, the oldest transaction that goes on, whether agents or breakers
@@ -33,7 +39,9 @@ const LOOK: &str = concat!(
     ", pg_snapshot_xmin(pg_current_snapshot())::text, \
      EXISTS (SELECT 1 FROM agents WHERE changed >= $2::text::xid8) \
         OR EXISTS (SELECT 1 FROM breakers WHERE changed >= $2::text::xid8), \
-     EXISTS (SELECT 1 FROM mail WHERE slot = $1), \
+     EXISTS (SELECT 1 FROM ",
+    mail!(),
+    "), \
      COALESCE((SELECT json_agg(json_build_array(slot, owner, beat_at) ORDER BY slot) FROM slots \
         WHERE owner IS NOT NULL), '[]')::text"
 );
@@ -46,7 +54,7 @@ const THEIR_WORKERS: &str = "UPDATE sessions SET open = 0 WHERE session >> 48 = 
 /// Streams at other daemons than slot $1's, as they were shown with their last beat.
 const OPEN_ELSEWHERE: &str = "SELECT worker, incarnation, session, connected_at, beat_at, open, shown FROM sessions \
     WHERE open = 1 AND shown IS NOT NULL AND session >> 48 <> $1";
-const TAKE_MAIL: &str = "DELETE FROM mail WHERE slot = ANY($1) RETURNING task_id, worker";
+const TAKE_MAIL: &str = concat!("DELETE FROM ", mail!(), " RETURNING task_id, worker");
 /// To slots $1, or to who took over from them, but not to ourselves, who are $4: tasks $2 and workers $3.
 pub(super) const SEND_MAIL: &str = "INSERT INTO mail (slot, task_id, worker) \
     SELECT to_slot, task_id, worker FROM ( \
@@ -134,7 +142,7 @@ impl PgStore {
             return Err(self.lose_place());
         }
         let mut news = News::default();
-        let mut taken = vec![slot];
+        let mut taken = Vec::new();
         self.place.others.clear();
         for (other, owner, beat_at) in owned.into_iter().filter(|(other, ..)| *other != slot) {
             if self.take_over((other, owner, beat_at), time).await? {
@@ -143,11 +151,10 @@ impl PgStore {
                 self.place.others.push(other);
             }
         }
-        if mail || taken.len() > 1 {
+        if mail || !taken.is_empty() {
             self.begin_once().await?;
             self.staged.heeds = true;
-            let slots: Vec<i64> = taken.iter().map(|slot| i64::from(*slot)).collect();
-            let query = sqlx::query(TAKE_MAIL).bind(slots);
+            let query = sqlx::query(TAKE_MAIL).bind(i64::from(slot));
             let letters = all(self.connection()?, query, |row| {
                 let task: Option<i64> = row.maybe()?;
                 Ok((task, row.maybe_text()?.map(Arc::from)))
@@ -165,14 +172,14 @@ impl PgStore {
             self.read_changed(&mut news, Some(seen)).await?;
         }
         self.place.seen = xmin;
-        if taken.len() > 1 || !self.place.others.is_empty() {
+        if !taken.is_empty() || !self.place.others.is_empty() {
             // Who left something that becomes due may be gone, or was not heard.
             self.due = self.find_due(now).await?;
         }
-        if taken.len() > 1 {
-            news.left = Some(self.read_left(&taken[1..]).await?);
+        if !taken.is_empty() {
+            news.left = Some(self.read_left(&taken).await?);
         }
-        if !self.place.others.is_empty() || taken.len() > 1 {
+        if !self.place.others.is_empty() || !taken.is_empty() {
             self.read_shared(&mut news, awaited).await?;
             if wanted {
                 let query = sqlx::query(OPEN_ELSEWHERE).bind(i64::from(slot));

@@ -375,7 +375,11 @@ async fn who_is_gone_has_an_heir_who_hears_its_mail_and_knows_its_tasks() {
     .await;
     assert_eq!(news.left, Some(Vec::new()), "no worker of it is known");
     assert_eq!((news.changed, news.replicas.others), (vec![TaskId(77)], Vec::new()));
-    // Mail that comes later goes to the heir.
+    // As it does when it was sent by somebody who had not seen yet that its daemon is gone.
+    conn.execute("INSERT INTO mail (slot, task_id) VALUES (0, 78)").await.expect("it runs");
+    let news = second.store().news(&[], false, now).await.expect("it looks");
+    second.commit().await;
+    assert_eq!(news.changed, [TaskId(78)]);
     let mut third = rig_on(&url).await;
     assert_eq!(slot_of(&mut third), 0, "the number is free again");
     assert_eq!(number(&url, "SELECT COUNT(*) FROM mail").await, 0);
