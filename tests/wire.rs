@@ -4,6 +4,7 @@
 
 mod alone;
 mod attacks;
+mod deaf;
 mod framing;
 mod handshakes;
 mod raw;
@@ -26,7 +27,6 @@ both_ways!(
     a_thousand_beats_at_once_are_taken,
     the_older_of_two_streams_of_one_process_is_superseded,
     a_full_queue_of_an_agent_says_when_to_come_back,
-    a_worker_that_stops_reading_is_ended,
 );
 
 fn seconds(seconds: i64) -> Option<prost_types::Timestamp> {
@@ -321,28 +321,4 @@ async fn a_full_queue_of_an_agent_says_when_to_come_back(way: Way) {
     let refused = client.tasks().enqueue_task(request).await.expect_err("the queue is full");
     assert_eq!(refused.code(), Code::ResourceExhausted);
     assert!(refused.get_details_retry_info().is_some_and(|info| info.retry_delay.is_some()));
-}
-
-async fn a_worker_that_stops_reading_is_ended(way: Way) {
-    let daemon = way.start();
-    let client = daemon.client().await;
-    let worker = Stream::open(&daemon, hello("deaf", "a", 100)).await;
-    // More than the windows of a stream and a connection take, so that frames wait in the daemon.
-    for _ in 0..8 {
-        let big = v1::NewTask { payload: vec![7; 900 << 10].into(), ..task("a") };
-        enqueue(&client, big).await;
-    }
-    // 95: 30 s without room to send; nothing here reads the stream meanwhile.
-    let gone = async {
-        loop {
-            let workers =
-                client.admin().list_workers(v1::ListWorkersRequest::default()).await.expect("listed");
-            if workers.into_inner().workers.is_empty() {
-                return;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(250)).await;
-        }
-    };
-    tokio::time::timeout(std::time::Duration::from_secs(90), gone).await.expect("95: the session is ended");
-    drop(worker);
 }
