@@ -554,6 +554,35 @@ async fn reaches(fixture: &Fixture, id: TaskId, wanted: State) {
 }
 
 #[tokio::test]
+async fn a_frame_that_acks_nothing_says_nothing_of_a_worker() {
+    let fixture = Fixture::new("silent", false).await;
+    let handle = &fixture.handle;
+    let policy = Overrides { ack_timeout: Some(Duration::from_secs(1)), ..Overrides::NONE };
+    let tasks = (0..3).map(|_| task("a").map(|task| NewTask { policy, ..task })).collect();
+    handle.enqueue(tasks, BatchMode::Atomic, None).await.expect("stored");
+    let mut opened = handle.hello(Hello { capacity: 9, ..hello() }).await.expect("welcome");
+    assert!(matches!(next(&mut opened).await, ToWorker::Assignments(tasks) if tasks.len() == 3));
+    let is_silent = async || {
+        let found = handle.explain(TaskId(1)).await.expect("known");
+        found.gates.iter().any(|gate| gate.detail.contains("unacknowledged"))
+    };
+    within(async {
+        while !is_silent().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    for nothing in [FromWorker::Acks(Vec::new()), FromWorker::Outcomes(Vec::new())] {
+        handle.frame(opened.session, nothing).await.expect("taken");
+        handle.flush().await.expect("it goes on");
+        assert!(is_silent().await);
+    }
+    handle.frame(opened.session, FromWorker::Acks(vec![(TaskId(1), 1)])).await.expect("taken");
+    assert!(matches!(next(&mut opened).await, ToWorker::Assignments(_) | ToWorker::Receipts(_)));
+    assert!(!is_silent().await);
+}
+
+#[tokio::test]
 async fn workers_that_are_long_gone_are_forgotten_and_no_others() {
     let fixture = Fixture::new("forget", false).await;
     let handle = &fixture.handle;

@@ -185,14 +185,19 @@ impl Batch<'_> {
     pub(super) async fn frame(&mut self, id: SessionId, frame: &FromWorker) -> Result<(), LedgerError> {
         // A frame of a stream that was superseded: its worker says it again on the new one.
         let Some(session) = self.memory.sessions.get_mut(&id) else { return Ok(()) };
+        // One without any says only that there is room again.
+        let answers = match frame {
+            FromWorker::Acks(items) => !items.is_empty(),
+            FromWorker::Outcomes(items) => !items.is_empty(),
+            _ => false,
+        };
+        if answers {
+            session.unacked_run = 0;
+        }
         let caller = Caller { worker: Arc::clone(&session.worker), session: Some(id) };
         match frame {
             FromWorker::Capacity(capacity) => session.capacity = *capacity,
             FromWorker::Acks(items) => {
-                // One without any says only that there is room again.
-                if !items.is_empty() {
-                    session.unacked_run = 0;
-                }
                 for (task, fence) in items {
                     let event = Event::Ack(caller.clone(), *fence);
                     let result = self.apply(*task, &event, 0).map(|_| self.recorded_now(*task));
@@ -201,7 +206,6 @@ impl Batch<'_> {
             }
             FromWorker::Beat(held, sequence) => self.beat(id, &caller, held, *sequence),
             FromWorker::Outcomes(items) => {
-                session.unacked_run = 0;
                 for item in items {
                     let receipt = self.settle(&caller, item).await?;
                     self.receipt(id, receipt);
