@@ -28,7 +28,7 @@ const BLOCKS: &str = "SELECT block, live FROM live_blocks WHERE live > 0";
 /// The newest instant that the ledger measured: of its last transitions, or of what it says without one.
 const NEWEST: &str = "SELECT max( \
     coalesce((SELECT max(h.at + (e.value ->> 7)) \
-        FROM (SELECT at, entries FROM task_history ORDER BY seq DESC LIMIT 1) AS h, json_each(h.entries) AS e), 0), \
+        FROM task_history AS h, json_each(h.entries) AS e WHERE h.seq = (SELECT max(seq) FROM task_history)), 0), \
     coalesce((SELECT max(beat_at) FROM sessions), 0), \
     coalesce((SELECT max(updated_at) FROM budgets), 0))";
 /// CROSS JOIN fixes the order: blocks, then their tasks, then the data of those that live.
