@@ -50,7 +50,7 @@ impl Batch<'_> {
         } else if before != after || (windowed && recorded.tally == Tally::Counted) {
             // A clean success in a closed breaker without a window changes nothing and writes nothing.
             self.breaker_changed(id, &key);
-        } else if permit.probe && before == after {
+        } else if permit.probe {
             // It was no probe of this one.
             let left =
                 self.memory.agents.get_mut(&id).and_then(|agent| agent.breakers.give_back(task_type, permit));
