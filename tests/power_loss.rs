@@ -18,10 +18,12 @@ const CUTS: usize = 200;
 const CUTS_WITHOUT_SYNCS: usize = 20;
 /// Enough that the log is moved into the file more than once.
 const TASKS: usize = 2_500;
-const PAYLOAD: usize = 8 << 10;
 const CALL: usize = 10;
-/// Payload of the tasks that come with a pause after each, and how many there may be.
-const LARGE: usize = 1 << 20;
+/// Payloads of a call's tasks, in turn: those of the last one are so large that they are in a file of their own.
+const PAYLOADS: [usize; 4] = [8 << 10, 6 << 10, 4 << 10, 40 << 10];
+/// Payload of the tasks that come with a pause after each call, how many a call has, and how many calls there may be.
+const PAUSED: usize = 15 << 10;
+const PAUSED_CALL: usize = 70;
 const PAUSES: usize = 50;
 /// Promises that are looked at after a cut: the newest, and as many others.
 const LOOKED_AT: usize = 20;
@@ -41,12 +43,15 @@ async fn what_was_acknowledged_survives_a_power_cut() {
     }
     let run = Run::recorded(&[]).await;
     let (database, log) = (run.recording.counts(0), run.recording.counts(1));
+    let payloads = run.recording.counts(2);
     let restarts = run.recording.log_restarts();
     eprintln!(
-        "{} promises; writes and syncs: {database:?} of the database, {log:?} of the log, which began anew {restarts} times",
+        "{} promises; writes and syncs: {database:?} of the database, {log:?} of the log, which began anew {restarts} times, \
+        {payloads:?} of payloads",
         run.promises.len()
     );
     assert!(database.1 > 1 && log.1 > 100 && restarts > 0, "the load moves the log into the file");
+    assert!(payloads.0 > 100 && payloads.1 > 10, "there are payloads in a file of their own");
     assert!(run.recording.all() == run.left, "the recording has every write");
     let lost = run.cut(CUTS).await;
     assert!(lost.is_empty(), "{} of {CUTS} cuts lost something: {lost:#?}", lost.len());
@@ -60,7 +65,7 @@ async fn without_syncs_a_power_cut_loses_what_was_acknowledged() {
         return; // The writes are the server's.
     }
     let run = Run::recorded(&[("LEDGERD_TEST_SYNCHRONOUS", "OFF".into())]).await;
-    assert_eq!(run.recording.counts(1).1, 0, "nothing syncs the log");
+    assert_eq!((run.recording.counts(1).1, run.recording.counts(2).1), (0, 0), "nothing syncs the log");
     let lost = run.cut(CUTS_WITHOUT_SYNCS).await;
     eprintln!("without syncs {} of {CUTS_WITHOUT_SYNCS} cuts lost something", lost.len());
     assert!(!lost.is_empty());
@@ -85,7 +90,7 @@ impl Run {
         let mut daemon = Daemon::launch(Arc::clone(&folder), "127.0.0.1:0", &[], &all).expect("it starts");
         let promises = load(&daemon, &file).await;
         daemon.kill();
-        let left = NAMES.map(|name| std::fs::read(daemon.data().join(name)).expect("the daemon made it"));
+        let left = NAMES.map(|name| std::fs::read(daemon.data().join(name)).unwrap_or_default());
         Self { promises, recording: Recording::read(&file), left, folder }
     }
 
@@ -136,8 +141,8 @@ async fn load(daemon: &Daemon, file: &Path) -> Vec<Promise> {
     for _ in 0..2 {
         let (client, promised) = (daemon.client().await, promise.clone());
         all.spawn(async move {
-            for _ in 0..TASKS / CALL / 2 {
-                let new = v1::NewTask { payload: vec![7; PAYLOAD].into(), ..task("a") };
+            for bytes in PAYLOADS.into_iter().cycle().take(TASKS / CALL / 2) {
+                let new = v1::NewTask { payload: vec![7; bytes].into(), ..task("a") };
                 let request = v1::EnqueueTasksRequest { tasks: vec![new; CALL], ..Default::default() };
                 let answer = client.tasks().enqueue_tasks(request).await.expect("it is stored").into_inner();
                 answer.results.into_iter().for_each(|result| promised(result.task_id, false));
@@ -161,8 +166,10 @@ async fn load(daemon: &Daemon, file: &Path) -> Vec<Promise> {
     // Under load the log goes on and on. With a pause after each commit it begins anew, over what it had.
     let client = daemon.client().await;
     for _ in 0..PAUSES {
-        let new = v1::NewTask { payload: vec![8; LARGE].into(), ..task("large") };
-        promise(enqueue(&client, new).await, false);
+        let new = v1::NewTask { payload: vec![7; PAUSED].into(), ..task("large") };
+        let request = v1::EnqueueTasksRequest { tasks: vec![new; PAUSED_CALL], ..Default::default() };
+        let answer = client.tasks().enqueue_tasks(request).await.expect("it is stored").into_inner();
+        answer.results.into_iter().for_each(|result| promise(result.task_id, false));
         if Recording::read(file).log_restarts() > 0 {
             break;
         }
@@ -178,8 +185,8 @@ async fn look(
     promises: impl Iterator<Item = &Promise>,
 ) -> Result<(), String> {
     let data = folder.path().join("data");
-    std::fs::create_dir_all(&data).expect("the folder is writable");
-    for (name, content) in NAMES.iter().zip(image) {
+    std::fs::create_dir_all(data.join("ledger.payloads")).expect("the folder is writable");
+    for (name, content) in NAMES.iter().zip(image).filter(|(_, content)| !content.is_empty()) {
         std::fs::write(data.join(name), content).expect("the folder is writable");
     }
     let daemon = Daemon::launch(folder, "127.0.0.1:0", &[], &[])?;
@@ -189,6 +196,9 @@ async fn look(
         let found =
             client.tasks().get_task(request).await.map_err(|status| format!("task {task}: {status}"))?;
         let found = found.into_inner().task.unwrap_or_default();
+        if found.payload.len() as u64 != found.payload_bytes || found.payload.iter().any(|byte| *byte != 7) {
+            return Err(format!("task {task} has another payload"));
+        }
         if *done && (found.state() != TaskState::Done || found.result != task.as_bytes()) {
             return Err(format!("task {task} was DONE and is {:?}", found.state()));
         }

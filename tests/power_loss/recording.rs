@@ -1,4 +1,4 @@
-//! What a daemon wrote to its two files, in order; and what a disk may have of it after a power cut.
+//! What a daemon wrote to its files, in order; and what a disk may have of it after a power cut.
 
 use std::path::Path;
 
@@ -9,7 +9,9 @@ const SYNCED: u32 = 4;
 const HEADER: usize = 24;
 /// What a disk writes whole or not at all.
 const SECTOR: usize = 512;
-pub(super) const NAMES: [&str; 2] = ["ledger.db", "ledger.db-wal"];
+/// The database, its log, and as many files of payloads as there may be.
+pub(super) const NAMES: [&str; 4] =
+    ["ledger.db", "ledger.db-wal", "ledger.payloads/00000001", "ledger.payloads/00000002"];
 
 enum Operation {
     Write(usize, Vec<u8>),
@@ -28,8 +30,8 @@ struct Entry {
 /// All of it.
 pub(super) struct Recording(Vec<Entry>);
 
-/// The files after a cut.
-pub(super) type Image = [Vec<u8>; 2];
+/// The files after a cut; an empty one may not be there at all.
+pub(super) type Image = [Vec<u8>; NAMES.len()];
 
 /// Numbers that look random; the same for the same seed (xorshift).
 pub(super) struct Dice(pub(super) u64);

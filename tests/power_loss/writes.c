@@ -1,4 +1,4 @@
-// Preloaded into a daemon, records what it writes to its database and its log, and when it syncs them.
+// Preloaded into a daemon, records what it writes to its database, its log and its files of payloads, and when it syncs them.
 //
 // A record is a header and, for a write, its bytes. The record of a write is made under the same lock as the write, so
 // the order of records is the order of writes. A sync has two: it makes durable what was written before the first, once
@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 enum { WRITE = 1, TRUNCATE = 2, SYNC = 3, SYNCED = 4 };
-enum { OTHER = 0, DATABASE = 1, LOG = 2 };
+enum { OTHER = 0, DATABASE = 1, LOG = 2, PAYLOADS = 3 }; // and those from there on, one for each file
 enum { FILES = 1024 };
 
 struct header {
@@ -47,6 +47,13 @@ static int ends_with(const char *path, const char *end) {
     return all >= tail && strcmp(path + all - tail, end) == 0;
 }
 
+static unsigned char payloads(const char *path) {
+    const char *name = strstr(path, "/ledger.payloads/");
+    int number = name ? atoi(name + strlen("/ledger.payloads/")) : 0;
+    if (number > 255 - PAYLOADS) abort();
+    return number ? PAYLOADS - 1 + number : OTHER;
+}
+
 static int opened(int fd, const char *path) {
     if (fd < 0 || fd >= FILES) return fd;
     pthread_mutex_lock(&lock);
@@ -55,7 +62,7 @@ static int opened(int fd, const char *path) {
         recording = to ? REAL(open)(to, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600) : -1;
         if (recording < 0) abort();
     }
-    kinds[fd] = ends_with(path, "/ledger.db") ? DATABASE : ends_with(path, "/ledger.db-wal") ? LOG : OTHER;
+    kinds[fd] = ends_with(path, "/ledger.db") ? DATABASE : ends_with(path, "/ledger.db-wal") ? LOG : payloads(path);
     pthread_mutex_unlock(&lock);
     return fd;
 }

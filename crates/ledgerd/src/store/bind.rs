@@ -73,13 +73,13 @@ impl<'v, T: Into<Self>> From<Option<T>> for Cell<'v> {
     }
 }
 
-/// A row of `task_specs`.
-pub(super) fn spec(args: &mut impl Sink, id: TaskId, spec: &Spec, data: &TaskData) {
+/// A row of `task_specs`, with `payload` for that of the task.
+pub(super) fn spec(args: &mut impl Sink, id: TaskId, spec: &Spec, data: &TaskData, payload: &[u8]) {
     args.add(id.0.cast_signed());
     args.add(i64::from(spec.agent.0));
     args.add(&*spec.task_type);
     args.add(spec.created_at.millis());
-    args.add(&data.payload[..]);
+    args.add(payload);
     args.add((!data.labels.is_empty()).then(|| text::labels(&data.labels)));
     args.add((spec.policy != Overrides::NONE).then(|| text::policy(&spec.policy)));
     args.add(filled(&data.traceparent));

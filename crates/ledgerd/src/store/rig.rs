@@ -66,6 +66,8 @@ pub(super) struct New {
     pub(super) frees_key: bool,
     pub(super) policy: Overrides,
     pub(super) labels: Vec<(String, String)>,
+    /// Bytes that its payload has at least.
+    pub(super) bytes: usize,
 }
 
 impl New {
@@ -207,7 +209,7 @@ impl Rig {
             changes.tasks.push(Changed { task: Arc::new(task), expected: 0, was: None });
             changes.history.push(record);
             let data = TaskData {
-                payload: Bytes::from(format!("payload of {id}")),
+                payload: payload(id, new.bytes),
                 labels: new.labels,
                 key: new.key.into(),
                 digest: id.0.wrapping_mul(u64::MAX / 3),
@@ -323,6 +325,11 @@ pub(super) async fn database() -> Option<String> {
     conn.execute(create).await.expect("a superuser makes a database");
     let (server, _) = url.rsplit_once('/').expect("an address with a database");
     Some(format!("{server}/{name}"))
+}
+
+/// What the rig gives a task, of at least so many bytes.
+pub(super) fn payload(id: TaskId, bytes: usize) -> Bytes {
+    format!("{:<bytes$}", format!("payload of {id}")).into()
 }
 
 pub(super) fn caller() -> Caller {

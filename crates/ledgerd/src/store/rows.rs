@@ -149,7 +149,7 @@ impl<'r, R: Cells> Columns<'r, R> {
     }
 
     /// The next columns, as they are.
-    fn numbers<const N: usize>(&mut self) -> Result<[Option<i64>; N], StoreError> {
+    pub(super) fn numbers<const N: usize>(&mut self) -> Result<[Option<i64>; N], StoreError> {
         let mut numbers = [None; N];
         for number in &mut numbers {
             *number = self.maybe()?;

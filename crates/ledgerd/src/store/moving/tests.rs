@@ -551,7 +551,7 @@ async fn an_export_is_of_one_moment_while_a_store_is_written() {
 }
 
 /// What each store has beside the columns that are moved: what is derived, and how `meta` is kept.
-const OF_SQLITE: [&str; 23] = [
+const OF_SQLITE: [&str; 28] = [
     "agent_blocks.agent",
     "agent_blocks.block",
     "counts.agent",
@@ -566,6 +566,11 @@ const OF_SQLITE: [&str; 23] = [
     "meta.last_task",
     "meta.removed_seq",
     "meta.seed",
+    "payload_places.at",
+    "payload_places.digest",
+    "payload_places.file",
+    "payload_places.length",
+    "payload_places.task_id",
     "requests.hash",
     "requests.seq",
     "task_history.entries",

@@ -168,7 +168,7 @@ fn specs(staged: &Staged) -> Option<Rows> {
     let any_freed = !staged.freed.is_empty() && staged.data.iter().any(|(id, _)| is_freed(id));
     rows(if any_freed { &FREED_SPECS } else { &SPECS }, &staged.data, |row, (id, data)| {
         if let Some(image) = staged.tasks.get(id) {
-            bind::spec(row, *id, &image.task.spec, data);
+            bind::spec(row, *id, &image.task.spec, data, &data.payload);
             if any_freed {
                 row.add(is_freed(id).then_some(1_i64));
             }

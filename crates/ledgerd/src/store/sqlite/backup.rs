@@ -4,8 +4,10 @@
 //! notice a byte of a payload that another disk has changed. Invariants: a file has its final name when it is whole, verified and
 //! on the disk; what is restored is no file until nothing that was given out after the backup can be taken for its own.
 
-use super::moving::{Coming, DERIVED, connect, look_into, read, write_into};
+use super::moving::{Coming, DERIVED, connect, look_into, lost, place, read, write_into};
 use super::open::{self, DATABASE, OpenError};
+use super::payloads::Folder;
+use super::sweep;
 use super::{failed, failed_to_write};
 use crate::store::moving::{
     Backup, FENCES_RAISED, MoveError, SESSIONS_RAISED, TASKS_RAISED, Total, exportable,
@@ -35,6 +37,8 @@ const IS_BACKUP: &str =
 const SAY: &str = "\
     CREATE TABLE backup (id INTEGER PRIMARY KEY CHECK (id = 1), last_seq INTEGER NOT NULL, totals TEXT NOT NULL) STRICT; \
     INSERT INTO backup (id, last_seq, totals) SELECT 1, last_seq, '' FROM meta WHERE id = 1";
+const PLACES: &str = "SELECT task_id, file, at, length, digest FROM payload_places ORDER BY task_id";
+const PUT: &str = "UPDATE task_specs SET payload = ?2 WHERE id = ?1";
 const SAY_TOTALS: &str = "UPDATE backup SET totals = ?";
 const SAID: &str = "SELECT last_seq, totals FROM backup WHERE id = 1";
 /// Whether the history has an entry beyond what was counted, or a task is not as its newest entry says. One walk through all
@@ -68,11 +72,13 @@ const NO_STREAMS: &str = "UPDATE sessions SET open = 0";
 
 /// Every statement that runs on a ledger, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 7] = [LAST_SEQ, AHEAD, NOW, RAISE, RAISED, NUMBERS, NO_STREAMS];
+pub(super) const STATEMENTS: [&str; 9] =
+    [LAST_SEQ, PLACES, PUT, AHEAD, NOW, RAISE, RAISED, NUMBERS, NO_STREAMS];
 
 /// As `store::moving` has it.
 pub(in crate::store) async fn backup(dir: &Path, to: &Path) -> Result<Backup, MoveError> {
     exportable(Standing::of(&open::steps(dir).await?))?;
+    let held = sweep::hold(dir)?;
     let from = look_into(&dir.join(DATABASE))?;
     let file = target(&from, to)?;
     let folder =
@@ -81,7 +87,8 @@ pub(in crate::store) async fn backup(dir: &Path, to: &Path) -> Result<Backup, Mo
     let made = tempfile::Builder::new().prefix(".ledgerd-backup-").tempfile_in(folder)?;
     copy(&from, made.path(), made.as_file())?;
     drop(from);
-    say(made.path())?;
+    say(made.path(), &Folder::of(dir))?;
+    drop(held);
     let found = look_through(made.path()).await?;
     let kept = made.as_file().set_permissions(Permissions::from_mode(open::MODE)).and_then(|()| {
         made.as_file().sync_all()?;
@@ -183,15 +190,35 @@ fn copy(from: &Connection, to: &Path, file: &File) -> Result<(), MoveError> {
     Ok(())
 }
 
-/// Makes one file of the copy, which a log would otherwise stand beside, and writes into it what it has.
-fn say(path: &Path) -> Result<(), MoveError> {
+/// Makes one file of the copy, which a log and files of payloads would otherwise stand beside, and writes into it what it has.
+fn say(path: &Path, folder: &Folder) -> Result<(), MoveError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = connect(path, flags)?;
     conn.pragma_update(None, "journal_mode", "DELETE").map_err(|error| failed_to_write(&error))?;
-    let totals = text(&read(&conn, io::sink())?);
+    take_in(&conn, folder)?;
+    let totals = text(&read(&conn, folder, io::sink())?);
     let said = conn.execute_batch(SAY).and_then(|()| conn.execute(SAY_TOTALS, [&totals]).map(drop));
     said.map_err(|error| failed_to_write(&error))?;
     conn.close().map_err(|(_, error)| failed_to_write(&error))?;
+    Ok(())
+}
+
+/// Puts payloads that are in files into the rows of their tasks. Nothing is to be kept of a copy that is not finished.
+fn take_in(conn: &Connection, folder: &Folder) -> Result<(), MoveError> {
+    for (name, value) in [("journal_mode", "OFF"), ("synchronous", "OFF")] {
+        conn.pragma_update(None, name, value).map_err(|error| failed_to_write(&error))?;
+    }
+    conn.execute_batch("BEGIN").map_err(|error| failed_to_write(&error))?;
+    let mut places = conn.prepare(PLACES).map_err(|error| failed(&error))?;
+    let mut put = conn.prepare(PUT).map_err(|error| failed(&error))?;
+    let mut rows = places.query([]).map_err(|error| failed(&error))?;
+    while let Some(row) = rows.next().map_err(|error| failed(&error))? {
+        let (task, place) =
+            row.get(0).and_then(|task| Ok((task, place(row, 1)?))).map_err(|error| failed(&error))?;
+        let payload = folder.read(place).map_err(|error| lost(task, &error))?;
+        put.execute((task, &payload[..])).map_err(|error| failed_to_write(&error))?;
+    }
+    conn.execute_batch("DELETE FROM payload_places; COMMIT").map_err(|error| failed_to_write(&error))?;
     Ok(())
 }
 
@@ -215,7 +242,8 @@ async fn look_through(path: &Path) -> Result<Backup, MoveError> {
     if ahead {
         return no("a task is not as the last row of its history says".to_owned());
     }
-    let totals = read(&conn, io::sink())?;
+    // A backup is one file: what a row names elsewhere is not there.
+    let totals = read(&conn, &Folder::of(path), io::sink())?;
     if text(&totals) != said {
         let differs = totals.iter().find(|total| !said.contains(&total.sha256));
         let table = differs.map_or("tables", |total| total.table);

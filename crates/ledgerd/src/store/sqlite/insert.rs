@@ -58,6 +58,7 @@ tables! {
         "id", "agent", "task_type", "created_at", "payload", "labels", "policy", "traceparent", "tracestate", "key",
         "digest", "frees_key", "parent",
     ] "";
+    PayloadPlaces = "INSERT INTO payload_places" ["task_id", "file", "at", "length", "digest"] "";
     /// A row is always the whole image.
     Tasks = "REPLACE INTO tasks" [
         "id", "state", "reason", "priority", "run_at", "calendar", "deadline", "queued_at", "updated_at", "version",

@@ -14,12 +14,14 @@ mod lookup;
 pub(super) mod moving;
 mod open;
 mod packed;
+mod payloads;
 mod pipeline;
 #[cfg(test)]
 mod rate;
 mod read;
 mod recover;
 mod staged;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -43,6 +45,7 @@ use staged::{BLOCK_BITS, Born, Image, Part, Row, Sealed, Staged, Tallies, WORTH,
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fs::File;
 use std::sync::Arc;
+use sweep::Sweeper;
 
 const FULL: i32 = 13;
 const BUSY: i32 = 5;
@@ -61,6 +64,7 @@ pub struct SqliteStore {
     conn: SqliteConnection,
     checkpoints: Checkpoints,
     ballast: Ballast,
+    sweeper: Sweeper,
     fresh: Arc<Fresh>,
     ready: Ready,
     staged: Staged,
@@ -103,7 +107,7 @@ impl SqliteStore {
     fn new(
         (pipeline, lookup): (Pipeline, Lookup),
         conn: SqliteConnection,
-        (checkpoints, ballast): (Checkpoints, Ballast),
+        (checkpoints, ballast, sweeper): (Checkpoints, Ballast, Sweeper),
         fresh: Arc<Fresh>,
         lock: File,
     ) -> Self {
@@ -113,6 +117,7 @@ impl SqliteStore {
             conn,
             checkpoints,
             ballast,
+            sweeper,
             fresh,
             ready: Ready::new(Now::steady(Timestamp::EPOCH)),
             staged: Staged::default(),
@@ -131,6 +136,7 @@ impl SqliteStore {
     /// # Errors
     /// That SQLite could not; everything committed is durable all the same.
     pub async fn close(self) -> Result<(), StoreError> {
+        self.sweeper.close();
         self.checkpoints.close().await.map_err(|error| failed(&error))?;
         self.conn.close().await.map_err(|error| failed(&error))?;
         self.lookup.close().map_err(|error| failed(&error))?;
@@ -429,6 +435,7 @@ impl Store for SqliteStore {
                 self.ballast.give_up();
             }
             self.ballast.restore(now.at);
+            self.sweeper.start(now.at);
             if self.checkpoints.is_long() {
                 // The log starts over when nothing of it is being written.
                 self.pipeline.drain().await;
@@ -507,6 +514,7 @@ impl Store for SqliteStore {
                     error => error,
                 })?;
             self.checkpoints.wrote(done.bytes);
+            self.sweeper.left(done.left);
             if let Some(oldest) = done.oldest_request {
                 self.oldest_request = oldest;
             }

@@ -5,6 +5,8 @@
 
 use super::open::{self, DATABASE, OpenError};
 use super::packed::Entries;
+use super::payloads::{Folder, Place};
+use super::sweep;
 use super::{failed, failed_to_write, write};
 use crate::store::SMALL_RESULT;
 use crate::store::bind::Cell;
@@ -12,10 +14,11 @@ use crate::store::moving::{
     Kind, MoveError, Reader, TABLES, TASK_BLOCK, Table, Total, Value, Writer, exportable, same,
 };
 use crate::store::schema::Standing;
+use bytes::Bytes;
 use ledger_core::State;
 use ledger_core::store::StoreError;
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OpenFlags, Statement};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Statement};
 use std::fs::{self, File};
 use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
@@ -23,6 +26,7 @@ use std::path::{Path, PathBuf};
 /// What an import writes to, in the data directory. One that was killed leaves it, and the next one begins it anew.
 const COMING: &str = "ledger.db.import";
 
+const PLACE: &str = "SELECT file, at, length, digest FROM payload_places WHERE task_id = ?";
 /// The newest entry of each task's history.
 const NEWEST_ENTRIES: &str = "SELECT history FROM tasks WHERE history > 0 ORDER BY id";
 /// Rows were numbered anew: nobody goes on from a place in another ledger.
@@ -63,10 +67,11 @@ pub(super) const DERIVED: &str = "\
 /// As `store::moving` has it.
 pub(in crate::store) async fn export(dir: &Path, out: impl Write) -> Result<Vec<Total>, MoveError> {
     exportable(Standing::of(&open::steps(dir).await?))?;
+    let _held = sweep::hold(dir)?;
     let conn = look_into(&dir.join(DATABASE))?;
     // The first read fixes what is seen, for all of them.
     conn.execute_batch("BEGIN").map_err(|error| failed(&error))?;
-    read(&conn, out)
+    read(&conn, &Folder::of(dir), out)
 }
 
 /// As `store::moving` has it.
@@ -85,7 +90,7 @@ pub(in crate::store) async fn import(dir: &Path, from: impl BufRead) -> Result<V
     let conn = write_into(coming.path())?;
     let told = fill(&conn, file)?;
     conn.close().map_err(|(_, error)| failed_to_write(&error))?;
-    same(&told, &read(&look_into(coming.path())?, io::sink())?)?;
+    same(&told, &read(&look_into(coming.path())?, &Folder::of(dir), io::sink())?)?;
     coming.arrive(&path)?;
     Ok(told)
 }
@@ -185,8 +190,8 @@ fn refuse_unless_empty(conn: &Connection) -> Result<(), MoveError> {
     Ok(())
 }
 
-/// Writes all tables to `out`.
-pub(super) fn read(conn: &Connection, out: impl Write) -> Result<Vec<Total>, MoveError> {
+/// Writes all tables to `out`; payloads that are in files, too.
+pub(super) fn read(conn: &Connection, folder: &Folder, out: impl Write) -> Result<Vec<Total>, MoveError> {
     let mut writer = Writer::begin(out)?;
     for table in &TABLES {
         writer.table(table)?;
@@ -194,7 +199,11 @@ pub(super) fn read(conn: &Connection, out: impl Write) -> Result<Vec<Total>, Mov
             read_history(conn, table, &mut writer)?;
         } else {
             let mut rows = conn.prepare(&table.select(table.sqlite)).map_err(|error| failed(&error))?;
-            read_rows(&mut rows, table, &mut writer)?;
+            let mut places = conn.prepare(PLACE).map_err(|error| failed(&error))?;
+            read_rows(&mut rows, table, &mut writer, |task| match place_of(&mut places, task)? {
+                Some(place) => folder.read(place).map(Some).map_err(|error| lost(task, &error)),
+                None => Ok(None),
+            })?;
         }
         writer.done(table);
     }
@@ -227,10 +236,22 @@ fn read_rows(
     statement: &mut Statement<'_>,
     table: &Table,
     writer: &mut Writer<impl Write>,
+    mut in_file: impl FnMut(i64) -> Result<Option<Bytes>, StoreError>,
 ) -> Result<(), MoveError> {
     let mut rows = statement.query([]).map_err(|error| failed(&error))?;
     while let Some(row) = rows.next().map_err(|error| failed(&error))? {
+        // Rows of `task_specs` begin with the number of the task.
+        let payload = |at: usize| table.columns[at].0 == "payload";
+        let empty =
+            (0..table.columns.len()).find(|at| payload(*at) && row.get_ref(*at) == Ok(ValueRef::Blob(&[])));
+        let apart = match empty {
+            Some(_) => in_file(row.get(0).map_err(|error| failed(&error))?)?,
+            None => None,
+        };
         writer.row(table, |at, kind| {
+            if let Some(bytes) = apart.as_ref().filter(|_| empty == Some(at)) {
+                return Ok(Cell::Bytes(bytes));
+            }
             Ok(match row.get_ref(at).map_err(|error| failed(&error))? {
                 ValueRef::Null => Cell::Null,
                 ValueRef::Integer(value) => Cell::Int(value),
@@ -244,6 +265,22 @@ fn read_rows(
         })?;
     }
     Ok(())
+}
+
+/// Where the payload of this task is, unless it is in its row.
+fn place_of(places: &mut Statement<'_>, task: i64) -> Result<Option<Place>, StoreError> {
+    let place = places.query_row([task], |row| place(row, 0));
+    place.optional().map_err(|error| failed(&error))
+}
+
+/// A place, from this column on.
+pub(super) fn place(row: &rusqlite::Row<'_>, from: usize) -> rusqlite::Result<Place> {
+    let number = |at: usize| Ok::<_, rusqlite::Error>(row.get::<_, i64>(from + at)?.cast_unsigned());
+    Ok(Place { file: number(0)?, at: number(1)?, length: number(2)?, digest: number(3)? })
+}
+
+pub(super) fn lost(task: i64, error: &io::Error) -> StoreError {
+    StoreError::Corrupt(format!("the payload of task {task}, which is in a file of its own: {error}"))
 }
 
 fn not_text(table: &Table) -> StoreError {

@@ -6,8 +6,10 @@
 use super::ballast::Ballast;
 use super::checkpoint::Checkpoints;
 use super::lookup::Lookup;
+use super::payloads::{self, Folder, Growing};
 use super::pipeline::Pipeline;
 use super::read::SqliteReader;
+use super::sweep::{self, Sweeper};
 use super::write::Writer;
 use super::{Failure, SqliteStore};
 use crate::store::fresh::Fresh;
@@ -32,7 +34,7 @@ const SQLITE_AT_LEAST: [u32; 3] = [3, 51, 3];
 /// Nobody else writes; checkpoints and readers hold their locks for moments.
 pub(super) const BUSY: Duration = Duration::from_millis(500);
 
-pub(super) const MIGRATIONS: [(i64, &str, &str); 7] = [
+pub(super) const MIGRATIONS: [(i64, &str, &str); 8] = [
     (1, "ledger", include_str!("../../../migrations/sqlite/0001_ledger.sql")),
     (2, "waiting", include_str!("../../../migrations/sqlite/0002_waiting.sql")),
     (3, "failures", include_str!("../../../migrations/sqlite/0003_failures.sql")),
@@ -40,6 +42,7 @@ pub(super) const MIGRATIONS: [(i64, &str, &str); 7] = [
     (5, "agent blocks", include_str!("../../../migrations/sqlite/0005_agent_blocks.sql")),
     (6, "watch", include_str!("../../../migrations/sqlite/0006_watch.sql")),
     (7, "packed rows", include_str!("../../../migrations/sqlite/0007_packed_rows.sql")),
+    (8, "payload places", include_str!("../../../migrations/sqlite/0008_payload_places.sql")),
 ];
 
 /// A checkpoint follows 8 MiB of log, and may need as much in the database.
@@ -71,6 +74,9 @@ pub enum OpenError {
     /// A file of it is a link or no plain file.
     #[error("{} is not a regular file; ledgerd follows no links there", .0.display())]
     NotAFile(PathBuf),
+    /// What should be a folder is a link or a file.
+    #[error("{} is not a folder; ledgerd follows no links there", .0.display())]
+    NotAFolder(PathBuf),
     /// The content cannot be right.
     #[error("{} is corrupt: {what}; restore a backup", path.display())]
     Corrupt {
@@ -123,6 +129,7 @@ pub async fn open(dir: &Path, options: Options) -> Result<(SqliteStore, Arc<Sqli
     for suffix in ["", "-wal", "-shm"] {
         check(&side(&path, suffix))?;
     }
+    check_folder(dir)?;
     create(dir, &path)?;
 
     let writing = settings(&path).synchronous(synchronous());
@@ -134,14 +141,28 @@ pub async fn open(dir: &Path, options: Options) -> Result<(SqliteStore, Arc<Sqli
     migrate(&mut conn, &path).await?;
     let checkpoints = Checkpoints::open(&writing).await.map_err(named)?;
     // Opened on the final schema.
-    let writer = Writer::open(&path, BUSY, &pragmas(&options)).map_err(|error| of_sqlite(&path, &error))?;
+    let folder = Folder::of(dir);
+    let next = next_file(&mut conn, &folder, &path).await?;
+    let growing = Growing::new(folder.clone(), next, synchronous() == SqliteSynchronous::Full);
+    let sweeper = Sweeper::open(&path, folder.clone(), growing.closed_below());
+    let sweeper = sweeper.map_err(|error| of_sqlite(&path, &error))?;
+    let writer = Writer::open(&path, BUSY, &pragmas(&options), growing);
+    let writer = writer.map_err(|error| of_sqlite(&path, &error))?;
     let lookup = Lookup::open(&path, BUSY, &PRAGMAS).map_err(|error| of_sqlite(&path, &error))?;
     let pipeline = Pipeline::start(writer).map_err(|source| OpenError::Io { path: path.clone(), source })?;
     let fresh = Arc::new(Fresh::new(options.fresh_bytes));
     let reading = settings(&path).read_only(true).pragma("query_only", "ON");
-    let reader = Arc::new(SqliteReader::open(reading, Arc::clone(&fresh), side(&path, "-wal")));
+    let reader = Arc::new(SqliteReader::open(reading, Arc::clone(&fresh), side(&path, "-wal"), folder));
     let ballast = Ballast::open(dir, options.ballast_bytes);
-    Ok((SqliteStore::new((pipeline, lookup), conn, (checkpoints, ballast), fresh, lock), reader))
+    Ok((SqliteStore::new((pipeline, lookup), conn, (checkpoints, ballast, sweeper), fresh, lock), reader))
+}
+
+/// A number above that of every file of payloads that there is, or that a row names.
+async fn next_file(conn: &mut SqliteConnection, folder: &Folder, path: &Path) -> Result<u64, OpenError> {
+    let found = sqlx::query_scalar::<_, i64>(sweep::NEWEST_FILE).fetch_one(conn).await;
+    let named = found.map_err(|error| of_sqlite(path, &error))?.cast_unsigned();
+    let files = folder.files().map_err(|source| OpenError::Io { path: folder.path(0), source })?;
+    Ok(files.into_iter().map(|(number, _)| number).chain([named]).max().unwrap_or(0) + 1)
 }
 
 /// How the schema of the ledger in `dir` stands; nothing is made or changed.
@@ -280,6 +301,16 @@ fn check(path: &Path) -> Result<(), OpenError> {
         tracing::warn!(file = %path.display(), owner = found.uid(), "the owner is not that of the data directory");
     }
     Ok(())
+}
+
+/// Looks at the folder of payloads, which may be there.
+fn check_folder(dir: &Path) -> Result<(), OpenError> {
+    let path = dir.join(payloads::FOLDER);
+    match path.symlink_metadata() {
+        Ok(found) if !found.is_dir() => Err(OpenError::NotAFolder(path)),
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(OpenError::Io { path, source }),
+        _ => Ok(()),
+    }
 }
 
 /// Makes an empty database file: SQLite gives its side files the mode of this one, and would itself go by the umask.

@@ -5,6 +5,7 @@
 
 use super::failed;
 use super::packed::{record_columns, row_of, task_columns};
+use super::payloads::{Folder, Place};
 use super::recover::{Columns, each};
 use super::write::ids;
 use crate::store::fresh::Fresh;
@@ -24,6 +25,7 @@ use sqlx::query::Query;
 use sqlx::sqlite::{SqliteArguments, SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
 use sqlx::{Row, Sqlite};
 use std::collections::HashMap;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -51,20 +53,30 @@ const NEWEST_FAILED: &str =
     "SELECT task_id FROM dead_letter_queue WHERE task_id < ?1 ORDER BY task_id DESC LIMIT ?2";
 const NEWEST_FAILED_OF_AGENT: &str =
     "SELECT task_id FROM dead_letter_queue WHERE agent = ?3 AND task_id < ?1 ORDER BY task_id DESC LIMIT ?2";
+/// Where a payload is that is in no row.
+macro_rules! place_columns {
+    () => {
+        "p.file, p.at, p.length, p.digest"
+    };
+}
 /// Of the tasks ?1 those that fit, newest first.
 const VIEWS: &str = concat!(
     "SELECT ",
     task_columns!(),
     ", a.name, CASE WHEN ?2 THEN s.payload END, ",
     data_columns!(),
-    ", LENGTH(s.payload), COALESCE(LENGTH(t.result), LENGTH(r.result)), CASE WHEN ?2 THEN COALESCE(t.result, r.result) END, ",
+    ", COALESCE(p.length, LENGTH(s.payload)), COALESCE(LENGTH(t.result), LENGTH(r.result)), \
+     CASE WHEN ?2 THEN COALESCE(t.result, r.result) END, ",
     note_columns!(),
+    ", ",
+    place_columns!(),
     " FROM json_each(?1) AS wanted \
      CROSS JOIN tasks AS t ON t.id = wanted.value \
      CROSS JOIN task_specs AS s ON s.id = t.id \
      LEFT JOIN agents AS a ON a.id = s.agent \
      LEFT JOIN results AS r ON r.task_id = t.id \
      LEFT JOIN task_notes AS n ON n.task_id = t.id \
+     LEFT JOIN payload_places AS p ON p.task_id = t.id \
      WHERE (?4 IS NULL OR t.state IN (SELECT value FROM json_each(?4))) \
      AND (?5 IS NULL OR s.task_type = ?5) \
      AND (?6 IS NULL OR t.priority = ?6) \
@@ -120,7 +132,10 @@ const DEAD_LETTERS: &str = concat!(
 const DATA: &str = concat!(
     "SELECT s.id, s.payload, ",
     data_columns!(),
-    " FROM json_each(?) AS wanted CROSS JOIN task_specs AS s ON s.id = wanted.value"
+    ", ",
+    place_columns!(),
+    " FROM json_each(?) AS wanted CROSS JOIN task_specs AS s ON s.id = wanted.value \
+     LEFT JOIN payload_places AS p ON p.task_id = s.id"
 );
 const NOTES: &str = concat!(
     "SELECT n.task_id, ",
@@ -174,11 +189,19 @@ const EVENTS_OF_AGENT: &str = concat!(
     event_columns!(),
     " FROM agent_events AS e WHERE e.agent = ?3 AND e.seq < ?1 ORDER BY e.seq DESC LIMIT ?2"
 );
+/// The files that rows name, and how long each has to be.
+const FILES: &str = "\
+    WITH RECURSIVE files (file) AS ( \
+        SELECT MIN(file) FROM payload_places \
+        UNION ALL SELECT (SELECT MIN(file) FROM payload_places WHERE file > f.file) FROM files AS f WHERE f.file IS NOT NULL \
+    ) \
+    SELECT f.file, (SELECT p.at + p.length FROM payload_places AS p WHERE p.file = f.file ORDER BY p.at DESC LIMIT 1) \
+    FROM files AS f WHERE f.file IS NOT NULL";
 const QUICK_CHECK: &str = "PRAGMA quick_check(1)";
 
 /// Every statement here, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 22] = [
+pub(super) const STATEMENTS: [&str; 23] = [
     EXPIRED,
     NEWEST,
     NEWEST_OF_AGENT,
@@ -200,6 +223,7 @@ pub(super) const STATEMENTS: [&str; 22] = [
     LETTER_GROUPS,
     EVENTS,
     EVENTS_OF_AGENT,
+    FILES,
     QUICK_CHECK,
 ];
 
@@ -210,18 +234,24 @@ pub struct SqliteReader {
     fresh: Arc<Fresh>,
     /// The write-ahead log.
     log: PathBuf,
+    payloads: Folder,
 }
 
 impl SqliteReader {
     /// Connections are made when they are first needed.
-    pub(super) fn open(options: SqliteConnectOptions, fresh: Arc<Fresh>, log: PathBuf) -> Self {
+    pub(super) fn open(
+        options: SqliteConnectOptions,
+        fresh: Arc<Fresh>,
+        log: PathBuf,
+        payloads: Folder,
+    ) -> Self {
         let pool = SqlitePoolOptions::new()
             .max_connections(CONNECTIONS)
             .max_lifetime(None)
             .idle_timeout(None)
             .test_before_acquire(false)
             .connect_lazy_with(options);
-        Self { pool, fresh, log }
+        Self { pool, fresh, log, payloads }
     }
 
     async fn conn(&self) -> Result<PoolConnection<Sqlite>, StoreError> {
@@ -252,6 +282,32 @@ impl SqliteReader {
         filter: &TaskFilter,
         limit: usize,
     ) -> Result<Vec<TaskView>, StoreError> {
+        let mut last = false;
+        loop {
+            let (mut found, places) = self.rows(wanted, with_data, filter, limit).await?;
+            match self.in_files(&places).await {
+                Ok(payloads) => {
+                    places
+                        .iter()
+                        .zip(payloads)
+                        .for_each(|((at, _), payload)| found[*at].data.payload = payload);
+                    return Ok(found);
+                }
+                // The task may have left since its row was read: then there is none now.
+                Err(_) if !last => last = true,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// As [`SqliteReader::views`], without the payloads of those that have one in a file; and where these are.
+    async fn rows(
+        &self,
+        wanted: &[TaskId],
+        with_data: bool,
+        filter: &TaskFilter,
+        limit: usize,
+    ) -> Result<(Vec<TaskView>, Vec<(usize, Place)>), StoreError> {
         let states: Vec<u8> = filter.states.iter().map(|state| state.code()).collect();
         let query = sqlx::query(VIEWS)
             .bind(ids(wanted.iter()))
@@ -266,7 +322,7 @@ impl SqliteReader {
         let mut shared = Shared::default();
         let mut names: HashMap<AgentId, Arc<str>> = HashMap::new();
         let rows = query.fetch_all(&self.pool).await.map_err(|error| failed(&error))?;
-        let mut found = Vec::with_capacity(rows.len());
+        let (mut found, mut places) = (Vec::with_capacity(rows.len()), Vec::new());
         for row in &rows {
             let mut row = Columns::of(row);
             let task = row.task(&mut shared)?;
@@ -278,9 +334,69 @@ impl SqliteReader {
             let result_bytes = row.maybe()?.unwrap_or_default().cast_unsigned();
             let result = row.maybe_bytes()?;
             let notes = row.notes()?;
+            places.extend(place(&mut row)?.filter(|_| with_data).map(|place| (found.len(), place)));
             found.push(TaskView { task, agent, data, payload_bytes, result_bytes, result, notes });
         }
-        Ok(found)
+        Ok((found, places))
+    }
+
+    /// Payloads that are in files, in this order.
+    async fn in_files<K>(&self, places: &[(K, Place)]) -> Result<Vec<Bytes>, StoreError> {
+        if places.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (folder, places) =
+            (self.payloads.clone(), places.iter().map(|(_, place)| *place).collect::<Vec<_>>());
+        let read = move || {
+            places.into_iter().map(|place| folder.read(place).map_err(|error| lost(place, &error))).collect()
+        };
+        tokio::task::spawn_blocking(read).await.map_err(|error| StoreError::Unavailable(error.to_string()))?
+    }
+
+    /// What producers said of these tasks, as far as they are stored.
+    async fn data(&self, wanted: &[TaskId]) -> Result<HashMap<TaskId, Arc<TaskData>>, StoreError> {
+        let mut last = false;
+        loop {
+            let (mut found, mut places) = (HashMap::new(), Vec::new());
+            each(&mut *self.conn().await?, DATA, Some(ids(wanted.iter())), |row| {
+                let (id, payload) = (row.task_id()?, row.bytes()?);
+                found.insert(id, row.data(payload)?);
+                places.extend(place(row)?.map(|place| (id, place)));
+                Ok(())
+            })
+            .await?;
+            match self.in_files(&places).await {
+                Ok(payloads) => {
+                    for ((id, _), payload) in places.iter().zip(payloads) {
+                        found.entry(*id).and_modify(|data| data.payload = payload);
+                    }
+                    return Ok(found.into_iter().map(|(id, data)| (id, Arc::new(data))).collect());
+                }
+                Err(_) if !last => last = true,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Whether the files of payloads are there, and long enough.
+    async fn check_files(&self) -> Result<(), StoreError> {
+        let rows = sqlx::query(FILES).fetch_all(&self.pool).await.map_err(|error| failed(&error))?;
+        for row in &rows {
+            let mut row = Columns::of(row);
+            let (file, needed) = (row.number()?, row.number()?);
+            let path = self.payloads.path(file);
+            let what = match tokio::fs::metadata(&path).await {
+                Ok(found) if found.len() >= needed => continue,
+                Ok(found) => format!("has {} bytes of {needed}", found.len()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => "is missing".to_owned(),
+                Err(error) => return Err(StoreError::Unavailable(format!("{}: {error}", path.display()))),
+            };
+            return Err(StoreError::Corrupt(format!(
+                "{}, which has payloads of tasks, {what}",
+                path.display()
+            )));
+        }
+        Ok(())
     }
 
     async fn letters(
@@ -300,6 +416,23 @@ impl SqliteReader {
             .bind(filter.failed_before.map(Timestamp::millis));
         let rows = query.fetch_all(&self.pool).await.map_err(|error| failed(&error))?;
         rows.iter().map(|row| Columns::of(row).dead_letter()).collect()
+    }
+}
+
+/// Where a payload is, unless it is in the row.
+fn place(row: &mut Columns<'_>) -> Result<Option<Place>, StoreError> {
+    let [file, at, length, digest] = row.numbers()?.map(|number| number.map(i64::cast_unsigned));
+    let place = || Some(Place { file: file?, at: at?, length: length?, digest: digest? });
+    Ok(place())
+}
+
+fn lost(place: Place, error: &io::Error) -> StoreError {
+    let what = format!("a payload of {} bytes in {:08} at {}: {error}", place.length, place.file, place.at);
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => {
+            StoreError::Corrupt(what)
+        }
+        _ => StoreError::Unavailable(what),
     }
 }
 
@@ -449,25 +582,14 @@ impl Reader for SqliteReader {
                 .collect();
             let delivered: Vec<TaskId> =
                 wanted.iter().filter(|(_, before)| *before).map(|(id, _)| *id).collect();
-            let mut read: HashMap<TaskId, Arc<TaskData>> = HashMap::new();
+            let read = if missing.is_empty() { HashMap::new() } else { self.data(&missing).await? };
             let mut notes: HashMap<TaskId, Notes> = HashMap::new();
-            if !missing.is_empty() || !delivered.is_empty() {
-                let mut conn = self.conn().await?;
-                if !missing.is_empty() {
-                    each(&mut conn, DATA, Some(ids(missing.iter())), |row| {
-                        let (id, payload): (TaskId, Bytes) = (row.task_id()?, row.bytes()?);
-                        read.insert(id, Arc::new(row.data(payload)?));
-                        Ok(())
-                    })
-                    .await?;
-                }
-                if !delivered.is_empty() {
-                    each(&mut conn, NOTES, Some(ids(delivered.iter())), |row| {
-                        notes.insert(row.task_id()?, row.notes()?);
-                        Ok(())
-                    })
-                    .await?;
-                }
+            if !delivered.is_empty() {
+                each(&mut *self.conn().await?, NOTES, Some(ids(delivered.iter())), |row| {
+                    notes.insert(row.task_id()?, row.notes()?);
+                    Ok(())
+                })
+                .await?;
             }
             let of = |((id, before), fresh): (&(TaskId, bool), Option<Arc<TaskData>>)| {
                 let data = fresh.or_else(|| read.get(id).cloned());
@@ -580,6 +702,10 @@ impl Reader for SqliteReader {
             let (dead_letters, bytes, free_bytes) = (row.number()?, row.number()?, row.number()?);
             // Not there between a checkpoint in good order and the next write.
             let log_bytes = tokio::fs::metadata(&self.log).await.map_or(0, |found| found.len());
+            let folder = self.payloads.clone();
+            let files = tokio::task::spawn_blocking(move || folder.files()).await;
+            let files = files.ok().and_then(Result::ok).unwrap_or_default();
+            let bytes = bytes + files.iter().map(|(_, room)| room).sum::<u64>();
             Ok(Sizes { dead_letters, bytes, free_bytes, log_bytes })
         })
     }
@@ -588,9 +714,17 @@ impl Reader for SqliteReader {
         Box::pin(async move {
             let row = sqlx::query(QUICK_CHECK).fetch_one(&self.pool).await.map_err(|error| failed(&error))?;
             match row.try_get::<&str, _>(0) {
-                Ok("ok") => Ok(()),
-                Ok(found) => Err(StoreError::Corrupt(found.to_owned())),
-                Err(error) => Err(failed(&error)),
+                Ok("ok") => {}
+                Ok(found) => return Err(StoreError::Corrupt(found.to_owned())),
+                Err(error) => return Err(failed(&error)),
+            }
+            let mut last = false;
+            loop {
+                match self.check_files().await {
+                    // A file may have gone since with its last task.
+                    Err(StoreError::Corrupt(_)) if !last => last = true,
+                    checked => return checked,
+                }
             }
         })
     }

@@ -1,6 +1,7 @@
 //! What only SQLite has to keep: files, modes, the lock, the disk, the statements and what they cost.
 
 mod packed;
+mod payloads;
 mod underway;
 
 use super::insert::Table;
@@ -48,6 +49,7 @@ async fn every_statement_can_be_prepared() {
         .chain(super::packed::STATEMENTS)
         .chain(super::backup::STATEMENTS)
         .chain(recover::STATEMENTS)
+        .chain(super::sweep::STATEMENTS)
         .chain(read::STATEMENTS);
     let inserts = Table::ALL.iter().map(|table| table.insert().text());
     for text in fixed.chain(inserts) {
@@ -58,8 +60,8 @@ async fn every_statement_can_be_prepared() {
 }
 
 /// What may be read from its beginning: it is small, or the reading ends at a bound. `b` are blocks with live tasks, `e` the entries of
-/// one task or of few rows, `d` as many dead letters as one call looks at.
-const SCANNED: [&str; 13] = [
+/// one task or of few rows, `d` as many dead letters as one call looks at, `f` the files of payloads.
+const SCANNED: [&str; 14] = [
     "(subquery",
     "CONSTANT ROW",
     "agent_events",
@@ -70,6 +72,7 @@ const SCANNED: [&str; 13] = [
     "counts",
     "d",
     "e",
+    "f",
     "live_blocks",
     "meta",
     "sessions",
@@ -85,6 +88,7 @@ async fn no_list_sorts_and_nothing_reads_all_there_is() {
         .chain(read::STATEMENTS.into_iter().skip(LISTS))
         .chain(lookup::STATEMENTS)
         .chain(recover::STATEMENTS)
+        .chain(super::sweep::STATEMENTS)
         .chain(write::STATEMENTS);
     let lists = read::STATEMENTS.into_iter().take(LISTS).map(|text| (text, true));
     for (text, is_list) in lists.chain(rest.map(|text| (text, false))) {

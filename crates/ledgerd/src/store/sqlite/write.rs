@@ -7,15 +7,19 @@
 use super::args::Args;
 use super::insert::Table;
 use super::packed::{self, Packed, packed};
-use super::staged::{Image, Part, Sealed};
+use super::payloads::{self, Growing, Place};
+use super::staged::{Born, Image, Part, Sealed};
+use super::{FULL, Failure};
 use crate::store::bind::{self, Sink};
 use crate::store::text;
 use bytes::Bytes;
 use ledger_core::limits::{FORGOTTEN_AT_ONCE, SALVAGED};
 use ledger_core::store::KeyHolder;
 use ledger_core::{AgentId, TaskId, Timestamp};
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Result};
+use rusqlite::{Connection, Error, OpenFlags, OptionalExtension, Result, ffi};
+use std::cell::{RefCell, RefMut};
 use std::collections::BTreeSet;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -28,10 +32,12 @@ const ENTRY_VALUES: usize = 16;
 const STATEMENTS_KEPT: usize = 64;
 
 /// What a commit tells.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Done {
     /// Bytes that it added to the log, about.
     pub(super) bytes: u64,
+    /// Files of payloads that have less in them than before.
+    pub(super) left: BTreeSet<u64>,
     /// When the oldest answer was given that is remembered; of a batch that purged.
     pub(super) oldest_request: Option<Timestamp>,
 }
@@ -50,6 +56,9 @@ const MOVE_KEY: &str = "UPDATE idempotency_keys SET agent = ?2 \
     WHERE agent = ?3 AND key = (SELECT key FROM task_specs WHERE id = ?1) AND task_id = ?1";
 const MOVE_SPEC: &str = "UPDATE task_specs SET agent = ?2 WHERE id = ?1";
 const NEW_PAYLOAD: &str = "UPDATE task_specs SET payload = ? WHERE id IN (SELECT value FROM json_each(?))";
+/// Of tasks that have another payload now, or leave.
+const PLACES: &str =
+    "DELETE FROM payload_places WHERE task_id IN (SELECT value FROM json_each(?)) RETURNING file";
 const EMPTY_BLOCK: &str = "DELETE FROM live_blocks WHERE block = ?";
 /// [agent, block] each, of tasks that left.
 const LEFT_BLOCKS: &str = "DELETE FROM agent_blocks \
@@ -87,7 +96,7 @@ const OLD_EVENTS: &str = "DELETE FROM agent_events WHERE seq IN ( \
 
 /// Every statement that is no insert, for a test to prepare.
 #[cfg(test)]
-pub(super) const STATEMENTS: [&str; 20] = [
+pub(super) const STATEMENTS: [&str; 21] = [
     REMOVED,
     REMOVE[0],
     REMOVE[1],
@@ -103,6 +112,7 @@ pub(super) const STATEMENTS: [&str; 20] = [
     MOVE_KEY,
     MOVE_SPEC,
     NEW_PAYLOAD,
+    PLACES,
     EMPTY_BLOCK,
     LEFT_BLOCKS,
     PRUNE_SALVAGE,
@@ -113,11 +123,17 @@ pub(super) const STATEMENTS: [&str; 20] = [
 /// The one connection that writes.
 pub(super) struct Writer {
     conn: Connection,
+    payloads: RefCell<Growing>,
 }
 
 impl Writer {
     /// Opens a file that has its schema.
-    pub(super) fn open(path: &Path, busy: Duration, pragmas: &[(&str, String)]) -> Result<Self> {
+    pub(super) fn open(
+        path: &Path,
+        busy: Duration,
+        pragmas: &[(&str, String)],
+        payloads: Growing,
+    ) -> Result<Self> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let conn = Connection::open_with_flags(path, flags)?;
         conn.busy_timeout(busy)?;
@@ -125,7 +141,7 @@ impl Writer {
             conn.pragma_update(None, name, value)?;
         }
         conn.set_prepared_statement_cache_capacity(STATEMENTS_KEPT);
-        Ok(Self { conn })
+        Ok(Self { conn, payloads: RefCell::new(payloads) })
     }
 
     /// The value of a setting.
@@ -150,6 +166,11 @@ impl Writer {
             // Of no effect where SQLite has rolled back by itself.
             let _ = self.conn.execute_batch("ROLLBACK");
         }
+        self.payloads().undo();
+    }
+
+    fn payloads(&self) -> RefMut<'_, Growing> {
+        self.payloads.borrow_mut()
     }
 
     pub(super) fn close(self) -> Result<()> {
@@ -184,7 +205,7 @@ impl Writer {
         let bytes = written? + (16 * 1_024 + 1_024 * staged.removed.len() + blobs) as u64;
         // The commit stands; a failed look only means that the next batch purges again.
         let oldest_request = sealed.purge.map(|_| self.oldest_request().unwrap_or(Timestamp::EPOCH));
-        Ok(Done { bytes, oldest_request })
+        Ok(Done { bytes, oldest_request, left: self.payloads().left() })
     }
 
     /// Writes a part of a batch whose rest is still to come; a guess of its bytes.
@@ -204,9 +225,7 @@ impl Writer {
             let blocks = part.moved.iter().map(|(id, agent, _)| agent_block(AgentId(*agent), TaskId(*id)));
             self.rows(Table::AgentBlocks, blocks, add_agent_block)?;
         }
-        let mut values = self.rows(Table::Specs, part.specs.iter(), |args, born| {
-            bind::spec(args, born.id, &born.spec, &born.data);
-        })?;
+        let (mut values, in_files) = self.write_specs(&part.specs)?;
         let mut blocks: Vec<_> =
             part.specs.iter().map(|born| agent_block(born.spec.agent, born.id)).collect();
         blocks.sort_unstable();
@@ -222,7 +241,29 @@ impl Writer {
         values += self.rows(Table::Results, part.results.iter(), |args, (id, result)| {
             bind::result(args, *id, result);
         })?;
-        Ok((12 * values + part.blob_bytes()) as u64)
+        Ok((12 * values + part.blob_bytes() - in_files) as u64)
+    }
+
+    /// Writes what producers said; the number of values, and the bytes of payloads that are in no row.
+    fn write_specs(&self, specs: &[Born]) -> Result<(usize, usize)> {
+        let is_large = |born: &&Born| born.data.payload.len() >= payloads::LARGE;
+        let large: usize = specs.iter().filter(is_large).map(|born| born.data.payload.len()).sum();
+        if large < payloads::WORTH {
+            let values = self.rows(Table::Specs, specs.iter(), |args, born| {
+                bind::spec(args, born.id, &born.spec, &born.data, &born.data.payload);
+            })?;
+            return Ok((values, 0));
+        }
+        let payloads = specs.iter().filter(is_large).map(|born| &born.data.payload[..]);
+        let places = self.payloads().put(payloads).map_err(|error| as_of_sqlite(&error))?;
+        let mut values = self.rows(Table::Specs, specs.iter(), |args, born| {
+            let payload = if is_large(&born) { &[] } else { &born.data.payload[..] };
+            bind::spec(args, born.id, &born.spec, &born.data, payload);
+        })?;
+        let rows = specs.iter().filter(is_large).zip(places);
+        values +=
+            self.rows(Table::PayloadPlaces, rows, |args, (born, place)| add_place(args, born.id, place))?;
+        Ok((values, large))
     }
 
     /// Runs the statements of a batch; bytes written but for those of its blobs, about.
@@ -295,7 +336,13 @@ impl Writer {
                 args.add(SALVAGED as i64);
             })?;
         }
-        self.run(COMMIT, |_| {})?;
+        self.payloads().sync().map_err(|error| as_of_sqlite(&error))?;
+        let committed = self.run(COMMIT, |_| {});
+        // After another error than that the commit may have reached the file.
+        if committed.as_ref().err().and_then(Failure::code) != Some(FULL) {
+            self.payloads().keep();
+        }
+        committed?;
         Ok(last + 12 * values as u64)
     }
 
@@ -311,11 +358,13 @@ impl Writer {
                 args.add(&payload[..]);
                 args.add(tasks.as_str());
             })?;
+            self.forget_places(&tasks)?;
         }
         if !staged.removed.is_empty() {
             let removed = ids(staged.removed.iter());
             listed(REMOVED, removed.clone())?;
             packed::remove(&self.conn, &removed)?;
+            self.forget_places(&removed)?;
             for statement in REMOVE {
                 listed(statement, removed.clone())?;
             }
@@ -332,6 +381,16 @@ impl Writer {
                 args.add(FORGOTTEN_AT_ONCE as i64);
                 args.add(before.millis());
             })?;
+        }
+        Ok(())
+    }
+
+    /// What these tasks have in files is nobody's any more.
+    fn forget_places(&self, tasks: &str) -> Result<()> {
+        let mut places = self.conn.prepare_cached(PLACES)?;
+        let files = places.query_map([tasks], |row| row.get::<_, i64>(0))?;
+        for file in files {
+            self.payloads().leaves(file?.cast_unsigned());
         }
         Ok(())
     }
@@ -383,6 +442,15 @@ fn add_image(args: &mut Args<'_, '_>, image: &Image) {
     args.add(image.result.as_ref().map(|result| &result[..]));
 }
 
+/// A row of `payload_places`.
+fn add_place(args: &mut Args<'_, '_>, task: TaskId, place: Place) {
+    args.add(task.0.cast_signed());
+    args.add(place.file.cast_signed());
+    args.add(place.at.cast_signed());
+    args.add(place.length.cast_signed());
+    args.add(place.digest.cast_signed());
+}
+
 /// A row of `task_history`.
 fn add_history(args: &mut Args<'_, '_>, row: Packed) {
     args.add(row.seq.cast_signed());
@@ -408,6 +476,15 @@ pub(super) fn request_hash(id: &str) -> i64 {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
     });
     hash.cast_signed()
+}
+
+/// What befell a file of payloads, as SQLite tells the same of its own.
+fn as_of_sqlite(error: &io::Error) -> Error {
+    let code = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ffi::SQLITE_FULL,
+        _ => ffi::SQLITE_IOERR,
+    };
+    Error::SqliteFailure(ffi::Error::new(code), Some(format!("a file of payloads: {error}")))
 }
 
 /// A JSON list of task numbers.
