@@ -200,23 +200,31 @@ async fn on_a_full_disk_new_tasks_are_refused_and_what_runs_is_still_recorded() 
     assert!(daemon.log().contains("no new tasks are taken"), "{}", daemon.log());
 
     disk.grow();
-    let grown = eventually("tasks are taken again", async || fill_one(&client).await.ok()).await;
+    let grown = eventually("tasks are taken again", async || fill_one(&client, FILLING[0]).await.ok()).await;
     assert!(ballast.exists() && daemon.log().contains("new tasks are taken"), "{}", daemon.log());
     let daemon = daemon.kill_and_restart();
     let client = daemon.client().await;
     for id in stored.iter().chain([&grown]) {
-        assert_eq!(get(&client, id).await.state(), TaskState::Queued);
+        let found = get(&client, id).await;
+        assert_eq!(found.state(), TaskState::Queued);
+        assert!(
+            found.payload.iter().all(|byte| *byte == 7) && found.payload.len() as u64 == found.payload_bytes
+        );
     }
+    assert!(data.join("ledger.payloads/00000001").exists(), "some payloads are in a file of their own");
     for lease in [first_lease, second_lease] {
         assert_eq!(get(&client, &lease.task_id).await.state(), TaskState::Done);
     }
-    eprintln!("{} tasks of 200 KiB filled the disk", stored.len());
+    eprintln!("{} tasks of 200 and 300 KiB filled the disk", stored.len());
     drop(daemon);
     drop(disk);
 }
 
-async fn fill_one(client: &ledgerd_client::Client) -> Result<String, tonic::Status> {
-    let big = v1::NewTask { payload: vec![7; 200 << 10].into(), ..task("a") };
+/// Payloads that fill a disk: in rows, and in a file of their own.
+const FILLING: [usize; 2] = [200 << 10, 300 << 10];
+
+async fn fill_one(client: &ledgerd_client::Client, bytes: usize) -> Result<String, tonic::Status> {
+    let big = v1::NewTask { payload: vec![7; bytes].into(), ..task("a") };
     let request = v1::EnqueueTaskRequest { task: Some(big), request_id: String::new() };
     Ok(client.tasks().enqueue_task(request).await?.into_inner().task_id)
 }
@@ -224,12 +232,13 @@ async fn fill_one(client: &ledgerd_client::Client) -> Result<String, tonic::Stat
 /// Enqueues until it is refused.
 async fn fill(client: &ledgerd_client::Client) -> (Vec<String>, tonic::Status) {
     let mut stored = Vec::new();
-    loop {
-        match fill_one(client).await {
+    for bytes in FILLING.into_iter().cycle() {
+        match fill_one(client, bytes).await {
             Ok(id) => stored.push(id),
             Err(status) => return (stored, status),
         }
     }
+    unreachable!("it goes round and round")
 }
 
 fn is_full(refused: &tonic::Status) {

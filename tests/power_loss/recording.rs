@@ -81,6 +81,13 @@ impl Recording {
         (of(|o| matches!(o, Operation::Write(..))), of(|o| matches!(o, Operation::Synced(_))))
     }
 
+    /// Where a file of payloads has most that is not on the disk: just before each of their syncs.
+    pub(super) fn before_payloads_are_synced(&self) -> Vec<u64> {
+        let entries = self.0.iter().zip(self.0.iter().skip(1));
+        let is_sync = |next: &Entry| next.file >= 2 && matches!(next.operation, Operation::Sync(_));
+        entries.filter(|(_, next)| is_sync(next)).map(|(before, _)| before.end).collect()
+    }
+
     /// How often the log began anew.
     pub(super) fn log_restarts(&self) -> usize {
         let first = |entry: &&Entry| entry.file == 1 && matches!(entry.operation, Operation::Write(0, _));

@@ -99,7 +99,7 @@ impl Fatal {
             Self::Store(StoreError::Corrupt(_))
             | Self::Open(OpenError::Corrupt { .. })
             | Self::Ledger(ledger::Fatal::Store(StoreError::Corrupt(_))) => 65,
-            Self::Trust(_) | Self::Open(OpenError::Newer { .. }) => 78,
+            Self::Trust(_) | Self::Open(OpenError::Newer { .. } | OpenError::Parted(_)) => 78,
             Self::Connect(error) if error.is_configuration() => 78,
             Self::Store(_) | Self::Open(_) | Self::Connect(_) | Self::Ledger(_) | Self::Directory { .. } => {
                 74

@@ -139,7 +139,7 @@ impl Leaving {
 pub struct Sizes {
     /// Dead letters that are not discarded.
     pub dead_letters: u64,
-    /// Bytes of the database.
+    /// Bytes of the database, and of what it keeps in files of their own.
     pub bytes: u64,
     /// Of those, free for new rows.
     pub free_bytes: u64,

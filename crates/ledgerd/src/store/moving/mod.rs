@@ -86,7 +86,7 @@ impl MoveError {
             | Self::ByItsOwnMeans(_)
             | Self::NotEmpty { .. }
             | Self::NewerFile { .. }
-            | Self::Open(OpenError::Newer { .. }) => 78,
+            | Self::Open(OpenError::Newer { .. } | OpenError::Parted(_)) => 78,
             Self::Connect(error) if error.is_configuration() => 78,
             Self::Open(_) | Self::Connect(_) | Self::Store(_) | Self::Served | Self::File(_) => 74,
         }

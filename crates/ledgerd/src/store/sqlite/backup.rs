@@ -119,6 +119,7 @@ pub(in crate::store) async fn restore(file: &Path, dir: &Path) -> Result<Backup,
             path.display()
         )));
     }
+    open::check_folder(dir)?;
     let coming = Coming::new(dir, COMING)?;
     let mut from = File::open(file)?;
     let mut to = fs::OpenOptions::new().write(true).open(coming.path())?;

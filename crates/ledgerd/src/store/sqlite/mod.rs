@@ -1,4 +1,4 @@
-//! The ledger in one SQLite file, with one writer.
+//! The ledger in one SQLite file, with one writer; large payloads in files beside it.
 //!
 //! One process owns everything, so nothing is ever overtaken and what is live is in memory. Invariants: one connection
 //! writes, one transaction per batch, in the order in which they were decided; whatever a batch on its way to the file has

@@ -77,6 +77,7 @@ pub(in crate::store) async fn export(dir: &Path, out: impl Write) -> Result<Vec<
 /// As `store::moving` has it.
 pub(in crate::store) async fn import(dir: &Path, from: impl BufRead) -> Result<Vec<Total>, MoveError> {
     let _lock = open::lock(dir)?;
+    open::check_folder(dir)?;
     let path = dir.join(DATABASE);
     match Standing::of(&open::steps(dir).await?) {
         Standing::Missing if path.exists() => refuse_unless_nothing(&look_into(&path)?, &path)?,

@@ -77,6 +77,12 @@ pub enum OpenError {
     /// What should be a folder is a link or a file.
     #[error("{} is not a folder; ledgerd follows no links there", .0.display())]
     NotAFolder(PathBuf),
+    /// Payloads of a ledger whose database is elsewhere: a new one would take them for nobody's.
+    #[error(
+        "{} has payloads of a ledger whose ledger.db is not beside it; put that back, or move the folder away",
+        .0.display()
+    )]
+    Parted(PathBuf),
     /// The content cannot be right.
     #[error("{} is corrupt: {what}; restore a backup", path.display())]
     Corrupt {
@@ -303,13 +309,19 @@ fn check(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Looks at the folder of payloads, which may be there.
-fn check_folder(dir: &Path) -> Result<(), OpenError> {
+/// Looks at the folder of payloads, which may be there where the database is.
+pub(super) fn check_folder(dir: &Path) -> Result<(), OpenError> {
     let path = dir.join(payloads::FOLDER);
-    match path.symlink_metadata() {
-        Ok(found) if !found.is_dir() => Err(OpenError::NotAFolder(path)),
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(OpenError::Io { path, source }),
-        _ => Ok(()),
+    let files = match path.symlink_metadata() {
+        Ok(found) if !found.is_dir() => return Err(OpenError::NotAFolder(path)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => Err(error),
+        Ok(_) => Folder::of(dir).files(),
+    };
+    match files {
+        Ok(files) if !files.is_empty() && !dir.join(DATABASE).exists() => Err(OpenError::Parted(path)),
+        Ok(_) => Ok(()),
+        Err(source) => Err(OpenError::Io { path, source }),
     }
 }
 

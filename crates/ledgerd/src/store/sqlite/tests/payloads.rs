@@ -1,7 +1,7 @@
 //! Payloads in files of their own: written once, found again, and gone with their tasks.
 
 use super::{number, raw, store_of};
-use crate::store::moving::{backup_sqlite, export_sqlite, import_sqlite};
+use crate::store::moving::{backup_sqlite, export_sqlite, import_sqlite, restore_sqlite};
 use crate::store::rig::{AGENT, Folder, Kind, New, Rig, payload};
 use crate::store::sqlite::payloads::{FOLDER, Folder as Files, Growing};
 use crate::store::sqlite::sweep::hold;
@@ -236,6 +236,35 @@ async fn a_backup_and_an_export_have_them() {
     let mut conn = raw(&backup.0).await;
     conn.execute("PRAGMA integrity_check").await.expect("it is sound");
     are_whole(&rig.reopen().await, &ids).await;
+}
+
+#[tokio::test]
+async fn payloads_of_another_ledger_are_left_alone() {
+    let mut rig = Rig::sqlite().await;
+    let ids = large(&mut rig, 6).await;
+    let other = Folder::new();
+    let backup = other.0.join("backup.db");
+    backup_sqlite(rig.folder(), &backup).await.expect("it is taken");
+    let mut exported = Vec::new();
+    export_sqlite(rig.folder(), &mut exported).await.expect("it is written");
+    let Kind::Sqlite { store, folder, reader } = rig.kind else { panic!("this is SQLite") };
+    reader.close().await.expect("it closes");
+    store.expect("it is there").close().await.expect("it closes");
+    let (database, elsewhere) = (folder.0.join("ledger.db"), other.0.join("ledger.db"));
+    fs::rename(&database, &elsewhere).expect("it is moved");
+
+    let refused = open(&folder.0, Options::default()).await.expect_err("a new ledger would sweep them");
+    assert!(matches!(refused, OpenError::Parted(_)), "{refused}");
+    let refused = restore_sqlite(&backup, &folder.0).await.expect_err("so would this one");
+    assert_eq!((refused.exit_code(), database.exists()), (78, false), "{refused}");
+    let refused = import_sqlite(&folder.0, &exported[..]).await.expect_err("and this one");
+    assert_eq!((refused.exit_code(), database.exists()), (78, false), "{refused}");
+
+    fs::rename(&elsewhere, &database).expect("it is put back");
+    let (store, reader) = open(&folder.0, Options::default()).await.expect("they are together");
+    let mut rig = Rig::of(Kind::Sqlite { store: Some(Box::new(store)), folder, reader }).await;
+    store_of(&mut rig).sweeper.now();
+    are_whole(&rig, &ids).await;
 }
 
 #[tokio::test]
