@@ -22,8 +22,8 @@ const CALL: usize = 10;
 /// Payloads of a call's tasks, in turn: those of the last one are so large that they are in a file of their own.
 const PAYLOADS: [usize; 4] = [8 << 10, 6 << 10, 4 << 10, 40 << 10];
 /// Payload of the tasks that come with a pause after each call, how many a call has, and how many calls there may be.
-const PAUSED: usize = 15 << 10;
-const PAUSED_CALL: usize = 70;
+const PAUSED: usize = 1 << 10;
+const PAUSED_CALL: usize = 1_000;
 const PAUSES: usize = 50;
 /// Promises that are looked at after a cut: the newest, and as many others.
 const LOOKED_AT: usize = 20;

@@ -514,6 +514,11 @@ pub trait Store: Send {
     /// Nothing was written.
     fn settled<'a>(&'a mut self, leases: &'a [(TaskId, u64)]) -> Fut<'a, Vec<Option<Record>>>;
 
+    /// Whether [`Store::offer`] could find anything, whoever asks; true where only a look would tell.
+    fn may_offer(&mut self, _now: Now) -> bool {
+        true
+    }
+
     /// For each question its claimable tasks that are due, in the order priority, run_at, id; those written in this
     /// batch included.
     ///

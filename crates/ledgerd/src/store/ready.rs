@@ -130,6 +130,12 @@ impl Ready {
         }
     }
 
+    /// Whether any task is due, or held back by a breaker.
+    pub(super) fn has_any(&mut self, now: Now) -> bool {
+        self.advance(now);
+        self.agents.values().any(|sets| !sets.types.is_empty() || !sets.gated.is_empty())
+    }
+
     /// Claimable tasks in the usual order.
     pub(super) fn offer(&mut self, ask: &Ask, now: Now) -> Vec<Arc<Task>> {
         self.advance(now);

@@ -211,12 +211,13 @@ fn take_in(conn: &Connection, folder: &Folder) -> Result<(), MoveError> {
     }
     conn.execute_batch("BEGIN").map_err(|error| failed_to_write(&error))?;
     let mut places = conn.prepare(PLACES).map_err(|error| failed(&error))?;
+    let mut reading = folder.clone().reading();
     let mut put = conn.prepare(PUT).map_err(|error| failed(&error))?;
     let mut rows = places.query([]).map_err(|error| failed(&error))?;
     while let Some(row) = rows.next().map_err(|error| failed(&error))? {
         let (task, place) =
             row.get(0).and_then(|task| Ok((task, place(row, 1)?))).map_err(|error| failed(&error))?;
-        let payload = folder.read(place).map_err(|error| lost(task, &error))?;
+        let payload = reading.read(place).map_err(|error| lost(task, &error))?;
         put.execute((task, &payload[..])).map_err(|error| failed_to_write(&error))?;
     }
     conn.execute_batch("DELETE FROM payload_places; COMMIT").map_err(|error| failed_to_write(&error))?;

@@ -136,7 +136,7 @@ impl SqliteStore {
     /// # Errors
     /// That SQLite could not; everything committed is durable all the same.
     pub async fn close(self) -> Result<(), StoreError> {
-        self.sweeper.close();
+        self.sweeper.close().await;
         self.checkpoints.close().await.map_err(|error| failed(&error))?;
         self.conn.close().await.map_err(|error| failed(&error))?;
         self.lookup.close().map_err(|error| failed(&error))?;
@@ -448,6 +448,10 @@ impl Store for SqliteStore {
 
     fn settled<'a>(&'a mut self, leases: &'a [(TaskId, u64)]) -> Fut<'a, Vec<Option<Record>>> {
         Box::pin(self.read_settled(leases))
+    }
+
+    fn may_offer(&mut self, now: Now) -> bool {
+        self.ready.has_any(now)
     }
 
     fn offer<'a>(&'a mut self, asks: &'a [Ask], now: Now) -> Fut<'a, Vec<Vec<Arc<Task>>>> {

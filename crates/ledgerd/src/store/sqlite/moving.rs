@@ -200,9 +200,10 @@ pub(super) fn read(conn: &Connection, folder: &Folder, out: impl Write) -> Resul
             read_history(conn, table, &mut writer)?;
         } else {
             let mut rows = conn.prepare(&table.select(table.sqlite)).map_err(|error| failed(&error))?;
+            let mut reading = folder.clone().reading();
             let mut places = conn.prepare(PLACE).map_err(|error| failed(&error))?;
             read_rows(&mut rows, table, &mut writer, |task| match place_of(&mut places, task)? {
-                Some(place) => folder.read(place).map(Some).map_err(|error| lost(task, &error)),
+                Some(place) => reading.read(place).map(Some).map_err(|error| lost(task, &error)),
                 None => Ok(None),
             })?;
         }

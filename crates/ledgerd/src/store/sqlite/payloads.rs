@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io;
+use std::io::{self, BufWriter, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,13 +17,15 @@ use twox_hash::XxHash3_64;
 /// In the data directory.
 pub(super) const FOLDER: &str = "ledger.payloads";
 /// Bytes from which on a payload may be in a file.
-pub(super) const LARGE: usize = 16 << 10;
+pub(super) const LARGE: usize = 2 << 10;
 /// Bytes of large payloads in one piece of a batch from which on they are: a flush of its own costs as much as writing these twice.
 pub(super) const WORTH: usize = 256 << 10;
 /// Bytes after which a file is followed by another.
 const FILE: u64 = 64 << 20;
-/// Each begins at a multiple of this, so that the room of one can be given back alone.
+/// Each batch begins at a multiple of this: no page that has something committed is written again. Holes are made of whole ones.
 pub(super) const PAGE: u64 = 4_096;
+/// Bytes that are written at once, of payloads that have less.
+const BUFFER: usize = 64 << 10;
 const FOLDER_MODE: u32 = 0o750;
 
 /// Where a payload is, as its row says.
@@ -50,21 +52,9 @@ impl Folder {
         self.0.join(format!("{file:08}"))
     }
 
-    /// Reads a payload, and makes sure that it is the one that was written.
-    ///
-    /// # Errors
-    /// That the file cannot be read, or `InvalidData`.
-    pub(super) fn read(&self, place: Place) -> io::Result<Bytes> {
-        let file =
-            OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(self.path(place.file))?;
-        let length = usize::try_from(place.length).map_err(io::Error::other)?;
-        let mut bytes = vec![0; length];
-        file.read_exact_at(&mut bytes, place.at)?;
-        if XxHash3_64::oneshot(&bytes) == place.digest {
-            Ok(bytes.into())
-        } else {
-            Err(io::Error::new(io::ErrorKind::InvalidData, "its bytes are not those that were written"))
-        }
+    /// For who reads payloads one after the other.
+    pub(super) const fn reading(self) -> Reading {
+        Reading { folder: self, open: None }
     }
 
     /// Numbers of the files that are there, and the room that they take, in bytes.
@@ -98,6 +88,38 @@ impl Folder {
                 if self.0.symlink_metadata()?.is_dir() { Ok(()) } else { Err(error) }
             }
             Err(error) => Err(error),
+        }
+    }
+}
+
+/// Reads payloads. The file of the last one stays open, for the next one is mostly in the same.
+#[derive(Debug)]
+pub(super) struct Reading {
+    folder: Folder,
+    open: Option<(u64, File)>,
+}
+
+impl Reading {
+    /// Reads a payload, and makes sure that it is the one that was written.
+    ///
+    /// # Errors
+    /// That the file cannot be read, or `InvalidData`.
+    pub(super) fn read(&mut self, place: Place) -> io::Result<Bytes> {
+        let file = match &mut self.open {
+            Some((number, file)) if *number == place.file => file,
+            open => {
+                let path = self.folder.path(place.file);
+                let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
+                &mut open.insert((place.file, file)).1
+            }
+        };
+        let length = usize::try_from(place.length).map_err(io::Error::other)?;
+        let mut bytes = vec![0; length];
+        file.read_exact_at(&mut bytes, place.at)?;
+        if XxHash3_64::oneshot(&bytes) == place.digest {
+            Ok(bytes.into())
+        } else {
+            Err(io::Error::new(io::ErrorKind::InvalidData, "its bytes are not those that were written"))
         }
     }
 }
@@ -154,13 +176,17 @@ impl Growing {
             none => none.insert(begin(&self.folder, &mut self.next, &self.closed_below)?),
         };
         open.is_ahead = true;
+        open.file.seek(SeekFrom::Start(open.end))?;
+        // Large ones go past it.
+        let mut file = BufWriter::with_capacity(BUFFER, &open.file);
         let mut places = Vec::new();
         for bytes in payloads {
-            open.file.write_all_at(bytes, open.end)?;
+            file.write_all(bytes)?;
             let (at, length) = (open.end, bytes.len() as u64);
             places.push(Place { file: open.number, at, length, digest: XxHash3_64::oneshot(bytes) });
-            open.end = (at + length).next_multiple_of(PAGE);
+            open.end = at + length;
         }
+        file.flush()?;
         Ok(places)
     }
 
@@ -177,6 +203,7 @@ impl Growing {
     /// What was written since the batch before may be named by committed rows from now on.
     pub(super) fn keep(&mut self) {
         if let Some(open) = &mut self.open {
+            open.end = open.end.next_multiple_of(PAGE);
             open.kept = open.end;
         }
     }

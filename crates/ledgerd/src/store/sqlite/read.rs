@@ -348,7 +348,8 @@ impl SqliteReader {
         let (folder, places) =
             (self.payloads.clone(), places.iter().map(|(_, place)| *place).collect::<Vec<_>>());
         let read = move || {
-            places.into_iter().map(|place| folder.read(place).map_err(|error| lost(place, &error))).collect()
+            let mut reading = folder.reading();
+            places.into_iter().map(|place| reading.read(place).map_err(|error| lost(place, &error))).collect()
         };
         tokio::task::spawn_blocking(read).await.map_err(|error| StoreError::Unavailable(error.to_string()))?
     }

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::task::JoinHandle;
 
 /// Time between two sweeps, and what one of them looks at.
 const EVERY: Duration = Duration::from_secs(10);
@@ -48,14 +49,15 @@ pub(super) struct Sweeper {
     own: Arc<Mutex<Own>>,
     /// Files that have less in them than when they were looked at, if they ever were.
     left: Arc<Mutex<BTreeSet<u64>>>,
+    closed_below: Arc<AtomicU64>,
     last: Option<Timestamp>,
+    running: Option<JoinHandle<()>>,
 }
 
 struct Own {
     dir: PathBuf,
     folder: Folder,
     conn: Connection,
-    closed_below: Arc<AtomicU64>,
 }
 
 impl Sweeper {
@@ -75,8 +77,8 @@ impl Sweeper {
             }
         };
         let dir = path.parent().unwrap_or_else(|| Path::new(".")).to_owned();
-        let own = Arc::new(Mutex::new(Own { dir, folder, conn, closed_below }));
-        Ok(Self { own, left: Arc::new(Mutex::new(left)), last: None })
+        let own = Arc::new(Mutex::new(Own { dir, folder, conn }));
+        Ok(Self { own, left: Arc::new(Mutex::new(left)), closed_below, last: None, running: None })
     }
 
     /// These have less in them than before, and that is durable.
@@ -90,33 +92,38 @@ impl Sweeper {
     pub(super) fn start(&mut self, now: Timestamp) {
         // A clock that was set back is no reason to wait.
         let soon = |last: Timestamp| now >= last && now.since(last) < EVERY;
-        if self.last.is_some_and(soon) || lock(&self.left).is_empty() {
+        let runs = self.running.as_ref().is_some_and(|running| !running.is_finished());
+        if self.last.is_some_and(soon) || runs || self.due().is_empty() {
             return;
         }
         self.last = Some(now);
-        let (own, left) = (Arc::clone(&self.own), Arc::clone(&self.left));
-        tokio::task::spawn_blocking(move || {
-            // One that still runs has what there is to do.
-            if let Ok(own) = own.try_lock() {
-                own.sweep(&left);
-            }
-        });
+        let (own, left, due) = (Arc::clone(&self.own), Arc::clone(&self.left), self.due());
+        self.running = Some(tokio::task::spawn_blocking(move || lock(&own).sweep(&due, &left)));
+    }
+
+    /// Files to look at: those that are closed. Before any row is read, so that all of what is in them is in rows by then.
+    fn due(&self) -> Vec<u64> {
+        let closed_below = self.closed_below.load(Ordering::Acquire);
+        lock(&self.left).range(..closed_below).take(FILES).copied().collect()
     }
 
     /// Sweeps now, whatever was before.
     #[cfg(test)]
     pub(super) fn now(&self) {
-        lock(&self.own).sweep(&self.left);
+        lock(&self.own).sweep(&self.due(), &self.left);
     }
 
     /// Waits for the one that runs.
-    pub(super) fn close(self) {
-        drop(lock(&self.own));
+    pub(super) async fn close(self) {
+        if let Some(running) = self.running {
+            // An error is a panic, which was told.
+            let _ = running.await;
+        }
     }
 }
 
 impl Own {
-    fn sweep(&self, left: &Mutex<BTreeSet<u64>>) {
+    fn sweep(&self, files: &[u64], left: &Mutex<BTreeSet<u64>>) {
         // Held until the end: whoever comes to read a long time waits for this.
         let _alone = match self.alone() {
             Ok(Some(dir)) => dir,
@@ -126,13 +133,11 @@ impl Own {
                 return;
             }
         };
-        // Before the rows are read: all of what is closed now is in them.
-        let closed_below = self.closed_below.load(Ordering::Acquire);
-        let files: Vec<u64> = lock(left).range(..closed_below).take(FILES).copied().collect();
         for file in files {
-            lock(left).remove(&file);
-            if let Err(error) = self.give_back(file) {
-                tracing::warn!(file = %self.folder.path(file).display(), %error, "its room cannot be given back");
+            // Before its rows are read: what leaves it from now on is told anew.
+            lock(left).remove(file);
+            if let Err(error) = self.give_back(*file) {
+                tracing::warn!(file = %self.folder.path(*file).display(), %error, "its room cannot be given back");
             }
         }
     }
@@ -159,14 +164,14 @@ impl Own {
         }
         let file = OpenOptions::new().write(true).custom_flags(libc::O_NOFOLLOW).open(&path)?;
         let found = file.metadata()?;
-        let kept: u64 = live.iter().map(|(_, length)| length.next_multiple_of(PAGE)).sum();
+        let kept: u64 = live.iter().map(|(_, length)| length).sum();
         if found.blocks() * 512 < kept + WORTH {
             return Ok(());
         }
         let mut from = 0;
         for (at, length) in live {
             hole(&file, from, at)?;
-            from = (at + length).next_multiple_of(PAGE);
+            from = at + length;
         }
         hole(&file, from, found.len())
     }
@@ -181,7 +186,9 @@ impl Own {
     }
 }
 
+/// Gives back the pages of which nothing is before `from` or after `to`.
 fn hole(file: &File, from: u64, to: u64) -> io::Result<()> {
+    let (from, to) = (from.next_multiple_of(PAGE), to - to % PAGE);
     if from >= to {
         return Ok(());
     }
