@@ -199,6 +199,10 @@ impl Batch<'_> {
         for id in gone {
             self.close(id, None);
         }
+        // Most batches bring nothing to hand out, and there may be thousands of sessions.
+        if !self.store.may_offer(self.now) {
+            return Ok(());
+        }
         let mut groups: HashMap<Group, usize> = HashMap::new();
         for session in self.memory.sessions.values() {
             let free = session.room();
@@ -237,12 +241,16 @@ impl Batch<'_> {
         let (id, agent_id) = (task.id, task.spec.agent);
         let now = self.now.at.since_epoch();
         let Some(holder) = self.memory.sessions.get(&session).map(holder) else { return };
-        let usual = self.memory.usual(agent_id, &task.spec.task_type);
+        // It is added up from all sessions.
+        let ramps = self.memory.agents.get(&agent_id).is_some_and(|agent| {
+            let guard = agent.breakers.of(&task.spec.task_type);
+            guard.is_some_and(|guard| guard.breaker.ramp_until().is_some())
+        });
+        let usual = if ramps { self.memory.usual(agent_id, &task.spec.task_type) } else { 0 };
         let Some(agent) = self.memory.agents.get_mut(&agent_id) else { return };
         let mut moved = None;
         let permit = if agent.settings.breaker_enabled {
             let guard = agent.breakers.of_mut(&task.spec.task_type);
-            let ramps = guard.breaker.ramp_until().is_some();
             if ramps && guard.running >= u64::from(guard.breaker.ramp_limit(usual, now)) {
                 // What the ramp allows went to another group of this batch.
                 return;

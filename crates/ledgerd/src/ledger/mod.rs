@@ -67,6 +67,9 @@ const PIECE: usize = 400;
 const WORTH: usize = 256;
 /// Batches that may be on their way at least: one that is written, and one that is ready when it is.
 const UNDERWAY: usize = 2;
+/// How long a beat of a worker that holds nothing waits for company. It moves no lease, and with thousands of such workers each would
+/// be a commit of its own.
+const BEAT_WAITS: Duration = Duration::from_millis(200);
 /// A timer that fires so much too late tells that the process stood still.
 const PAUSE: Duration = Duration::from_secs(2);
 /// How long the wall clock is believed while something waits for a time.
@@ -189,10 +192,13 @@ struct Gathered {
     orders: Vec<Order>,
     operations: usize,
     bytes: usize,
+    /// When the first of them came.
+    since: Option<Instant>,
 }
 
 impl Gathered {
     fn push(&mut self, order: Order) {
+        self.since.get_or_insert_with(Instant::now);
         let (operations, bytes) = weight(&order.command);
         self.operations += operations;
         self.bytes += bytes;
@@ -241,7 +247,9 @@ impl Loop {
             self.shared.pulse.beat(!self.underway.is_empty());
             let room = self.underway.len() < self.store.side_by_side().max(UNDERWAY);
             let enough = next.operations >= if self.underway.is_empty() { 1 } else { WORTH };
-            if room && enough {
+            let waits = next.since.filter(|_| enough && self.can_wait(&next)).map(|since| since + BEAT_WAITS);
+            let waits = waits.filter(|until| Instant::now() < *until);
+            if room && enough && waits.is_none() {
                 self.gather(&mut next);
                 let orders = next.take(self.share(next.operations));
                 self.batch(orders).await?;
@@ -251,6 +259,12 @@ impl Loop {
             let woken = async {
                 match wake {
                     Some(at) => tokio::time::sleep_until(self.shared.clock.instant(at)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let company = async {
+                match waits {
+                    Some(until) => tokio::time::sleep_until(until).await,
                     None => std::future::pending().await,
                 }
             };
@@ -270,6 +284,7 @@ impl Loop {
                     self.gather(&mut next);
                     self.batch(std::mem::take(&mut next).orders).await?;
                 }
+                () = company, if room => {}
                 () = bell.rung(), if room => {
                     self.gather(&mut next);
                     self.batch(std::mem::take(&mut next).orders).await?;
@@ -283,6 +298,18 @@ impl Loop {
                 }
             }
         }
+    }
+
+    /// Whether nothing would come of these but that their workers live.
+    fn can_wait(&self, next: &Gathered) -> bool {
+        use command::FromWorker;
+        let holds_nothing =
+            |id: &SessionId| self.memory.sessions.get(id).is_some_and(|session| session.held.is_empty());
+        !next.is_full()
+            && next.orders.iter().all(|order| match &order.command {
+                Command::Frame(id, FromWorker::Beat(held, _)) => held.is_empty() && holds_nothing(id),
+                _ => false,
+            })
     }
 
     /// How many of the operations that wait make the next batch. Callers whose work came together answer together, so a large batch

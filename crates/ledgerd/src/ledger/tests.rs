@@ -1,5 +1,6 @@
 //! The loop on a real store behind a gate: what is said when, and what a failed commit does.
 
+mod beats;
 mod clocks;
 mod failures;
 
