@@ -677,3 +677,13 @@ async fn no_column_of_either_schema_is_forgotten() {
         WHERE table_schema = 'public' AND table_name NOT LIKE '%sqlx%' AND table_name NOT LIKE 'task\\_history\\_%'";
     assert_eq!(rest(rows(url, columns).await.into_iter().flatten().collect()), OF_POSTGRES);
 }
+
+#[tokio::test]
+async fn a_ledger_without_a_task_is_backed_up_too() {
+    let (rig, other) = (Rig::sqlite().await, Folder::new());
+    let file = other.0.join("backup");
+    let taken = backup_sqlite(rig.folder(), &file).await.expect("it is taken");
+    assert_eq!(taken.last_seq, 0);
+    assert_eq!(check_backup(&file).await.expect("it is sound").totals, taken.totals);
+    restore_sqlite(&file, &other.0).await.expect("it becomes a ledger");
+}

@@ -44,7 +44,8 @@ const SAID: &str = "SELECT last_seq, totals FROM backup WHERE id = 1";
 /// Whether the history has an entry beyond what was counted, or a task is not as its newest entry says. One walk through all
 /// entries: to look one up for each task would read each row of them many times.
 const AHEAD: &str = "SELECT \
-    (SELECT seq + json_array_length(entries) - 1 FROM task_history ORDER BY seq DESC LIMIT 1) > (SELECT last_seq FROM meta) \
+    COALESCE((SELECT seq + json_array_length(entries) - 1 FROM task_history ORDER BY seq DESC LIMIT 1), 0) \
+        > (SELECT last_seq FROM meta) \
     OR (SELECT COUNT(*) FROM history AS h CROSS JOIN tasks AS t ON t.id = h.task_id \
         WHERE t.history = h.seq AND h.version = t.version AND h.fence = t.fence AND h.to_state = t.state) \
         <> (SELECT COUNT(*) FROM tasks)";
