@@ -149,6 +149,32 @@ pub(crate) fn check_history(task: &v1::Task, history: &[v1::HistoryEvent]) {
     );
 }
 
+/// What cannot be right is not served on: the process ends, and does not stay without answering.
+#[tokio::test]
+async fn a_ledger_that_lacks_payloads_is_not_served_on() {
+    if postgres::is_store() {
+        return; // All of it is in the database.
+    }
+    let daemon = Daemon::start();
+    let new = v1::NewTask { payload: vec![7; 30 << 10].into(), ..task("a") };
+    let request = v1::EnqueueTasksRequest { tasks: vec![new; 10], ..Default::default() };
+    daemon.client().await.tasks().enqueue_tasks(request).await.expect("they are stored");
+    let folder = daemon.data().join("ledger.payloads");
+    let mut daemon = daemon.kill_and_restart();
+    daemon.kill();
+    std::fs::rename(&folder, daemon.data().join("elsewhere")).expect("it is moved");
+    let mut daemon = daemon.kill_and_restart();
+    assert_eq!(daemon.ended().await.code(), Some(65));
+    assert!(daemon.log().contains("00000001, which has payloads of tasks, is missing"), "{}", daemon.log());
+    std::fs::rename(daemon.data().join("elsewhere"), &folder).expect("it is put back");
+    let daemon = daemon.kill_and_restart();
+    let list = v1::ListTasksRequest { page_size: 10, ..Default::default() };
+    let client = daemon.client().await;
+    let found = client.tasks().list_tasks(list).await.expect("it is served").into_inner().tasks;
+    assert_eq!(found.len(), 10);
+    assert_eq!(get(&client, &found[0].task_id).await.payload.len(), 30 << 10);
+}
+
 /// Row 82 of the table of bad inputs. Needs the right to mount, which CI has; elsewhere it says so and ends.
 #[tokio::test]
 async fn on_a_full_disk_new_tasks_are_refused_and_what_runs_is_still_recorded() {

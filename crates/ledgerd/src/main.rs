@@ -82,9 +82,20 @@ enum Command {
 /// Bad configuration, as sysexits has it.
 const CONFIG: u8 = 78;
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    let Cli { global, command } = Cli::parse();
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error, 1),
+    };
+    let code = runtime.block_on(run(cli));
+    // Whoever ends in good order has waited for all. A daemon that must not go on has a ledger on a thread of its own, which would be
+    // waited for without end.
+    runtime.shutdown_background();
+    code
+}
+
+async fn run(Cli { global, command }: Cli) -> ExitCode {
     match command {
         Command::Serve(flags) => serve(&flags, |_| {}).await,
         Command::Dev(flags) => dev(flags).await,
