@@ -65,6 +65,8 @@ pub(super) struct Batch<'a> {
     pub(super) spec: Option<Arc<Spec>>,
     pub(super) configured: BTreeSet<AgentId>,
     pub(super) beaten_sessions: BTreeSet<SessionId>,
+    /// A breaker counted a failure since this was last looked at.
+    pub(super) counted_failure: bool,
     /// Breakers that let go of what they held back; none for all of an agent's.
     pub(super) ungate: BTreeSet<(AgentId, Option<Arc<str>>)>,
     /// With what the lease ends that is being decided.
@@ -116,6 +118,7 @@ impl<'a> Batch<'a> {
             configured: BTreeSet::new(),
             spec: None,
             beaten_sessions: BTreeSet::new(),
+            counted_failure: false,
             ungate: BTreeSet::new(),
             lost_with: LostWith::ALONE,
             said: Said::default(),

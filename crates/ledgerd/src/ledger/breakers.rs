@@ -39,6 +39,7 @@ impl Batch<'_> {
             (None, Some(took)) => breaker.record_timed(permit, sample, took, now, draw),
             (None, None) => breaker.record(permit, sample, now, draw),
         };
+        self.counted_failure |= sample == Sample::Failure && recorded.tally == Tally::Counted;
         let after = (breaker.run(), breaker.successes(), breaker.probes_in_flight());
         let key = agent.breakers.key(task_type);
         if recorded.would_open {

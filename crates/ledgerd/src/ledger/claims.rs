@@ -44,9 +44,11 @@ impl Batch<'_> {
                                 process = Some(known);
                             }
                         }
+                        self.counted_failure = false;
                         let applied = self.apply(*id, &event, 0);
                         self.lost_with = LostWith::ALONE;
-                        sampled.extend(process);
+                        // One that counted for nothing stands for no other.
+                        sampled.extend(process.filter(|_| self.counted_failure));
                         if let Err(error) = applied {
                             tracing::debug!(task = %id, %error, "a timer found nothing to do");
                             break;

@@ -3,6 +3,7 @@
 mod beats;
 mod clocks;
 mod failures;
+mod lost;
 
 use super::command::{
     BatchMode, BreakerOrder, Enqueued, FromWorker, LedgerError, NewTask, Opened, Settlement, ToWorker,

@@ -166,7 +166,9 @@ impl Batch<'_> {
             let Some(agent) = self.memory.agents.get(&id) else { continue };
             let breaker = (id, agent.breakers.key(&open.task.spec.task_type));
             let event = Event::TakenBack { sampled: sampled.contains(&breaker) };
-            if self.apply(task, &event, 0).is_ok() && acked {
+            self.counted_failure = false;
+            // One that counted for nothing, for it was to stop or of another time, stands for no other.
+            if self.apply(task, &event, 0).is_ok() && acked && self.counted_failure {
                 sampled.insert(breaker);
             }
         }
@@ -297,6 +299,7 @@ impl Batch<'_> {
     ) -> Result<Receipt, LedgerError> {
         let event = Event::Settle(caller.clone(), item.fence, item.outcome.clone());
         let possible = self.outcome_time(item).and_then(|()| self.admits_follow_ups(&item.follow_ups));
+        let is_possible = possible.is_ok();
         let applied = match possible {
             Ok(()) => self.apply(item.task, &event, item.digest),
             Err(error) => Err(error),
@@ -319,18 +322,23 @@ impl Batch<'_> {
                     self.changes.history.iter().rev().find(|r| r.task == item.task && r.digest.is_some());
                 Ok(record.map_or_else(|| self.recorded_now(item.task), recorded))
             }
-            Err(LedgerError::Refused(refusal @ (Refusal::LeaseLost | Refusal::TaskTerminal))) => {
-                match self.settlement(item.task, item.fence).await? {
-                    Some(record) => Self::replay(&record, &caller.worker, item.digest),
-                    None => {
-                        if let Some(result) = &item.result {
-                            self.changes.salvage.push((item.task, item.fence, result.clone()));
+            Err(error) => {
+                let is_late =
+                    matches!(error, LedgerError::Refused(Refusal::LeaseLost | Refusal::TaskTerminal));
+                // What could not be recorded now may have been when it first came.
+                match is_late || !is_possible {
+                    true => match self.settlement(item.task, item.fence).await? {
+                        Some(record) => Self::replay(&record, &caller.worker, item.digest),
+                        None => {
+                            if let Some(result) = item.result.as_ref().filter(|_| is_late) {
+                                self.changes.salvage.push((item.task, item.fence, result.clone()));
+                            }
+                            Err(error)
                         }
-                        Err(LedgerError::Refused(refusal))
-                    }
+                    },
+                    false => Err(error),
                 }
             }
-            Err(error) => Err(error),
         };
         Ok(Receipt { task: item.task, fence: item.fence, is_ack: false, result })
     }
